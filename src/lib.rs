@@ -1,0 +1,9 @@
+#![deny(unsafe_code)]
+#![deny(unsafe_op_in_unsafe_fn)]
+#![warn(clippy::undocumented_unsafe_blocks)]
+
+pub mod error;
+#[allow(unsafe_code)]
+pub mod sys;
+
+pub use error::{Error, Result};

@@ -1,0 +1,87 @@
+//! The structures that the region shares between the program, the library and the kernel.
+//!
+//! Little endian, natural alignment, no padding that is not named. The registration interface fixes
+//! every size here; the assertions below hold them.
+
+/// `io_unified_ring`: the indices of one ring. 40 bytes; the region gives each a cache line of its own.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy)]
+pub struct UnifiedRing {
+    pub producer: u32,
+    pub consumer: u32,
+    pub cached_producer: u32,
+    pub cached_consumer: u32,
+    pub flags: u32,
+    pub ring_entries: u32,
+    pub ring_mask: u64,
+    pub ring_size: u64,
+}
+
+/// Bit 0 of `UnifiedRing::flags`, written by that ring's consumer only: it sleeps, and wants a wakeup
+/// after the next store to `producer`.
+pub const RING_NEED_WAKEUP: u32 = 1;
+
+/// `nvme_uring_cmd`, as in linux/nvme_ioctl.h: an NVMe command without its data pointers (72 bytes).
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct NvmeUringCmd {
+    pub opcode: u8,
+    pub flags: u8,
+    pub rsvd1: u16,
+    pub nsid: u32,
+    pub cdw2: u32,
+    pub cdw3: u32,
+    pub metadata: u64,
+    pub addr: u64,
+    pub metadata_len: u32,
+    pub data_len: u32,
+    pub cdw10: u32,
+    pub cdw11: u32,
+    pub cdw12: u32,
+    pub cdw13: u32,
+    pub cdw14: u32,
+    pub cdw15: u32,
+    pub timeout_ms: u32,
+    pub rsvd2: u32,
+}
+
+/// `io_unified_sqe`: one entry of the SQ ring (96 bytes).
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct UnifiedSqe {
+    pub nvme_cmd: NvmeUringCmd,
+    /// Offset into the data buffers; all ones: no data.
+    pub buf_offset: u64,
+    pub user_data: u64,
+    pub flags: u32,
+    pub pad: u32,
+}
+
+/// `buf_offset` of an entry without data.
+pub const NO_BUFFER: u64 = u64::MAX;
+
+/// `io_unified_cqe`: one entry of the CQ ring (32 bytes).
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct UnifiedCqe {
+    pub user_data: u64,
+    /// 0, or a negative errno where the system failed rather than the device.
+    pub result: i32,
+    /// NVMe status: type << 8 | code, 11 bits; 0 is success.
+    pub status: u32,
+    /// The data's offset in the data buffers.
+    pub dma_addr: u64,
+    /// Bytes moved.
+    pub len: u32,
+    pub flags: u32,
+}
+
+/// `UnifiedCqe::flags`: the device set its do-not-retry bit.
+pub const CQE_DNR: u32 = 1 << 0;
+
+const _: () = {
+    assert!(size_of::<UnifiedRing>() == 40);
+    assert!(size_of::<NvmeUringCmd>() == 72);
+    assert!(size_of::<UnifiedSqe>() == 96);
+    assert!(size_of::<UnifiedCqe>() == 32);
+};
