@@ -3,6 +3,8 @@
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 pub mod error;
+pub mod frame;
+pub mod ring;
 #[allow(unsafe_code)]
 pub mod sys;
 
