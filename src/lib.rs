@@ -4,7 +4,10 @@
 
 pub mod error;
 pub mod frame;
+pub mod log;
 pub mod ring;
+pub mod stats;
+pub mod storage;
 #[allow(unsafe_code)]
 pub mod sys;
 

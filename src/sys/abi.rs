@@ -78,6 +78,10 @@ pub struct UnifiedCqe {
 
 /// `UnifiedCqe::flags`: the device set its do-not-retry bit.
 pub const CQE_DNR: u32 = 1 << 0;
+/// `UnifiedCqe::flags`: a frame travelled with the command (only for the library's own submitters).
+pub const CQE_FRAME: u32 = 1 << 1;
+/// `UnifiedCqe::flags`: the library copied the data through a bounce buffer.
+pub const CQE_BOUNCED: u32 = 1 << 2;
 
 const _: () = {
     assert!(size_of::<UnifiedRing>() == 40);

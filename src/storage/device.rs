@@ -1,0 +1,677 @@
+//! Opening a device: what kind it is, what it can do, and whether it may be written to.
+
+#![forbid(unsafe_code)]
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::sys::file as sysfile;
+
+/// How a device is to be opened.
+#[derive(Debug, Clone, Default)]
+pub struct DeviceConfig {
+    /// `/dev/ngXnY`, `/dev/nvmeXnY`, another block device, a regular file, or `null:[BYTES]`.
+    pub path: String,
+    /// For reading only: writing commands get Namespace is Write Protected.
+    pub read_only: bool,
+    /// Write even where the device is mounted, held or partitioned.
+    pub force: bool,
+    /// Use the block layer also where NVMe passthrough would do.
+    pub no_passthrough: bool,
+    /// A regular file is made, and given at least this many bytes. 0: take it as it is.
+    pub file_size: u64,
+    /// Bytes in a block of a regular file or null device: 0 (512, or what direct I/O asks for), 512 .. 4096.
+    pub block_size: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Nvme,
+    Block,
+    File,
+    Null,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Nvme => "nvme passthrough",
+            Kind::Block => "block",
+            Kind::File => "file",
+            Kind::Null => "null",
+        }
+    }
+}
+
+/// What a device takes, read when it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes, a power of two, 512 to 65536.
+    pub block_size: u32,
+    pub blocks: u64,
+    /// Most bytes in one command.
+    pub max_transfer: u32,
+    pub max_segments: u32,
+    /// Zero, or the mask that a gap between two segments must respect.
+    pub virt_boundary: u64,
+    /// Bits that a data address must not have set (NVMe: 3).
+    pub dma_alignment: u32,
+    /// `None` where nothing says.
+    pub volatile_cache: Option<bool>,
+    /// Direct I/O: no page cache in between.
+    pub direct: bool,
+    pub nsid: u32,
+}
+
+impl Limits {
+    pub fn block_shift(&self) -> u32 {
+        self.block_size.trailing_zeros()
+    }
+}
+
+/// An open device. Dropping it gives up its claim.
+#[derive(Debug)]
+pub struct Device {
+    pub path: String,
+    pub kind: Kind,
+    pub limits: Limits,
+    pub writable: bool,
+    /// What the engine registers with its io_uring: the node first, then an NVMe controller's.
+    pub files: Vec<File>,
+    pub has_controller: bool,
+    /// Holds the exclusive claim on the block node while passthrough goes around the block layer.
+    _claim: Option<File>,
+}
+
+impl Device {
+    /// Opens it and reads its limits. Errors name the path: `ENOENT` `EACCES` (the path), `EBUSY` (in use:
+    /// mounted, held, partitioned, or another recorder's file), `EROFS` (read-only), `EINVAL` (not a device
+    /// this library can write to, or a size that cannot work), `ENOSPC` (a file that cannot be that big).
+    pub fn open(config: &DeviceConfig) -> Result<Device> {
+        if config.block_size != 0
+            && !(config.block_size.is_power_of_two() && (512..=4096).contains(&config.block_size))
+        {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!(
+                    "block size {} is not 512, 1024, 2048 or 4096",
+                    config.block_size
+                ),
+            ));
+        }
+        if let Some(size) = config.path.strip_prefix("null:") {
+            return open_null(config, size);
+        }
+        let path = Path::new(&config.path);
+        let meta = match fs::metadata(path) {
+            Ok(meta) => meta,
+            Err(e)
+                if e.kind() == io::ErrorKind::NotFound
+                    && config.file_size > 0
+                    && !config.read_only =>
+            {
+                return open_file(config);
+            }
+            Err(e) => {
+                return Err(Error::os(&e, format_args!("device '{}'", config.path))
+                    .hint("check the path; a file is made when a file size is given"));
+            }
+        };
+        let kind = meta.file_type();
+        if kind.is_file() {
+            open_file(config)
+        } else if kind.is_block_device() {
+            match passthrough_node(path).filter(|_| !config.no_passthrough) {
+                Some(node) => open_nvme(config, &node, Some(path)),
+                None => open_block(config, &meta),
+            }
+        } else if kind.is_char_device() && file_name(path).starts_with("ng") {
+            let block = Path::new("/dev").join(file_name(path).replacen("ng", "nvme", 1));
+            open_nvme(config, path, block.exists().then_some(block.as_path()))
+        } else {
+            Err(Error::new(
+                libc::EINVAL,
+                format!(
+                    "device '{}' is neither a block device, an NVMe namespace (/dev/ngXnY) nor a regular file",
+                    config.path
+                ),
+            ))
+        }
+    }
+
+    /// The descriptors for the engine's file table, in `files`' order.
+    pub fn duplicate_files(&self) -> Result<Vec<OwnedFd>> {
+        self.files
+            .iter()
+            .map(|f| {
+                f.try_clone().map(OwnedFd::from).map_err(|e| {
+                    Error::os(
+                        &e,
+                        format_args!("duplicating the descriptor of '{}'", self.path),
+                    )
+                })
+            })
+            .collect()
+    }
+}
+
+fn file_name(path: &Path) -> &str {
+    path.file_name().and_then(|n| n.to_str()).unwrap_or("")
+}
+
+fn open_node(config: &DeviceConfig, path: &Path, flags: i32) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(!config.read_only)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(|e| {
+            let error = Error::os(&e, format_args!("opening device '{}'", path.display()));
+            match e.raw_os_error() {
+                Some(libc::EACCES | libc::EPERM) => {
+                    error.hint("the node's permissions must let this user read and write it")
+                }
+                Some(libc::EBUSY) => error
+                    .hint("it is mounted, held by another device, or claimed by another program"),
+                Some(libc::EROFS) => error.hint("it is read-only; open it for reading"),
+                _ => error,
+            }
+        })
+}
+
+fn open_null(config: &DeviceConfig, size: &str) -> Result<Device> {
+    let bytes: u64 = match size {
+        "" => 1 << 40,
+        size => size.parse().map_err(|_| {
+            Error::new(
+                libc::EINVAL,
+                format!(
+                    "device '{}': '{size}' is not a number of bytes",
+                    config.path
+                ),
+            )
+        })?,
+    };
+    let block_size = if config.block_size == 0 {
+        512
+    } else {
+        config.block_size
+    };
+    Ok(Device {
+        path: config.path.clone(),
+        kind: Kind::Null,
+        limits: Limits {
+            block_size,
+            blocks: bytes / u64::from(block_size),
+            max_transfer: 1 << 20,
+            max_segments: 256,
+            virt_boundary: 0,
+            dma_alignment: 3,
+            volatile_cache: Some(false),
+            direct: true,
+            nsid: 1,
+        },
+        writable: !config.read_only,
+        files: Vec::new(),
+        has_controller: false,
+        _claim: None,
+    })
+}
+
+fn open_file(config: &DeviceConfig) -> Result<Device> {
+    let path = Path::new(&config.path);
+    let existed = path.exists();
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(!config.read_only)
+        .create(config.file_size > 0 && !config.read_only)
+        .mode(0o600);
+    let what = |what: &str| format!("{what} file '{}'", config.path);
+    let plain = options
+        .open(path)
+        .map_err(|e| Error::os(&e, what("opening")))?;
+    if !config.read_only {
+        plain.try_lock().map_err(|_| {
+            Error::new(
+                libc::EBUSY,
+                format!("file '{}' is locked: another recorder writes to it; stop that one or take another file", config.path),
+            )
+        })?;
+    }
+    let len = plain
+        .metadata()
+        .map_err(|e| Error::os(&e, what("looking at")))?
+        .len();
+    if config.file_size > len && !config.read_only {
+        sysfile::allocate(&plain, config.file_size).map_err(|e| {
+            if !existed {
+                // Made by this very call, so nobody else's data is lost with it.
+                let _ = fs::remove_file(path);
+            }
+            Error::os(
+                &e,
+                format!("giving file '{}' {} bytes", config.path, config.file_size),
+            )
+            .hint("free space, or take a smaller file")
+        })?;
+    }
+    let align = sysfile::direct_align(path);
+    // tmpfs takes O_DIRECT and buffers all the same: without the alignment there is no direct I/O.
+    let direct = align.and_then(|_| {
+        options
+            .create(false)
+            .custom_flags(libc::O_DIRECT)
+            .open(path)
+            .ok()
+    });
+    let wanted = align
+        .filter(|_| direct.is_some())
+        .map_or(512, |a| a.offset.max(512));
+    let block_size = if config.block_size == 0 {
+        wanted
+    } else {
+        config.block_size
+    };
+    if block_size < wanted {
+        return Err(Error::new(
+            libc::EINVAL,
+            format!(
+                "file '{}' takes direct I/O in blocks of {wanted} bytes, not {block_size}",
+                config.path
+            ),
+        ));
+    }
+    let len = plain
+        .metadata()
+        .map_err(|e| Error::os(&e, what("looking at")))?
+        .len();
+    let limits = Limits {
+        block_size,
+        blocks: len / u64::from(block_size),
+        max_transfer: 1 << 20,
+        max_segments: 128,
+        virt_boundary: 0,
+        dma_alignment: align
+            .filter(|_| direct.is_some())
+            .map_or(0, |a| a.memory - 1),
+        volatile_cache: Some(true),
+        direct: direct.is_some(),
+        nsid: 1,
+    };
+    if limits.blocks == 0 {
+        return Err(Error::new(
+            libc::EINVAL,
+            format!(
+                "file '{}' has {len} bytes, less than one block of {block_size}; give it a file size",
+                config.path
+            ),
+        ));
+    }
+    // The lock belongs to the first descriptor: it stays open as the claim.
+    let (file, claim) = match direct {
+        Some(direct) => (direct, Some(plain)),
+        None => (plain, None),
+    };
+    Ok(Device {
+        path: config.path.clone(),
+        kind: Kind::File,
+        limits,
+        writable: !config.read_only,
+        files: vec![file],
+        has_controller: false,
+        _claim: claim,
+    })
+}
+
+/// The directory of a block device under sysfs, and that of the disk where it is a partition.
+struct Sysfs {
+    own: PathBuf,
+    disk: PathBuf,
+}
+
+impl Sysfs {
+    fn of(meta: &fs::Metadata) -> Option<Sysfs> {
+        let (major, minor) = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
+        let own = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+        let disk = match own.join("partition").exists() {
+            true => own.parent()?.to_path_buf(),
+            false => own.clone(),
+        };
+        Some(Sysfs { own, disk })
+    }
+
+    fn number(&self, base: &Path, name: &str) -> Option<u64> {
+        fs::read_to_string(base.join(name))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    }
+
+    fn queue(&self, name: &str) -> Option<u64> {
+        self.number(&self.disk.join("queue"), name)
+    }
+
+    fn names(&self, dir: &str) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.own.join(dir)) else {
+            return Vec::new();
+        };
+        entries
+            .filter_map(|e| e.ok()?.file_name().into_string().ok())
+            .collect()
+    }
+
+    fn partitions(&self) -> Vec<String> {
+        let mut names = self.names("");
+        names.retain(|name| self.own.join(name).join("partition").exists());
+        names
+    }
+
+    fn limits(&self, path: &str) -> Result<Limits> {
+        let block_size = self.queue("logical_block_size").unwrap_or(512) as u32;
+        let sectors = self.number(&self.own, "size").unwrap_or(0);
+        let blocks = (sectors * 512)
+            .checked_div(u64::from(block_size))
+            .unwrap_or(0);
+        if blocks == 0 || !block_size.is_power_of_two() || block_size < 512 {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!(
+                    "device '{path}' has {blocks} blocks of {block_size} bytes; nothing can be stored on it"
+                ),
+            ));
+        }
+        if fs::read_to_string(self.disk.join("queue/zoned")).is_ok_and(|z| z.trim() != "none") {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!(
+                    "device '{path}' is zoned; this library writes at any LBA, which zones refuse"
+                ),
+            ));
+        }
+        let max = self.queue("max_hw_sectors_kb").unwrap_or(128) * 1024;
+        Ok(Limits {
+            block_size,
+            blocks,
+            max_transfer: max.min(u64::from(block_size) * 65536).min(1 << 30) as u32,
+            max_segments: self.queue("max_segments").unwrap_or(1) as u32,
+            virt_boundary: self.queue("virt_boundary_mask").unwrap_or(0),
+            // Kernels before 6.0 do not tell: a block is always right.
+            dma_alignment: self
+                .queue("dma_alignment")
+                .map_or(block_size - 1, |a| a as u32),
+            volatile_cache: fs::read_to_string(self.disk.join("queue/write_cache"))
+                .ok()
+                .map(|text| text.trim() == "write back"),
+            direct: true,
+            nsid: 1,
+        })
+    }
+
+    /// Refuses what somebody else uses.
+    fn guard(&self, path: &str) -> Result<()> {
+        if self.number(&self.own, "ro") == Some(1) || self.number(&self.disk, "ro") == Some(1) {
+            return Err(Error::new(
+                libc::EROFS,
+                format!(
+                    "device '{path}' is read-only; open it for reading, or clear it with blockdev --setrw"
+                ),
+            ));
+        }
+        let refuse = |why: String| {
+            Err(Error::new(
+                libc::EBUSY,
+                format!(
+                    "device '{path}' {why}; writing would destroy that; take another device, or insist with force"
+                ),
+            ))
+        };
+        let holders = self.names("holders");
+        if !holders.is_empty() {
+            return refuse(format!("is held by {}", holders.join(", ")));
+        }
+        let partitions = self.partitions();
+        if !partitions.is_empty() {
+            return refuse(format!("has partitions ({})", partitions.join(", ")));
+        }
+        let number = fs::read_to_string(self.own.join("dev")).unwrap_or_default();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for line in mounts.lines() {
+            let mut fields = line.split(' ');
+            if fields.nth(2) == Some(number.trim()) {
+                return refuse(format!("is mounted on {}", fields.nth(1).unwrap_or("?")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Claims a block node as mount does, so that nobody mounts it while it is written to.
+fn claim(config: &DeviceConfig, path: &Path) -> Result<Option<File>> {
+    if config.read_only || config.force {
+        return Ok(None);
+    }
+    let exclusive = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_EXCL)
+        .open(path);
+    match exclusive {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Err(Error::new(
+            libc::EBUSY,
+            format!(
+                "device '{}' is in use: mounted, swapped on, or claimed by another program; stop that first, or insist with force",
+                path.display()
+            ),
+        )),
+        // May not open the block node (an unprivileged user of passthrough): sysfs has been asked already.
+        Err(_) => Ok(None),
+    }
+}
+
+fn open_block(config: &DeviceConfig, meta: &fs::Metadata) -> Result<Device> {
+    let path = Path::new(&config.path);
+    let sysfs = Sysfs::of(meta).ok_or_else(|| {
+        Error::new(
+            libc::ENODEV,
+            format!(
+                "device '{}' is not in sysfs; is it still there?",
+                config.path
+            ),
+        )
+    })?;
+    if !config.read_only && !config.force {
+        sysfs.guard(&config.path)?;
+    }
+    let limits = sysfs.limits(&config.path)?;
+    let mut flags = libc::O_DIRECT;
+    if !config.read_only && !config.force {
+        flags |= libc::O_EXCL;
+    }
+    let file = open_node(config, path, flags)?;
+    Ok(Device {
+        path: config.path.clone(),
+        kind: Kind::Block,
+        limits,
+        writable: !config.read_only,
+        files: vec![file],
+        has_controller: false,
+        _claim: None,
+    })
+}
+
+/// The passthrough node of an NVMe namespace's block node: /dev/nvme0n1 -> /dev/ng0n1. With multipath
+/// the block node's numbers are the subsystem's, and so are the ng node's.
+fn passthrough_node(block: &Path) -> Option<PathBuf> {
+    let real = fs::canonicalize(block).ok()?;
+    let name = file_name(&real);
+    let rest = name.strip_prefix("nvme")?;
+    // A partition (nvme0n1p2) has no passthrough node of its own.
+    let mut parts = rest.splitn(2, 'n');
+    let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    if !(digits(parts.next()?) && digits(parts.next()?)) {
+        return None;
+    }
+    let node = Path::new("/dev").join(format!("ng{rest}"));
+    node.exists().then_some(node)
+}
+
+fn open_nvme(config: &DeviceConfig, node: &Path, block: Option<&Path>) -> Result<Device> {
+    let name = node.display().to_string();
+    let sysfs = block.and_then(|path| Sysfs::of(&fs::metadata(path).ok()?));
+    if let (Some(sysfs), false) = (&sysfs, config.read_only || config.force) {
+        sysfs.guard(&name)?;
+    }
+    let claim = match block {
+        Some(block) => claim(config, block)?,
+        None => None,
+    };
+    let file = open_node(config, node, 0)?;
+    let nsid = sysfile::nvme_namespace_id(&file)
+        .map_err(|e| Error::os(&e, format_args!("asking '{name}' for its namespace id")))?;
+    let mut limits = match &sysfs {
+        Some(sysfs) => sysfs.limits(&name)?,
+        None => identify_limits(&file, nsid, &name)?,
+    };
+    limits.nsid = nsid;
+    if let Ok(page) = sysfile::nvme_identify(&file, nsid, 0, 0) {
+        refuse_metadata(&page, &name)?;
+    }
+    let mut files = vec![file];
+    let controller = controller_node(node);
+    if let Some(controller) =
+        controller.and_then(|path| OpenOptions::new().read(true).write(true).open(path).ok())
+    {
+        files.push(controller);
+    }
+    Ok(Device {
+        path: name,
+        kind: Kind::Nvme,
+        limits,
+        writable: !config.read_only,
+        has_controller: files.len() == 2,
+        files,
+        _claim: claim,
+    })
+}
+
+/// /dev/ng0n1 -> /dev/nvme0, where the namespace belongs to that controller alone.
+fn controller_node(node: &Path) -> Option<PathBuf> {
+    let rest = file_name(node).strip_prefix("ng")?;
+    let instance = rest.split('n').next()?;
+    let path = Path::new("/dev").join(format!("nvme{instance}"));
+    fs::metadata(&path)
+        .ok()?
+        .file_type()
+        .is_char_device()
+        .then_some(path)
+}
+
+/// The format byte of Identify Namespace (NVM Command Set 1.0, 4.1.5.1): the LBA format in use.
+fn format_of(page: &[u8; 4096]) -> (u32, u16) {
+    let index = usize::from(page[26] & 0x0f) | usize::from(page[26] & 0x60) >> 1;
+    let at = 128 + index * 4;
+    (
+        u32::from(page[at + 2]),
+        u16::from_le_bytes([page[at], page[at + 1]]),
+    )
+}
+
+fn refuse_metadata(page: &[u8; 4096], name: &str) -> Result<()> {
+    let (_, metadata) = format_of(page);
+    if metadata != 0 || page[29] & 7 != 0 {
+        return Err(Error::new(
+            libc::EINVAL,
+            format!(
+                "namespace '{name}' is formatted with {metadata} bytes of metadata a block, or with protection information; format it without (nvme format)"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn identify_limits(file: &File, nsid: u32, name: &str) -> Result<Limits> {
+    let page = sysfile::nvme_identify(file, nsid, 0, 0)
+        .map_err(|e| Error::os(&e, format_args!("Identify Namespace of '{name}'")))?;
+    let (shift, _) = format_of(&page);
+    let mut blocks = [0; 8];
+    blocks.copy_from_slice(&page[..8]);
+    if !(9..=16).contains(&shift) {
+        return Err(Error::new(
+            libc::EINVAL,
+            format!("namespace '{name}' has blocks of 2^{shift} bytes"),
+        ));
+    }
+    Ok(Limits {
+        block_size: 1 << shift,
+        blocks: u64::from_le_bytes(blocks),
+        // Without sysfs nothing tells the host's limit: what every controller and host takes.
+        max_transfer: 64 << 10,
+        max_segments: 16,
+        virt_boundary: 4095,
+        dma_alignment: 3,
+        volatile_cache: None,
+        direct: true,
+        nsid,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(path: &str) -> DeviceConfig {
+        DeviceConfig {
+            path: path.into(),
+            ..DeviceConfig::default()
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_or_not_a_device_is_named() {
+        for (path, errno) in [
+            ("/nonexistent/disk", libc::ENOENT),
+            ("/dev/null", libc::EINVAL),
+            ("/tmp", libc::EINVAL),
+            ("null:many", libc::EINVAL),
+        ] {
+            let error = Device::open(&config(path)).unwrap_err();
+            assert_eq!(error.errno(), errno, "{path}: {error}");
+            assert!(error.message().contains(path), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_made_locked_and_measured() {
+        let path = std::env::temp_dir().join(format!("unified-device-{}", std::process::id()));
+        let config = DeviceConfig {
+            file_size: 1 << 20,
+            ..config(path.to_str().unwrap())
+        };
+        let device = Device::open(&config).unwrap();
+        assert_eq!(device.kind, Kind::File);
+        assert_eq!(
+            device.limits.blocks * u64::from(device.limits.block_size),
+            1 << 20
+        );
+        let error = Device::open(&config).unwrap_err();
+        assert_eq!(error.errno(), libc::EBUSY, "{error}");
+        drop(device);
+        Device::open(&config).unwrap();
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn an_empty_file_without_a_size_is_refused() {
+        let path = std::env::temp_dir().join(format!("unified-empty-{}", std::process::id()));
+        fs::write(&path, b"").unwrap();
+        let error = Device::open(&config(path.to_str().unwrap())).unwrap_err();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(error.errno(), libc::EINVAL);
+    }
+}

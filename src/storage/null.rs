@@ -1,0 +1,41 @@
+//! No device: every command completes at once. To measure everything but the device.
+
+#![forbid(unsafe_code)]
+
+use super::command::opcode;
+use super::device::{Device, Limits};
+use super::{Memory, Outcome, Step, Task};
+
+#[derive(Debug)]
+pub struct Null {
+    limits: Limits,
+}
+
+impl Null {
+    pub fn new(device: &Device) -> Null {
+        Null {
+            limits: device.limits,
+        }
+    }
+
+    /// Reads give zeroes; a compare finds whatever it is given equal.
+    pub fn begin(&self, task: &mut Task, memory: &Memory) -> Step {
+        let command = &task.command;
+        if let Some(range) = task.data {
+            match command.opcode {
+                opcode::READ => memory.of(range).zero(range.offset, range.len as usize),
+                opcode::IDENTIFY => {
+                    return Step::Done(super::block::identify(
+                        command,
+                        range,
+                        &self.limits,
+                        "null",
+                        memory,
+                    ));
+                }
+                _ => {}
+            }
+        }
+        Step::Done(Outcome::success(command.len))
+    }
+}

@@ -1,0 +1,464 @@
+//! io_uring, as far as the engine needs it: a safe set of operations on registered memory and files.
+//!
+//! A `Ring` owns what the kernel may touch through it: the registered buffers (as `Shared`, which keeps
+//! their mapping alive) and the registered files. An operation names them by number and is checked when
+//! pushed, so no caller can make the kernel reach beyond them.
+//!
+//! Dropping a ring with operations in flight is sound: registered pages stay pinned by the kernel until
+//! the last operation on them ends, whether or not they are still mapped here. Whoever needs the bytes
+//! to be quiet drains the ring first.
+
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+
+use super::abi::NvmeUringCmd;
+use super::shm::Shared;
+use crate::error::{Error, Result};
+
+/// Most bytes in one registered buffer (io_uring's limit). Longer memory is registered in shards, and
+/// one operation stays within one of them.
+pub const SHARD: usize = 1 << 30;
+
+/// `NVME_URING_CMD_IO` and `NVME_URING_CMD_ADMIN` of linux/nvme_ioctl.h: _IOWR('N', 0x80 / 0x82, 72 bytes).
+const NVME_URING_CMD_IO: u32 = 0xC048_4E80;
+const NVME_URING_CMD_ADMIN: u32 = 0xC048_4E82;
+
+/// Bytes `offset..offset + len` of registered memory number `buffer`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BufRange {
+    pub buffer: u16,
+    pub offset: usize,
+    pub len: u32,
+}
+
+impl BufRange {
+    /// The part that starts `by` bytes later, at most `len` long.
+    pub fn part(self, by: u32, len: u32) -> BufRange {
+        let by = by.min(self.len);
+        BufRange {
+            buffer: self.buffer,
+            offset: self.offset + by as usize,
+            len: len.min(self.len - by),
+        }
+    }
+}
+
+/// An operation. `file` is a number of the registered file table; offsets and lengths are bytes.
+#[derive(Debug, Clone, Copy)]
+pub enum Op {
+    Write {
+        file: u32,
+        range: BufRange,
+        offset: u64,
+        dsync: bool,
+    },
+    Read {
+        file: u32,
+        range: BufRange,
+        offset: u64,
+    },
+    /// fdatasync
+    Sync {
+        file: u32,
+    },
+    Fallocate {
+        file: u32,
+        mode: i32,
+        offset: u64,
+        len: u64,
+    },
+    /// An NVMe command; its data pointer is `data`, whatever `cmd` says.
+    Nvme {
+        file: u32,
+        admin: bool,
+        cmd: NvmeUringCmd,
+        data: Option<BufRange>,
+    },
+    /// One shot: completes when the file is readable.
+    Poll {
+        file: u32,
+    },
+    Nop,
+}
+
+/// A completion as io_uring gives it.
+#[derive(Debug, Clone, Copy)]
+pub struct Reaped {
+    pub user_data: u64,
+    pub result: i32,
+    /// The big CQE's first word: an NVMe command's CDW0 (and CDW1 above it).
+    pub extra: u64,
+}
+
+struct Buffer {
+    memory: Shared,
+    first_index: u16,
+}
+
+pub struct Ring {
+    // Dropped first: closes the ring before the memory and the files that it may still use.
+    ring: IoUring<squeue::Entry128, cqueue::Entry32>,
+    buffers: Vec<Buffer>,
+    files: Vec<OwnedFd>,
+    fixed_nvme: bool,
+    deferred: bool,
+}
+
+impl Ring {
+    /// A ring that any thread may drive, one at a time. `entries` is rounded up to a power of two.
+    pub fn shared(entries: u32) -> Result<Ring> {
+        Ring::build(entries, false)
+    }
+
+    /// A ring for one thread, which calls `enable` and alone drives it from then on. Buffers and files
+    /// are registered before that, by whoever made it.
+    pub fn deferred(entries: u32) -> Result<Ring> {
+        Ring::build(entries, true)
+    }
+
+    fn build(entries: u32, deferred: bool) -> Result<Ring> {
+        let mut builder = IoUring::builder();
+        builder.dontfork();
+        if deferred {
+            builder
+                .setup_single_issuer()
+                .setup_defer_taskrun()
+                .setup_r_disabled();
+        }
+        let ring = builder.build(entries).map_err(|e| {
+            let error = Error::os(&e, format_args!("creating an io_uring of {entries} entries"));
+            match e.raw_os_error() {
+                Some(libc::EPERM) => error.hint("io_uring is forbidden here: see sysctl kernel.io_uring_disabled, or the container's seccomp profile"),
+                Some(libc::ENOSYS) => error.hint("this kernel has no io_uring, or seccomp hides it"),
+                Some(libc::EINVAL) => error.hint("kernel 6.1 or newer is needed"),
+                _ => error,
+            }
+        })?;
+        Ok(Ring {
+            ring,
+            buffers: Vec::new(),
+            files: Vec::new(),
+            fixed_nvme: true,
+            deferred,
+        })
+    }
+
+    /// Registers memory and files, once. Memory must start on a page.
+    pub fn register(&mut self, memory: Vec<Shared>, files: Vec<OwnedFd>) -> Result<()> {
+        let mut vectors = Vec::new();
+        for shared in memory {
+            let first_index = vectors.len() as u16;
+            let mut at = 0;
+            while at < shared.len() {
+                let len = SHARD.min(shared.len() - at);
+                vectors.push(libc::iovec {
+                    iov_base: shared.pointer(at).cast(),
+                    iov_len: len,
+                });
+                at += len;
+            }
+            self.buffers.push(Buffer {
+                memory: shared,
+                first_index,
+            });
+        }
+        if !vectors.is_empty() {
+            // SAFETY: every vector lies in a Shared that self now owns, and self's ring is dropped
+            // before them; the kernel pins the pages, so they outlive even that.
+            unsafe { self.ring.submitter().register_buffers(&vectors) }.map_err(|e| {
+                let bytes: usize = vectors.iter().map(|v| v.iov_len).sum();
+                let error = Error::os(&e, format_args!("registering {bytes} bytes with io_uring"));
+                match e.raw_os_error() {
+                    Some(libc::ENOMEM) => {
+                        error.hint("raise RLIMIT_MEMLOCK (ulimit -l) or give CAP_IPC_LOCK")
+                    }
+                    _ => error,
+                }
+            })?;
+        }
+        self.files = files;
+        let fds: Vec<RawFd> = self.files.iter().map(|fd| fd.as_raw_fd()).collect();
+        if !fds.is_empty() {
+            self.ring
+                .submitter()
+                .register_files(&fds)
+                .map_err(|e| Error::os(&e, "registering files with io_uring"))?;
+        }
+        Ok(())
+    }
+
+    /// Binds a deferred ring to the calling thread.
+    pub fn enable(&self) -> Result<()> {
+        self.ring
+            .submitter()
+            .register_enable_rings()
+            .map_err(|e| Error::os(&e, "enabling the io_uring in the engine's thread"))
+    }
+
+    /// Whether NVMe commands use the registered buffers (some kernels before 6.11.8 refuse that).
+    pub fn set_fixed_nvme(&mut self, on: bool) {
+        self.fixed_nvme = on;
+    }
+
+    pub fn fixed_nvme(&self) -> bool {
+        self.fixed_nvme
+    }
+
+    /// Readable when completions wait; for poll and epoll.
+    pub fn fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+
+    /// Room for operations before the next submit.
+    pub fn room(&mut self) -> usize {
+        let queue = self.ring.submission();
+        queue.capacity() - queue.len()
+    }
+
+    /// The registered index and the address of a range; `None` where it is not inside one shard.
+    fn resolve(&self, range: BufRange) -> Option<(u16, *mut u8)> {
+        let buffer = self.buffers.get(range.buffer as usize)?;
+        let end = range.offset.checked_add(range.len as usize)?;
+        let shard = range.offset / SHARD;
+        if range.len == 0 || end > buffer.memory.len() || (end - 1) / SHARD != shard {
+            return None;
+        }
+        Some((
+            buffer.first_index + shard as u16,
+            buffer.memory.pointer(range.offset),
+        ))
+    }
+
+    fn entry(&self, op: &Op) -> Option<squeue::Entry128> {
+        let fixed = |file: u32| ((file as usize) < self.files.len()).then_some(types::Fixed(file));
+        Some(match *op {
+            Op::Write {
+                file,
+                range,
+                offset,
+                dsync,
+            } => {
+                let (index, pointer) = self.resolve(range)?;
+                opcode::WriteFixed::new(fixed(file)?, pointer, range.len, index)
+                    .offset(offset)
+                    .rw_flags(if dsync { libc::RWF_DSYNC } else { 0 })
+                    .build()
+                    .into()
+            }
+            Op::Read {
+                file,
+                range,
+                offset,
+            } => {
+                let (index, pointer) = self.resolve(range)?;
+                opcode::ReadFixed::new(fixed(file)?, pointer, range.len, index)
+                    .offset(offset)
+                    .build()
+                    .into()
+            }
+            Op::Sync { file } => opcode::Fsync::new(fixed(file)?)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build()
+                .into(),
+            Op::Fallocate {
+                file,
+                mode,
+                offset,
+                len,
+            } => opcode::Fallocate::new(fixed(file)?, len)
+                .offset(offset)
+                .mode(mode)
+                .build()
+                .into(),
+            Op::Nvme {
+                file,
+                admin,
+                mut cmd,
+                data,
+            } => {
+                let mut index = None;
+                cmd.addr = 0;
+                cmd.data_len = 0;
+                // Metadata pointers are the library's business, and it uses none.
+                cmd.metadata = 0;
+                cmd.metadata_len = 0;
+                if let Some(range) = data {
+                    let (fixed_index, pointer) = self.resolve(range)?;
+                    cmd.addr = pointer as u64;
+                    cmd.data_len = range.len;
+                    index = self.fixed_nvme.then_some(fixed_index);
+                }
+                let code = if admin {
+                    NVME_URING_CMD_ADMIN
+                } else {
+                    NVME_URING_CMD_IO
+                };
+                opcode::UringCmd80::new(fixed(file)?, code)
+                    .buf_index(index)
+                    .cmd(command_bytes(&cmd))
+                    .build()
+            }
+            Op::Poll { file } => opcode::PollAdd::new(fixed(file)?, libc::POLLIN as u32)
+                .build()
+                .into(),
+            Op::Nop => opcode::Nop::new().build().into(),
+        })
+    }
+
+    /// Queues an operation. `EAGAIN` where the queue is full (submit, then again), `EFAULT` where it
+    /// names memory or a file that is not registered.
+    pub fn push(&mut self, op: &Op, user_data: u64) -> Result<()> {
+        let Some(entry) = self.entry(op) else {
+            return Err(Error::new(
+                libc::EFAULT,
+                "an io_uring operation names memory or a file that is not registered",
+            ));
+        };
+        let entry = entry.user_data(user_data);
+        // SAFETY: the entry's buffer lies in registered memory that self owns (resolve), its file is in
+        // the table that self owns, and it carries no other pointer.
+        unsafe { self.ring.submission().push(&entry) }
+            .map_err(|_| Error::new(libc::EAGAIN, "the io_uring's submission queue is full"))
+    }
+
+    /// Hands queued operations to the kernel, and with `want` > 0 waits for that many completions, at
+    /// most for `timeout`. Interruption and timeout are no errors.
+    pub fn submit(&mut self, want: usize, timeout: Option<Duration>) -> Result<()> {
+        let result = match timeout {
+            Some(timeout) if want > 0 => {
+                let time = types::Timespec::from(timeout);
+                let args = types::SubmitArgs::new().timespec(&time);
+                self.ring.submitter().submit_with_args(want, &args)
+            }
+            _ => self.ring.submit_and_wait(want),
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(e) => match e.raw_os_error() {
+                // BUSY: completions wait to be taken first. AGAIN: short of memory for a request; both
+                // leave the operations in the queue for the next turn.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(Error::os(&e, "submitting to io_uring")),
+            },
+        }
+    }
+
+    /// Whether `reap` or `submit` has work without waiting: queued operations.
+    pub fn queued(&mut self) -> usize {
+        self.ring.submission().len()
+    }
+
+    /// Lets a deferred ring run its completion work now, without waiting.
+    pub fn run_deferred(&mut self) -> Result<()> {
+        if self.deferred {
+            self.submit(0, None)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Takes what has completed.
+    pub fn reap(&mut self, mut each: impl FnMut(Reaped)) -> usize {
+        let mut count = 0;
+        for cqe in self.ring.completion() {
+            count += 1;
+            each(Reaped {
+                user_data: cqe.user_data(),
+                result: cqe.result(),
+                extra: cqe.big_cqe()[0],
+            });
+        }
+        count
+    }
+
+    /// A registered buffer's memory.
+    pub fn memory(&self, buffer: u16) -> Option<&Shared> {
+        self.buffers.get(buffer as usize).map(|b| &b.memory)
+    }
+}
+
+fn command_bytes(cmd: &NvmeUringCmd) -> [u8; 80] {
+    let mut bytes = [0; 80];
+    // SAFETY: NvmeUringCmd is repr(C) integers, 72 bytes without padding (asserted in abi.rs), and the
+    // destination has 80.
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            std::ptr::from_ref(cmd).cast::<u8>(),
+            bytes.as_mut_ptr(),
+            size_of::<NvmeUringCmd>(),
+        );
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::sys::mmap::Mapping;
+
+    fn memory(len: usize) -> Shared {
+        let mapping = Arc::new(Mapping::anonymous(len, false).unwrap());
+        Shared::new(mapping, 0, len).unwrap()
+    }
+
+    #[test]
+    fn an_operation_cannot_name_foreign_memory_or_files() {
+        let mut ring = Ring::shared(8).unwrap();
+        let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        ring.register(vec![memory(8192)], vec![file]).unwrap();
+        let range = |buffer, offset, len| BufRange {
+            buffer,
+            offset,
+            len,
+        };
+        for (file, range) in [
+            (0, range(0, 4096, 4097)),
+            (0, range(1, 0, 1)),
+            (0, range(0, usize::MAX, 2)),
+            (0, range(0, 0, 0)),
+            (1, range(0, 0, 1)),
+        ] {
+            let error = ring
+                .push(
+                    &Op::Read {
+                        file,
+                        range,
+                        offset: 0,
+                    },
+                    1,
+                )
+                .unwrap_err();
+            assert_eq!(error.errno(), libc::EFAULT, "{range:?} of file {file}");
+        }
+        let ok = Op::Read {
+            file: 0,
+            range: range(0, 4096, 4096),
+            offset: 0,
+        };
+        ring.push(&ok, 7).unwrap();
+        ring.submit(1, None).unwrap();
+        let mut seen = Vec::new();
+        ring.reap(|c| seen.push((c.user_data, c.result)));
+        assert_eq!(seen, [(7, 0)]);
+    }
+
+    #[test]
+    fn a_deferred_ring_is_driven_by_the_thread_that_enables_it() {
+        let mut ring = Ring::deferred(8).unwrap();
+        ring.register(vec![memory(4096)], vec![]).unwrap();
+        std::thread::spawn(move || {
+            ring.enable().unwrap();
+            ring.push(&Op::Nop, 3).unwrap();
+            ring.submit(1, Some(Duration::from_secs(5))).unwrap();
+            let mut seen = 0;
+            ring.reap(|c| seen = c.user_data);
+            assert_eq!(seen, 3);
+        })
+        .join()
+        .unwrap();
+    }
+}
