@@ -24,6 +24,10 @@ pub enum State {
 }
 
 const STATE: u8 = 0x03;
+/// In flight in a command that writes it (rather than reads into it).
+const WRITES: u8 = 0x04;
+/// In flight, and the caller gets it back.
+const KEEP: u8 = 0x08;
 /// Holds a received packet whose fate (stored, failed, released) is not yet counted.
 const PACKET: u8 = 0x10;
 const STORED: u8 = 0x20;
@@ -198,30 +202,38 @@ impl Frames {
         Ok(())
     }
 
-    /// The caller gives it to the device. `EBUSY` where it is there already.
-    pub fn submit(&self, frame: u32) -> Result<()> {
-        self.step(frame, State::Held, State::InFlight, 0, 0)
+    /// The caller gives it to the device, in a command that `writes` its bytes or not, and `keep`s it
+    /// or not. `EBUSY` where it is there already.
+    pub fn submit(&self, frame: u32, writes: bool, keep: bool) -> Result<()> {
+        let set = if writes { WRITES } else { 0 } | if keep { KEEP } else { 0 };
+        self.step(frame, State::Held, State::InFlight, set, WRITES | KEEP)
             .map(drop)
     }
 
-    /// The device is done with it, and the caller gets it back. `wrote` says whether the packet in it
-    /// was written, and with what success; `None` for an operation that writes nothing.
-    pub fn give_back(&self, frame: u32, wrote: Option<bool>) -> Result<()> {
-        let set = Self::outcome(wrote);
-        self.step(frame, State::InFlight, State::Held, set, 0)
+    /// The command could not be submitted: the caller has it as before.
+    pub fn unsubmit(&self, frame: u32) -> Result<()> {
+        self.step(frame, State::InFlight, State::Held, 0, WRITES | KEEP)
             .map(drop)
     }
 
-    fn outcome(wrote: Option<bool>) -> u8 {
-        match wrote {
-            Some(true) => STORED,
-            Some(false) => FAILED,
-            None => 0,
+    /// The device is done with it. `None`: the caller has it back; else it is free, and that was the
+    /// fate of its packet.
+    pub fn finish(&self, frame: u32, success: bool) -> Result<Option<Fate>> {
+        let entry = self.entry(frame)?.load(Ordering::Relaxed);
+        let set = match (entry & WRITES != 0, success) {
+            (false, _) => 0,
+            (true, true) => STORED,
+            (true, false) => FAILED,
+        };
+        if entry & KEEP != 0 {
+            self.step(frame, State::InFlight, State::Held, set, WRITES | KEEP)?;
+            return Ok(None);
         }
+        self.free_from(frame, State::InFlight, set).map(Some)
     }
 
     fn free_from(&self, frame: u32, from: State, set: u8) -> Result<Fate> {
-        let old = self.step(frame, from, State::Free, 0, PACKET | STORED | FAILED)? | set;
+        let old = self.step(frame, from, State::Free, 0, !STATE)? | set;
         self.put(frame);
         Ok(if old & PACKET == 0 {
             Fate::Empty
@@ -232,11 +244,6 @@ impl Frames {
         } else {
             Fate::Released
         })
-    }
-
-    /// The device is done with it, and it is free again.
-    pub fn complete(&self, frame: u32, wrote: Option<bool>) -> Result<Fate> {
-        self.free_from(frame, State::InFlight, Self::outcome(wrote))
     }
 
     /// The caller is done with it.
@@ -324,16 +331,18 @@ mod tests {
         frames.fill(0).unwrap();
         assert_eq!(frames.fill(0).unwrap_err().errno(), libc::EINVAL);
         frames.receive(0).unwrap();
-        frames.submit(0).unwrap();
-        assert_eq!(frames.submit(0).unwrap_err().errno(), libc::EBUSY);
-        assert_eq!(frames.release(0).unwrap_err().errno(), libc::EBUSY);
-        frames.give_back(0, Some(false)).unwrap();
-        frames.submit(0).unwrap();
-        assert_eq!(frames.complete(0, Some(true)).unwrap(), Fate::Stored);
+        frames.submit(0, true, true).unwrap();
         assert_eq!(
-            frames.complete(0, Some(true)).unwrap_err().errno(),
-            libc::EINVAL
+            frames.submit(0, true, true).unwrap_err().errno(),
+            libc::EBUSY
         );
+        assert_eq!(frames.release(0).unwrap_err().errno(), libc::EBUSY);
+        assert_eq!(frames.finish(0, false).unwrap(), None, "kept");
+        frames.submit(0, true, false).unwrap();
+        frames.unsubmit(0).unwrap();
+        frames.submit(0, true, false).unwrap();
+        assert_eq!(frames.finish(0, true).unwrap(), Some(Fate::Stored));
+        assert_eq!(frames.finish(0, true).unwrap_err().errno(), libc::EINVAL);
         assert_eq!(frames.release(64).unwrap_err().errno(), libc::EINVAL);
     }
 
@@ -350,7 +359,7 @@ mod tests {
             frames.receive(frame).unwrap();
         }
         for frame in 0..10 {
-            frames.submit(frame).unwrap();
+            frames.submit(frame, true, false).unwrap();
         }
         assert_eq!(frames.release(15).unwrap(), Fate::Released);
         let c = frames.census();

@@ -4,6 +4,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::frame::Census;
+use crate::net::wire::XdpCounters;
+use crate::sys::xsk::XskStatistics;
+
 /// A counter that one or more threads add to, in batches where it matters.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -64,4 +68,70 @@ pub struct FateStats {
     pub stored_bytes: Counter,
     pub failed: Counter,
     pub released: Counter,
+}
+
+/// A snapshot of everything that is counted. The sums, at a quiet moment:
+///
+/// * `xdp.seen = xdp.passed + xdp.redirected`
+/// * `xdp.redirected = xsk.rx_dropped + xsk.rx_ring_full + redirect_errors + received + rx_pending`
+/// * `received = stored + failed + released + packets_in_flight + packets_held`
+/// * `submitted = completed + commands_in_flight`
+/// * `free + filled + held + in_flight` frames are all there are
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Statistics {
+    pub xdp: XdpCounters,
+    pub xsk: XskStatistics,
+    pub rx_pending: u64,
+    /// Redirected packets that the kernel counts nowhere: what is left of the second sum.
+    pub redirect_errors: u64,
+    pub received: u64,
+    pub received_bytes: u64,
+    pub sq_full: u64,
+    pub bad_descriptors: u64,
+    pub misplaced: u64,
+    pub stored: u64,
+    pub stored_bytes: u64,
+    pub failed: u64,
+    pub released: u64,
+    pub submitted: u64,
+    pub completed: u64,
+    pub errors: u64,
+    pub operations: u64,
+    pub bounced: u64,
+    pub bounced_bytes: u64,
+    pub bytes_written: u64,
+    pub bytes_read: u64,
+    pub sleeps: u64,
+    pub frames: Census,
+}
+
+impl Statistics {
+    /// Fills in what the library itself counts; the kernel's part is there already.
+    pub fn fill(&mut self, rx: &RxStats, fates: &FateStats, engine: &EngineStats, frames: Census) {
+        self.received = rx.received.get();
+        self.received_bytes = rx.received_bytes.get();
+        self.sq_full = rx.sq_full.get();
+        self.bad_descriptors = rx.bad_descriptors.get();
+        self.misplaced = rx.misplaced.get();
+        self.stored = fates.stored.get();
+        self.stored_bytes = fates.stored_bytes.get();
+        self.failed = fates.failed.get();
+        self.released = fates.released.get();
+        self.completed = engine.completed.get();
+        self.submitted = engine.submitted.get();
+        self.errors = engine.errors.get();
+        self.operations = engine.operations.get();
+        self.bounced = engine.bounced.get();
+        self.bounced_bytes = engine.bounced_bytes.get();
+        self.bytes_written = engine.bytes_written.get();
+        self.bytes_read = engine.bytes_read.get();
+        self.sleeps = engine.sleeps.get();
+        self.frames = frames;
+        let known = self.xsk.rx_dropped + self.xsk.rx_ring_full + self.received + self.rx_pending;
+        self.redirect_errors = self.xdp.redirected.saturating_sub(known);
+    }
+
+    pub fn commands_in_flight(&self) -> u64 {
+        self.submitted.saturating_sub(self.completed)
+    }
 }

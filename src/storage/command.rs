@@ -254,7 +254,14 @@ pub fn parse(sqe: &UnifiedSqe, rules: &Rules) -> Result<Command, u16> {
         return Err(status::WRITE_PROTECTED);
     }
     if command.len > 0 {
-        command.offset = data_offset(sqe, command.len, rules)?;
+        // Of data that is padded in a bounce buffer, only the caller's own bytes are read.
+        let padded = !rules.raw && sqe.flags & entry_flags::PAD_IN_BOUNCE != 0;
+        let own = if padded {
+            sqe.pad.min(command.len)
+        } else {
+            command.len
+        };
+        command.offset = data_offset(sqe, own, rules)?;
     }
     command.raw = raw;
     Ok(command)

@@ -564,6 +564,20 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Finishes what is in flight and takes no more. For an inline engine that is about to go.
+    pub fn drain(&mut self) -> Result<()> {
+        let mut turn = Turn::default();
+        while self.in_flight() > 0 {
+            self.reap(&mut turn)?;
+            if self.in_flight() > 0 {
+                self.ring.submit(1, Some(Duration::from_millis(100)))?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Messages to an engine's thread.
 #[derive(Debug, Default)]
 pub struct Control {

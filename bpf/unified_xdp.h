@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* What the XDP program and the library share. The Rust side is src/net/wire.rs; both assert the sizes. */
+#ifndef UNIFIED_XDP_H
+#define UNIFIED_XDP_H
+
+/* Stands directly before the packet, its marker next to the first byte of the Ethernet header. */
+struct unified_meta {
+	__u64 timestamp; /* ns, CLOCK_MONOTONIC */
+	__u16 payload_offset; /* from the Ethernet header */
+	__u16 payload_len;
+	__u16 l3_offset;
+	__u16 vlan_tci; /* outermost tag; valid with UNIFIED_META_VLAN */
+	__u16 src_port; /* host order */
+	__u16 dst_port;
+	__u8 ip_version;
+	__u8 flags;
+	__u16 reserved;
+	__u32 marker;
+	__u32 marker2;
+};
+
+#define UNIFIED_META_VLAN 1
+#define UNIFIED_META_MARKER 0x31464e55
+#define UNIFIED_META_MARKER2 0x9e3779b9
+
+/* One record of the events ring buffer. */
+struct unified_event {
+	__u64 timestamp;
+	__u8 src_addr[16]; /* IPv4: the first four bytes */
+	__u8 dst_addr[16];
+	__u16 src_port; /* host order */
+	__u16 dst_port;
+	__u16 payload_len;
+	__u16 vlan_tci;
+	__u32 queue;
+	__u8 ip_version;
+	__u8 flags;
+	__u16 reserved;
+};
+
+/* Per CPU; seen = passed + redirected. */
+struct unified_counters {
+	__u64 seen;
+	__u64 passed;
+	__u64 redirected;
+	__u64 matched; /* UDP to a port of the map, whole, not a fragment */
+	__u64 no_socket; /* matched, but no socket on this queue: passed */
+	__u64 malformed; /* UDP to one of our ports whose lengths cannot be: passed */
+	__u64 fragments; /* passed */
+	__u64 events;
+	__u64 events_lost; /* the ring buffer was full */
+	__u64 no_metadata; /* the driver has no metadata area */
+};
+
+/* Changed from user space at any time. */
+struct unified_settings {
+	__u32 event_sample; /* one event in so many packets; 0: none */
+	__u32 wake_bytes; /* wake the events' reader when so much waits */
+	__u32 owner_pid; /* the process that loaded the program */
+	__u32 reserved;
+	__u64 owner_start; /* its start time, as /proc tells */
+};
+
+_Static_assert(sizeof(struct unified_meta) == 32, "at most 32 bytes fit before a packet on older kernels");
+_Static_assert(sizeof(struct unified_event) == 56, "src/net/wire.rs");
+_Static_assert(sizeof(struct unified_counters) == 80, "src/net/wire.rs");
+_Static_assert(sizeof(struct unified_settings) == 24, "src/net/wire.rs");
+
+#endif

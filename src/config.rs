@@ -1,0 +1,203 @@
+//! What a context is made of, checked before anything is touched.
+
+#![forbid(unsafe_code)]
+
+use crate::error::{Error, Result};
+use crate::net::socket::ZeroCopy;
+use crate::net::xdp::XdpMode;
+use crate::region::MAX_ENTRIES;
+use crate::storage::device::DeviceConfig;
+
+/// Bytes that the kernel keeps before the headroom (XDP_PACKET_HEADROOM).
+pub const KERNEL_HEADROOM: u32 = 256;
+/// With this headroom the payload of a plain Ethernet/IPv4/UDP packet begins at byte 512 of its frame:
+/// 256 of the kernel + 214 + 42 of headers. Aligned for NVMe (4) and for 512-byte direct I/O.
+pub const DEFAULT_HEADROOM: u32 = 214;
+pub const DEFAULT_PORT: u16 = 9999;
+/// What a frame must still hold, as zero-copy drivers count: one buffer of 128 bytes behind both
+/// headrooms, before the 320 bytes that multi-buffer wants at the end.
+const FRAME_OVERHEAD: u32 = KERNEL_HEADROOM + 320 + 128;
+
+/// Who moves SQ entries to the device.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Drive {
+    /// The thread that asks for completions.
+    #[default]
+    Inline,
+    /// A thread of the library.
+    Thread,
+}
+
+/// A context's configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `None`: storage only, frames come from `frame_alloc`.
+    pub ifname: Option<String>,
+    pub queue: u32,
+    /// UDP destination ports.
+    pub ports: Vec<u16>,
+    pub xdp_mode: XdpMode,
+    pub zero_copy: ZeroCopy,
+    pub run_priority: u32,
+    /// One event in so many packets; 0: none.
+    pub event_sample: u32,
+    pub events_bytes: u32,
+    pub device: DeviceConfig,
+    pub drive: Drive,
+    /// 2048 or 4096 bytes.
+    pub frame_size: u32,
+    pub frame_count: u32,
+    pub headroom: u32,
+    pub sq_entries: u32,
+    pub cq_entries: u32,
+    pub rx_ring: u32,
+    pub fill_ring: u32,
+    pub huge_pages: bool,
+    /// Copy what the device cannot take in place (counted). Off: the kernel gets it as it is.
+    pub bounce: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            ifname: None,
+            queue: 0,
+            ports: vec![DEFAULT_PORT],
+            xdp_mode: XdpMode::Auto,
+            zero_copy: ZeroCopy::Auto,
+            run_priority: 50,
+            event_sample: 1,
+            events_bytes: 256 << 10,
+            device: DeviceConfig::default(),
+            drive: Drive::Inline,
+            frame_size: 2048,
+            frame_count: 4096,
+            headroom: DEFAULT_HEADROOM,
+            sq_entries: 256,
+            cq_entries: 256,
+            rx_ring: 2048,
+            fill_ring: 2048,
+            huge_pages: false,
+            bounce: true,
+        }
+    }
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(libc::EINVAL, message)
+}
+
+impl Config {
+    /// `EINVAL`, naming the field.
+    pub fn validate(&self) -> Result<()> {
+        if self.device.path.is_empty() {
+            return Err(invalid(
+                "no device is given: a path, or null: to store nothing".into(),
+            ));
+        }
+        if !matches!(self.frame_size, 2048 | 4096) {
+            return Err(invalid(format!(
+                "frame size {} is neither 2048 nor 4096 bytes",
+                self.frame_size
+            )));
+        }
+        if !(64..=1 << 22).contains(&self.frame_count) {
+            return Err(invalid(format!(
+                "{} frames: 64 to 4194304 can be",
+                self.frame_count
+            )));
+        }
+        let most = self.frame_size - FRAME_OVERHEAD;
+        if self.headroom > most {
+            return Err(invalid(format!(
+                "headroom {} leaves no room for a packet in a frame of {}; at most {most}",
+                self.headroom, self.frame_size
+            )));
+        }
+        for (name, size, max) in [
+            ("SQ entries", self.sq_entries, MAX_ENTRIES),
+            ("CQ entries", self.cq_entries, MAX_ENTRIES),
+            ("RX ring entries", self.rx_ring, 1 << 20),
+            ("fill ring entries", self.fill_ring, 1 << 20),
+        ] {
+            if !size.is_power_of_two() || size > max {
+                return Err(invalid(format!(
+                    "{size} {name}: a power of two up to {max} is needed"
+                )));
+            }
+        }
+        if self.ports.contains(&0) {
+            return Err(invalid(
+                "UDP port 0 cannot be received; ports are 1 to 65535".into(),
+            ));
+        }
+        if self.ifname.is_some() {
+            if self.ports.is_empty() {
+                return Err(invalid("no UDP port is given".into()));
+            }
+            if !self.events_bytes.is_power_of_two()
+                || !(4096..=1 << 28).contains(&self.events_bytes)
+            {
+                return Err(invalid(format!(
+                    "an events ring buffer of {} bytes: a power of two from 4096 to 268435456 is needed",
+                    self.events_bytes
+                )));
+            }
+            if self.run_priority == 0 || self.run_priority > 65535 {
+                return Err(invalid(format!(
+                    "run priority {} is not 1 to 65535",
+                    self.run_priority
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Commands in flight at most.
+    pub fn depth(&self) -> u32 {
+        self.sq_entries.min(self.cq_entries).min(1024)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_right_once_it_has_a_device() {
+        let mut config = Config::default();
+        assert_eq!(config.validate().unwrap_err().errno(), libc::EINVAL);
+        config.device.path = "null:".into();
+        config.validate().unwrap();
+        assert_eq!(KERNEL_HEADROOM + DEFAULT_HEADROOM + 42, 512);
+    }
+
+    #[test]
+    fn every_wrong_field_is_named() {
+        type Change = fn(&mut Config);
+        let wrong: [(Change, &str); 11] = [
+            (|c| c.frame_size = 3000, "3000"),
+            (|c| c.frame_count = 1, "frames"),
+            (|c| c.headroom = 1500, "headroom"),
+            (|c| c.sq_entries = 100, "SQ entries"),
+            (|c| c.cq_entries = 0, "CQ entries"),
+            (|c| c.rx_ring = 3, "RX ring"),
+            (|c| c.fill_ring = 1 << 21, "fill ring"),
+            (|c| c.ports = vec![9999, 0], "port 0"),
+            (|c| c.ports.clear(), "no UDP port"),
+            (|c| c.events_bytes = 5000, "events"),
+            (|c| c.run_priority = 0, "priority"),
+        ];
+        for (change, name) in wrong {
+            let mut config = Config {
+                ifname: Some("eth0".into()),
+                ..Config::default()
+            };
+            config.device.path = "null:".into();
+            change(&mut config);
+            let error = config.validate().unwrap_err();
+            assert_eq!(error.errno(), libc::EINVAL);
+            assert!(error.message().contains(name), "{error}");
+        }
+    }
+}

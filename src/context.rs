@@ -1,0 +1,546 @@
+//! A context: one region, one lane (queue, SQ, CQ, engine) and one device, from opening to teardown.
+//!
+//! Three roles, each one thread at a time: the *receiver* takes packets and submits, the *taker* takes
+//! completions, and the *pumper* drives an inline engine. Each role is a mutex that is only ever tried:
+//! a second thread in the same role gets EBUSY instead of waiting.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::config::{Config, Drive, KERNEL_HEADROOM};
+use crate::error::{Error, Result};
+use crate::frame::{Fate, Frames};
+use crate::net::link;
+use crate::net::rx::{Received, Receiver};
+use crate::net::socket;
+use crate::net::wire::Event;
+use crate::net::xdp::{Xdp, XdpConfig};
+use crate::region::{Layout, Region, check_memory_budget};
+use crate::ring::{Consumer, Producer};
+use crate::stats::{FateStats, RxStats, Statistics};
+use crate::storage::device::{Device, Kind, Limits};
+use crate::storage::engine::{Engine, EngineConfig, EngineThread, Shore, bounce_bytes};
+use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, UnifiedCqe, UnifiedSqe};
+use crate::sys::bpf::Mode;
+use crate::sys::event::Doorbell;
+use crate::sys::limits;
+use crate::sys::mmap::Mapping;
+use crate::sys::shm::Shared;
+use crate::sys::xsk::XskSetup;
+
+/// What a context is, as found at open.
+#[derive(Debug, Clone)]
+pub struct Info {
+    pub device: String,
+    pub kind: Kind,
+    pub limits: Limits,
+    pub writable: bool,
+    pub frame_size: u32,
+    pub frame_count: u32,
+    pub headroom: u32,
+    pub layout: Layout,
+    pub region_address: usize,
+    pub huge_pages: bool,
+    pub drive: Drive,
+    /// `None`: storage only.
+    pub network: Option<NetworkInfo>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct NetworkInfo {
+    pub ifindex: u32,
+    pub queue: u32,
+    pub rx_queues: u32,
+    pub native: bool,
+    pub dispatcher: bool,
+    pub zero_copy: bool,
+    pub program_id: u32,
+}
+
+/// One finished command.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Completion {
+    pub user_data: u64,
+    /// 0, or a negative errno where the system failed rather than the device.
+    pub result: i32,
+    /// NVMe status: type << 8 | code; 0 is success.
+    pub status: u16,
+    /// The device says that trying again is useless.
+    pub dnr: bool,
+    /// The library copied the data.
+    pub bounced: bool,
+    /// Bytes moved.
+    pub len: u32,
+    /// The frame, where the caller has it back.
+    pub frame: Option<u32>,
+}
+
+/// The receiver's half: packets in, entries out.
+pub(crate) struct Feeding {
+    pub receiver: Option<Receiver>,
+    pub sq: Producer<UnifiedSqe>,
+    /// For contexts without a network: where `frame_alloc` goes on.
+    cursor: u32,
+}
+
+pub struct Context {
+    pub(crate) info: Info,
+    xdp: Mutex<Option<Xdp>>,
+    pub(crate) feeding: Mutex<Feeding>,
+    pub(crate) taking: Mutex<Consumer<UnifiedCqe>>,
+    pub(crate) inline: Option<Mutex<Engine>>,
+    thread: Mutex<Option<EngineThread>>,
+    pub(crate) frames: Arc<Frames>,
+    pub(crate) shore: Arc<Shore>,
+    pub(crate) rx_bell: Doorbell,
+    pub(crate) rx_stats: Arc<RxStats>,
+    pub(crate) fates: Arc<FateStats>,
+    pub(crate) closing: AtomicBool,
+    pub(crate) poll: crate::wait::PollState,
+    // Last: everything above may still reach into it.
+    pub(crate) region: Region,
+}
+
+pub(crate) fn busy(role: &'static str) -> Error {
+    match role {
+        "receive" => Error::new(
+            libc::EBUSY,
+            "another thread is receiving or submitting on this context: one thread at a time",
+        ),
+        "take" => Error::new(
+            libc::EBUSY,
+            "another thread is taking completions from this context: one thread at a time",
+        ),
+        _ => Error::new(
+            libc::EBUSY,
+            "another thread is pumping this context: one thread at a time",
+        ),
+    }
+}
+
+impl Context {
+    /// Opens everything, in an order in which nothing is attached before all that can be checked was:
+    /// configuration, interface, memory, device, region, engine, socket, XDP program last.
+    ///
+    /// Errors are those of `Config::validate`, `link::look_up`, `check_memory_budget`, `Device::open`,
+    /// `Region::create`, `socket::open` and `Xdp::attach`. After an error nothing is left behind.
+    pub fn open(config: &Config) -> Result<Context> {
+        config.validate()?;
+        let link = match &config.ifname {
+            Some(name) => Some(link::look_up(name, config.queue)?),
+            None => None,
+        };
+        let layout = Layout::new(
+            config.sq_entries,
+            config.cq_entries,
+            config.frame_count as usize * config.frame_size as usize,
+        )?;
+        let device = Device::open(&config.device)?;
+        let device_limits = device.limits;
+        let bounce_len = bounce_bytes(&device_limits, config.depth());
+        let umem = if link.is_some() {
+            layout.buffers_len
+        } else {
+            0
+        };
+        check_memory_budget(umem, layout.buffers_len + bounce_len, limits::memlock())?;
+        let region = Region::create(layout, config.huge_pages)?;
+        let bounce = Mapping::anonymous(bounce_len, false).map_err(|e| {
+            Error::os(
+                &e,
+                format_args!("mapping a bounce pool of {bounce_len} bytes"),
+            )
+        })?;
+        let bounce =
+            Shared::new(Arc::new(bounce), 0, bounce_len).expect("the pool is its own mapping");
+        let shore = Shore::new()?;
+        let (kind, path, writable) = (device.kind, device.path.clone(), device.writable);
+        let engine = Engine::new(
+            device,
+            Consumer::new(region.sq.clone(), "SQ"),
+            Producer::new(region.cq.clone(), "CQ"),
+            region.data.clone(),
+            bounce,
+            EngineConfig {
+                depth: config.depth(),
+                bounce: config.bounce,
+                raw: false,
+                threaded: config.drive == Drive::Thread,
+            },
+            shore.clone(),
+        )?;
+        let frames = Arc::new(Frames::new(config.frame_count));
+        let (rx_stats, fates) = (Arc::new(RxStats::default()), Arc::new(FateStats::default()));
+        let network = match link {
+            Some(link) => Some(open_network(
+                config, link, &region, &frames, &rx_stats, &fates,
+            )?),
+            None => None,
+        };
+        let (inline, thread) = match config.drive {
+            Drive::Inline => (Some(Mutex::new(engine)), None),
+            Drive::Thread => (None, Some(EngineThread::spawn(engine, shore.clone())?)),
+        };
+        let (receiver, xdp, network) = match network {
+            Some((receiver, xdp, info)) => (Some(receiver), Some(xdp), Some(info)),
+            None => (None, None, None),
+        };
+        let bell = Doorbell::new().map_err(|e| Error::os(&e, "creating an eventfd"))?;
+        Ok(Context {
+            info: Info {
+                device: path,
+                kind,
+                limits: device_limits,
+                writable,
+                frame_size: config.frame_size,
+                frame_count: config.frame_count,
+                headroom: config.headroom,
+                layout,
+                region_address: region.mapping.address(),
+                huge_pages: region.mapping.is_huge(),
+                drive: config.drive,
+                network,
+            },
+            xdp: Mutex::new(xdp),
+            feeding: Mutex::new(Feeding {
+                receiver,
+                sq: Producer::new(region.sq.clone(), "SQ"),
+                cursor: 0,
+            }),
+            taking: Mutex::new(Consumer::new(region.cq.clone(), "CQ")),
+            inline,
+            thread: Mutex::new(thread),
+            frames,
+            shore,
+            rx_bell: bell,
+            rx_stats,
+            fates,
+            closing: AtomicBool::new(false),
+            poll: crate::wait::PollState::default(),
+            region,
+        })
+    }
+
+    pub fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// The data buffers, for those who look at packets.
+    pub fn data(&self) -> &Shared {
+        &self.region.data
+    }
+
+    pub(crate) fn feed(&self) -> Result<MutexGuard<'_, Feeding>> {
+        self.alive()?;
+        self.feeding.try_lock().ok_or_else(|| busy("receive"))
+    }
+
+    /// `ESHUTDOWN` once teardown began; the engine's errno where it failed for good.
+    pub(crate) fn alive(&self) -> Result<()> {
+        if self.closing.load(Ordering::Relaxed) {
+            return Err(Error::new(
+                libc::ESHUTDOWN,
+                "the context is being destroyed",
+            ));
+        }
+        match self.shore.failure() {
+            None => Ok(()),
+            Some(errno) => Err(Error::new(
+                errno,
+                "the engine has stopped after a failure (see the log); destroy the context",
+            )),
+        }
+    }
+
+    /// Takes up to `out.len()` packets; 0 where there are none. Receiver's thread.
+    pub fn receive(&self, out: &mut [Received]) -> Result<usize> {
+        let mut feeding = self.feed()?;
+        let count = match &mut feeding.receiver {
+            Some(receiver) => receiver.receive(out)?,
+            None => {
+                return Err(Error::new(
+                    libc::ENOTCONN,
+                    "this context has no interface: it was made for storage only",
+                ));
+            }
+        };
+        if self.poll.is_used() {
+            self.arm_receive(&mut feeding);
+        }
+        Ok(count)
+    }
+
+    /// An empty frame, held by the caller. `ENOBUFS` where none is free now. Receiver's thread.
+    pub fn frame_alloc(&self) -> Result<u32> {
+        let mut feeding = self.feed()?;
+        let feeding = &mut *feeding;
+        let frame = match &mut feeding.receiver {
+            Some(receiver) => receiver.allocate(),
+            None => {
+                let mut frame = [0];
+                (self.frames.take(&mut feeding.cursor, &mut frame) == 1).then_some(frame[0])
+            }
+        };
+        let frame = frame.ok_or_else(|| {
+            Error::new(
+                libc::ENOBUFS,
+                "no frame is free: take completions and release frames first",
+            )
+        })?;
+        self.frames.allocate(frame)?;
+        Ok(frame)
+    }
+
+    /// Gives a held frame back. Any thread. `EINVAL`/`EBUSY` where the caller does not hold it.
+    pub fn frame_release(&self, frame: u32) -> Result<()> {
+        let fate = self.frames.release(frame)?;
+        self.count_fate(fate, 0);
+        self.wake_receiver();
+        Ok(())
+    }
+
+    pub(crate) fn count_fate(&self, fate: Fate, bytes: u32) {
+        match fate {
+            Fate::Empty => {}
+            Fate::Stored => {
+                self.fates.stored.add(1);
+                self.fates.stored_bytes.add(bytes.into());
+            }
+            Fate::Failed => self.fates.failed.add(1),
+            Fate::Released => self.fates.released.add(1),
+        }
+    }
+
+    /// Frames were given back: wakes the receiver where it waits for some.
+    pub(crate) fn wake_receiver(&self) {
+        if self.frames.wants_wakeup() {
+            self.rx_bell.ring();
+        }
+    }
+
+    /// Takes up to `out.len()` completions; 0 where there are none. An inline engine is pumped by it.
+    /// Taker's thread.
+    pub fn completions(&self, out: &mut [Completion]) -> Result<usize> {
+        if let Some(engine) = &self.inline {
+            self.alive()?;
+            let mut engine = engine.try_lock().ok_or_else(|| busy("pump"))?;
+            engine.awake();
+            engine.pump(true)?;
+        }
+        let mut taking = self.taking.try_lock().ok_or_else(|| busy("take"))?;
+        let count = self.take(&mut taking, out)?;
+        if count == 0 {
+            // What completed before a failure was handed out above.
+            self.alive()?;
+        }
+        if self.poll.is_used() && count < out.len() {
+            self.arm_take(&mut taking)?;
+        }
+        Ok(count)
+    }
+
+    fn take(&self, taking: &mut Consumer<UnifiedCqe>, out: &mut [Completion]) -> Result<usize> {
+        let mut count = 0;
+        let mut freed = false;
+        while count < out.len() {
+            let Some(cqe) = taking.pop()? else {
+                break;
+            };
+            let (completion, was_freed) = self.settle(&cqe);
+            out[count] = completion;
+            count += 1;
+            freed |= was_freed;
+        }
+        if count > 0 {
+            taking.release();
+            self.shore.cq_released();
+            if freed {
+                self.wake_receiver();
+            }
+        }
+        Ok(count)
+    }
+
+    /// What a completion means for its frame.
+    fn settle(&self, cqe: &UnifiedCqe) -> (Completion, bool) {
+        let mut completion = Completion {
+            user_data: cqe.user_data,
+            result: cqe.result,
+            status: cqe.status as u16,
+            dnr: cqe.flags & CQE_DNR != 0,
+            bounced: cqe.flags & CQE_BOUNCED != 0,
+            len: cqe.len,
+            frame: None,
+        };
+        let mut freed = false;
+        if cqe.flags & CQE_FRAME != 0 {
+            let frame = (cqe.dma_addr / u64::from(self.info.frame_size)) as u32;
+            // The table, not the entry, says whether that frame was in flight; a lie is not followed.
+            match self.frames.finish(frame, cqe.status == 0) {
+                Ok(None) => completion.frame = Some(frame),
+                Ok(Some(fate)) => {
+                    self.count_fate(fate, cqe.len);
+                    freed = true;
+                }
+                Err(_) => completion.result = -libc::EBADMSG,
+            }
+        }
+        (completion, freed)
+    }
+
+    /// Hands out up to `max` events of the XDP program. Any thread; one at a time.
+    pub fn drain_events(&self, max: usize, each: impl FnMut(&Event)) -> Result<usize> {
+        self.with_xdp(|xdp| xdp.drain_events(max, each))
+    }
+
+    pub fn events_fd(&self) -> Result<RawFd> {
+        self.with_xdp(|xdp| Ok(xdp.events_fd()))
+    }
+
+    pub fn port_add(&self, port: u16) -> Result<()> {
+        self.with_xdp(|xdp| xdp.add_port(port))
+    }
+
+    pub fn port_remove(&self, port: u16) -> Result<()> {
+        self.with_xdp(|xdp| xdp.remove_port(port))
+    }
+
+    pub fn set_event_sample(&self, sample: u32) -> Result<()> {
+        self.with_xdp(|xdp| xdp.set_event_sample(sample))
+    }
+
+    fn with_xdp<T>(&self, act: impl FnOnce(&mut Xdp) -> Result<T>) -> Result<T> {
+        match &mut *self.xdp.lock() {
+            Some(xdp) => act(xdp),
+            None => Err(Error::new(
+                libc::ENOTCONN,
+                "this context has no interface: it was made for storage only",
+            )),
+        }
+    }
+
+    /// All counters. Any thread; the sums hold at quiet moments.
+    pub fn statistics(&self) -> Result<Statistics> {
+        let mut stats = Statistics::default();
+        if let Some(xdp) = &*self.xdp.lock() {
+            stats.xdp = xdp.counters()?;
+        }
+        // Blocks a receiver for the time of one system call at most.
+        if let Some(receiver) = &mut self.feeding.lock().receiver {
+            stats.xsk = receiver
+                .statistics()
+                .map_err(|e| Error::os(&e, "reading the AF_XDP socket's statistics"))?;
+            stats.rx_pending = receiver.pending().into();
+        }
+        stats.fill(
+            &self.rx_stats,
+            &self.fates,
+            &self.shore.stats,
+            self.frames.census(),
+        );
+        Ok(stats)
+    }
+
+    /// Stops receiving: takes the XDP program off, so that packets go to the stack. Control.
+    pub fn detach(&self) -> Result<()> {
+        match &mut *self.xdp.lock() {
+            Some(xdp) => xdp.detach(),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes every waiting call return ESHUTDOWN, now and later. Control.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        self.rx_bell.ring();
+        self.shore.taker_bell.ring();
+        self.shore.engine_bell.ring();
+    }
+}
+
+type Network = (Receiver, Xdp, NetworkInfo);
+
+fn open_network(
+    config: &Config,
+    link: link::Link,
+    region: &Region,
+    frames: &Arc<Frames>,
+    rx_stats: &Arc<RxStats>,
+    fates: &Arc<FateStats>,
+) -> Result<Network> {
+    let xdp_config = XdpConfig {
+        ports: config.ports.clone(),
+        mode: config.xdp_mode,
+        run_priority: config.run_priority,
+        event_sample: config.event_sample,
+        events_bytes: config.events_bytes,
+    };
+    // The program first: a native zero-copy bind wants it there. It passes everything until the socket
+    // stands in its map.
+    let mut xdp = Xdp::attach(link.clone(), &xdp_config)?;
+    let setup = XskSetup {
+        ifname: link.name.clone(),
+        queue: config.queue,
+        frame_size: config.frame_size,
+        headroom: config.headroom,
+        fill_size: config.fill_ring,
+        rx_size: config.rx_ring,
+        zero_copy: false,
+        skb_mode: xdp.mode() == Mode::Skb,
+    };
+    let xsk = socket::open(&setup, config.zero_copy, &region.data)?;
+    let receiver = Receiver::new(
+        xsk,
+        frames.clone(),
+        region.data.clone(),
+        config.frame_size,
+        KERNEL_HEADROOM + config.headroom,
+        config.fill_ring,
+        rx_stats.clone(),
+        fates.clone(),
+    );
+    let zero_copy = receiver
+        .is_zero_copy()
+        .map_err(|e| Error::os(&e, "asking the AF_XDP socket for its mode"))?;
+    // Frames are in the fill ring before the first packet can come.
+    xdp.insert_socket(config.queue, receiver.fd())?;
+    let info = NetworkInfo {
+        ifindex: link.index,
+        queue: config.queue,
+        rx_queues: link.rx_queues,
+        native: xdp.mode() == Mode::Native,
+        dispatcher: xdp.has_dispatcher(),
+        zero_copy,
+        program_id: xdp.program_id(),
+    };
+    Ok((receiver, xdp, info))
+}
+
+impl Drop for Context {
+    /// Teardown: XDP off first, then what is in flight is finished, then the socket, then the region.
+    fn drop(&mut self) {
+        self.close();
+        *self.xdp.get_mut() = None;
+        // Joining the thread drains the engine.
+        *self.thread.get_mut() = None;
+        if let Some(engine) = &mut self.inline
+            && let Err(error) = engine.get_mut().drain()
+        {
+            crate::log::log(
+                crate::log::Level::Warn,
+                format_args!("draining the device: {error}"),
+            );
+        }
+        self.feeding.get_mut().receiver = None;
+    }
+}
+
+const _: () = {
+    const fn assert_send_sync<T: Send + Sync>() {}
+    assert_send_sync::<Context>();
+};

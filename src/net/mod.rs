@@ -1,0 +1,10 @@
+//! The network: the XDP program on an interface, the AF_XDP socket of a queue, and the packets from it.
+
+#![forbid(unsafe_code)]
+
+pub mod link;
+pub mod packet;
+pub mod rx;
+pub mod socket;
+pub mod wire;
+pub mod xdp;

@@ -1,0 +1,251 @@
+//! The receiving side of a queue: packets out of the RX ring, frames back into the fill ring.
+//!
+//! One thread works here. It alone writes the fill ring; others give frames back through the frame
+//! table, and wake this side when it has run dry.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use super::packet::{self, Headers};
+use super::wire::{META_LEN, Meta};
+use crate::error::Result;
+use crate::frame::{Fate, Frames};
+use crate::log::{self, Level};
+use crate::stats::{FateStats, RxStats};
+use crate::sys::shm::Shared;
+use crate::sys::xsk::{RxDescriptor, Xsk, XskStatistics};
+
+/// Packets taken, and frames filled, at once.
+const BATCH: usize = 64;
+
+/// A received packet. Its frame is held by whoever took it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    pub frame: u32,
+    /// Where its Ethernet header is, in the data buffers.
+    pub offset: u64,
+    pub len: u32,
+    pub headers: Headers,
+    /// ns of CLOCK_MONOTONIC when the XDP program saw it; 0 where the driver has no metadata area.
+    pub timestamp: u64,
+}
+
+pub struct Receiver {
+    xsk: Xsk,
+    frames: Arc<Frames>,
+    data: Shared,
+    frame_size: u32,
+    /// Where a packet must begin in its frame.
+    expected_start: u32,
+    cursor: u32,
+    /// Frames with the kernel.
+    filled: u32,
+    fill_ring: u32,
+    misplaced_said: bool,
+    descriptors: [RxDescriptor; BATCH],
+    /// For packets without a metadata record.
+    whole: Box<[u8]>,
+    stats: Arc<RxStats>,
+    fates: Arc<FateStats>,
+}
+
+impl Receiver {
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        xsk: Xsk,
+        frames: Arc<Frames>,
+        data: Shared,
+        frame_size: u32,
+        expected_start: u32,
+        fill_ring: u32,
+        stats: Arc<RxStats>,
+        fates: Arc<FateStats>,
+    ) -> Receiver {
+        let mut receiver = Receiver {
+            xsk,
+            frames,
+            data,
+            frame_size,
+            expected_start,
+            cursor: 0,
+            filled: 0,
+            fill_ring,
+            misplaced_said: false,
+            descriptors: [RxDescriptor::default(); BATCH],
+            whole: vec![0; frame_size as usize].into(),
+            stats,
+            fates,
+        };
+        receiver.refill();
+        receiver
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.xsk.fd()
+    }
+
+    pub fn statistics(&self) -> std::io::Result<XskStatistics> {
+        self.xsk.statistics()
+    }
+
+    pub fn is_zero_copy(&self) -> std::io::Result<bool> {
+        self.xsk.is_zero_copy()
+    }
+
+    /// Packets that wait in the RX ring.
+    pub fn pending(&mut self) -> u32 {
+        self.xsk.pending()
+    }
+
+    /// Takes up to `out.len()` packets and refills the fill ring.
+    pub fn receive(&mut self, out: &mut [Received]) -> Result<usize> {
+        let mut count = 0;
+        let mut bytes = 0;
+        let mut taken = 0;
+        while count < out.len() {
+            let want = (out.len() - count).min(BATCH);
+            let got = self.xsk.receive(&mut self.descriptors[..want]);
+            taken += got;
+            for i in 0..got {
+                if let Some(packet) = self.accept(self.descriptors[i]) {
+                    bytes += u64::from(packet.len);
+                    out[count] = packet;
+                    count += 1;
+                }
+            }
+            if got < want {
+                break;
+            }
+        }
+        self.stats.received.add(taken as u64);
+        self.stats.received_bytes.add(bytes);
+        self.refill();
+        Ok(count)
+    }
+
+    /// Checks a descriptor, and reads where things are in its packet.
+    fn accept(&mut self, descriptor: RxDescriptor) -> Option<Received> {
+        let RxDescriptor { addr, len } = descriptor;
+        let size = u64::from(self.frame_size);
+        let frame = (addr / size) as u32;
+        let start = addr % size;
+        if frame >= self.frames.count()
+            || start + u64::from(len) > size
+            || self.frames.receive(frame).is_err()
+        {
+            // Not a frame that the kernel can have: nothing is read through such an address.
+            self.stats.bad_descriptors.add(1);
+            return None;
+        }
+        self.filled = self.filled.saturating_sub(1);
+        if start != u64::from(self.expected_start) {
+            self.misplaced(start);
+        }
+        let (headers, timestamp) = match self.headers(addr as usize, len as usize) {
+            Some(found) => found,
+            None => {
+                if self
+                    .frames
+                    .release(frame)
+                    .is_ok_and(|fate| fate == Fate::Released)
+                {
+                    self.fates.released.add(1);
+                }
+                return None;
+            }
+        };
+        Some(Received {
+            frame,
+            offset: addr,
+            len,
+            headers,
+            timestamp,
+        })
+    }
+
+    /// The kernel put a packet somewhere else than the headroom says. It is stored all the same, but
+    /// may have to be bounced.
+    #[cold]
+    fn misplaced(&mut self, start: u64) {
+        self.stats.misplaced.add(1);
+        if !std::mem::replace(&mut self.misplaced_said, true) {
+            log::log(
+                Level::Warn,
+                format_args!(
+                    "packets begin at byte {start} of their frame and not at {}: payloads may need a copy",
+                    self.expected_start
+                ),
+            );
+        }
+    }
+
+    fn headers(&mut self, at: usize, len: usize) -> Option<(Headers, u64)> {
+        if at % self.frame_size as usize >= META_LEN {
+            let mut record = [0; META_LEN];
+            self.data.read(at - META_LEN, &mut record);
+            if let Some(meta) = Meta::parse(&record) {
+                // The frame comes round again: a record must not outlive its packet.
+                self.data.zero(at - 8, 8);
+                if let Some(headers) = packet::from_meta(&meta, len) {
+                    return Some((headers, meta.timestamp));
+                }
+            }
+        }
+        let whole = &mut self.whole[..len];
+        self.data.read(at, whole);
+        packet::parse(whole).ok().map(|headers| (headers, 0))
+    }
+
+    /// Gives free frames to the kernel, in address order.
+    pub fn refill(&mut self) {
+        let mut frames = [0u32; BATCH];
+        loop {
+            let room = (self.fill_ring - self.filled.min(self.fill_ring)) as usize;
+            // A few at a time would cost a store that the NIC's side must fetch: wait for a batch,
+            // unless the kernel is about to run out.
+            let eager = self.filled < self.fill_ring / 4;
+            if room < BATCH && !(eager && room > 0) {
+                break;
+            }
+            let want = room
+                .min(BATCH)
+                .min(self.xsk.fill_room(BATCH as u32) as usize);
+            let count = self.frames.take(&mut self.cursor, &mut frames[..want]);
+            if count == 0 {
+                break;
+            }
+            for frame in &frames[..count] {
+                // Just taken, so it is free, and the step cannot fail.
+                let step = self.frames.fill(*frame);
+                debug_assert!(step.is_ok());
+            }
+            let size = u64::from(self.frame_size);
+            let filled = self
+                .xsk
+                .fill(frames[..count].iter().map(|frame| u64::from(*frame) * size));
+            debug_assert!(filled, "room was asked for");
+            self.filled += count as u32;
+        }
+        if self.xsk.needs_wakeup() {
+            let _ = self.xsk.wake();
+        }
+    }
+
+    /// Takes one free frame for the caller.
+    pub fn allocate(&mut self) -> Option<u32> {
+        let mut frame = [0];
+        (self.frames.take(&mut self.cursor, &mut frame) == 1).then_some(frame[0])
+    }
+
+    /// Whether the kernel has so few frames that this side must be woken when some come back. Says so to
+    /// those who give them back.
+    pub fn prepare_sleep(&mut self) -> bool {
+        self.refill();
+        if self.filled >= self.fill_ring.min(self.frames.count()) / 4 {
+            return true;
+        }
+        self.frames.prepare_sleep()
+    }
+}

@@ -1,0 +1,172 @@
+//! What the XDP program and the library share: the Rust side of bpf/unified_xdp.h.
+
+#![forbid(unsafe_code)]
+
+/// Counters of the XDP program, summed over the CPUs. `seen = passed + redirected`.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct XdpCounters {
+    pub seen: u64,
+    pub passed: u64,
+    pub redirected: u64,
+    pub matched: u64,
+    pub no_socket: u64,
+    pub malformed: u64,
+    pub fragments: u64,
+    pub events: u64,
+    pub events_lost: u64,
+    pub no_metadata: u64,
+}
+
+/// `u64`s in `XdpCounters`.
+pub const COUNTERS: usize = 10;
+
+impl XdpCounters {
+    pub fn from_words(words: &[u64; COUNTERS]) -> XdpCounters {
+        let [
+            seen,
+            passed,
+            redirected,
+            matched,
+            no_socket,
+            malformed,
+            fragments,
+            events,
+            events_lost,
+            no_metadata,
+        ] = *words;
+        XdpCounters {
+            seen,
+            passed,
+            redirected,
+            matched,
+            no_socket,
+            malformed,
+            fragments,
+            events,
+            events_lost,
+            no_metadata,
+        }
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_ne_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes(std::array::from_fn(|i| bytes[at + i]))
+}
+
+/// Bytes of the record before the packet.
+pub const META_LEN: usize = 32;
+const META_MARKERS: [u32; 2] = [0x3146_4e55, 0x9e37_79b9];
+const FLAG_VLAN: u8 = 1;
+
+/// The record that the XDP program leaves before a packet; not yet checked against the packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Meta {
+    pub timestamp: u64,
+    pub payload_offset: u16,
+    pub payload_len: u16,
+    pub l3_offset: u16,
+    pub vlan_tci: Option<u16>,
+    pub src_port: u16,
+    pub dst_port: u16,
+    pub ip_version: u8,
+}
+
+impl Meta {
+    /// `None` where the marker is not there: the driver has no metadata area.
+    pub fn parse(bytes: &[u8; META_LEN]) -> Option<Meta> {
+        if [u32_at(bytes, 24), u32_at(bytes, 28)] != META_MARKERS {
+            return None;
+        }
+        Some(Meta {
+            timestamp: u64_at(bytes, 0),
+            payload_offset: u16_at(bytes, 8),
+            payload_len: u16_at(bytes, 10),
+            l3_offset: u16_at(bytes, 12),
+            vlan_tci: (bytes[21] & FLAG_VLAN != 0).then(|| u16_at(bytes, 14)),
+            src_port: u16_at(bytes, 16),
+            dst_port: u16_at(bytes, 18),
+            ip_version: bytes[20],
+        })
+    }
+}
+
+/// Bytes of one event record.
+pub const EVENT_LEN: usize = 56;
+
+/// Metadata of one redirected packet, from the BPF ring buffer.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    /// ns, CLOCK_MONOTONIC.
+    pub timestamp: u64,
+    /// IPv4 addresses are the first four bytes.
+    pub src_addr: [u8; 16],
+    pub dst_addr: [u8; 16],
+    pub src_port: u16,
+    pub dst_port: u16,
+    pub payload_len: u16,
+    pub vlan_tci: Option<u16>,
+    pub queue: u32,
+    /// 4 or 6.
+    pub ip_version: u8,
+}
+
+impl Event {
+    pub fn parse(bytes: &[u8]) -> Option<Event> {
+        if bytes.len() < EVENT_LEN {
+            return None;
+        }
+        let mut event = Event {
+            timestamp: u64_at(bytes, 0),
+            src_port: u16_at(bytes, 40),
+            dst_port: u16_at(bytes, 42),
+            payload_len: u16_at(bytes, 44),
+            vlan_tci: (bytes[53] & FLAG_VLAN != 0).then(|| u16_at(bytes, 46)),
+            queue: u32_at(bytes, 48),
+            ip_version: bytes[52],
+            ..Event::default()
+        };
+        event.src_addr.copy_from_slice(&bytes[8..24]);
+        event.dst_addr.copy_from_slice(&bytes[24..40]);
+        Some(event)
+    }
+}
+
+/// `struct unified_settings` as bytes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    pub event_sample: u32,
+    pub wake_bytes: u32,
+    pub owner_pid: u32,
+    pub owner_start: u64,
+}
+
+pub const SETTINGS_LEN: usize = 24;
+
+impl Settings {
+    pub fn to_bytes(self) -> [u8; SETTINGS_LEN] {
+        let mut bytes = [0; SETTINGS_LEN];
+        bytes[0..4].copy_from_slice(&self.event_sample.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&self.wake_bytes.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&self.owner_pid.to_ne_bytes());
+        bytes[16..24].copy_from_slice(&self.owner_start.to_ne_bytes());
+        bytes
+    }
+
+    pub fn from_bytes(bytes: &[u8; SETTINGS_LEN]) -> Settings {
+        Settings {
+            event_sample: u32_at(bytes, 0),
+            wake_bytes: u32_at(bytes, 4),
+            owner_pid: u32_at(bytes, 8),
+            owner_start: u64_at(bytes, 16),
+        }
+    }
+}

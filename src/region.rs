@@ -1,0 +1,234 @@
+//! The region: one mapping that holds both rings, their entries and the data buffers.
+//!
+//! ```text
+//!     0    SQ ring       40 bytes, a cache line of its own
+//!    64    CQ ring       40 bytes
+//!   128    SQ entries    96 bytes each
+//!          CQ entries    32 bytes each
+//!  page    data buffers  AF_XDP UMEM and io_uring registered buffer at once
+//! ```
+
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::log::{self, Level};
+use crate::sys::abi::{UnifiedCqe, UnifiedSqe};
+use crate::sys::mmap::{HUGE_PAGE, Mapping, PAGE};
+use crate::sys::shm::{Shared, SharedRing};
+
+/// Most entries of a ring.
+pub const MAX_ENTRIES: u32 = 32768;
+const SQ_RING: usize = 0;
+const CQ_RING: usize = 64;
+const SQ_ENTRIES: usize = 128;
+
+/// Where the parts are, in bytes from the region's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    pub sq_count: u32,
+    pub cq_count: u32,
+    pub sq_ring: usize,
+    pub cq_ring: usize,
+    pub sq_entries: usize,
+    pub cq_entries: usize,
+    /// A multiple of the page.
+    pub buffers: usize,
+    pub buffers_len: usize,
+    pub total: usize,
+}
+
+impl Layout {
+    /// Counts are powers of two up to `MAX_ENTRIES`. `EINVAL` where they are not or the sum overflows.
+    pub fn new(sq_count: u32, cq_count: u32, buffers_len: usize) -> Result<Layout> {
+        for (name, count) in [("SQ", sq_count), ("CQ", cq_count)] {
+            if !count.is_power_of_two() || count > MAX_ENTRIES {
+                return Err(Error::new(
+                    libc::EINVAL,
+                    format!("{count} {name} entries: a power of two up to {MAX_ENTRIES} is needed"),
+                ));
+            }
+        }
+        let cq_entries = SQ_ENTRIES + sq_count as usize * size_of::<UnifiedSqe>();
+        let end = cq_entries + cq_count as usize * size_of::<UnifiedCqe>();
+        let buffers = end.next_multiple_of(PAGE);
+        let total = buffers
+            .checked_add(buffers_len)
+            .filter(|total| buffers_len > 0 && *total <= isize::MAX as usize - HUGE_PAGE)
+            .ok_or_else(|| {
+                Error::new(
+                    libc::EINVAL,
+                    format!("data buffers of {buffers_len} bytes cannot be"),
+                )
+            })?;
+        Ok(Layout {
+            sq_count,
+            cq_count,
+            sq_ring: SQ_RING,
+            cq_ring: CQ_RING,
+            sq_entries: SQ_ENTRIES,
+            cq_entries,
+            buffers,
+            buffers_len,
+            total,
+        })
+    }
+}
+
+/// The mapping with its parts.
+#[derive(Debug, Clone)]
+pub struct Region {
+    pub mapping: Arc<Mapping>,
+    pub layout: Layout,
+    pub sq: SharedRing<UnifiedSqe>,
+    pub cq: SharedRing<UnifiedCqe>,
+    pub data: Shared,
+}
+
+impl Region {
+    /// Maps, prefaults and lays out a region. With `huge`, 2 MiB pages where the system has them; what it
+    /// became stands in `mapping.is_huge()`. `ENOMEM`.
+    pub fn create(layout: Layout, huge: bool) -> Result<Region> {
+        let mapping = match huge.then(|| Mapping::anonymous(layout.total, true)) {
+            Some(Ok(mapping)) => mapping,
+            tried => {
+                if let Some(Err(e)) = tried {
+                    log::log(
+                        Level::Warn,
+                        format_args!(
+                            "no huge pages for a region of {} bytes ({e}): taking base pages; reserve {} with vm.nr_hugepages",
+                            layout.total,
+                            layout.total.div_ceil(HUGE_PAGE)
+                        ),
+                    );
+                }
+                Mapping::anonymous(layout.total, false).map_err(|e| {
+                    Error::os(
+                        &e,
+                        format_args!("mapping a region of {} bytes", layout.total),
+                    )
+                })?
+            }
+        };
+        Region::over(Arc::new(mapping), layout)
+    }
+
+    /// Lays a region out in a mapping. `EINVAL` where it does not fit.
+    pub fn over(mapping: Arc<Mapping>, layout: Layout) -> Result<Region> {
+        let parts = || {
+            let sq = SharedRing::new(&mapping, layout.sq_ring, layout.sq_entries, layout.sq_count)?;
+            let cq = SharedRing::new(&mapping, layout.cq_ring, layout.cq_entries, layout.cq_count)?;
+            let data = Shared::new(mapping.clone(), layout.buffers, layout.buffers_len)?;
+            Some((sq, cq, data))
+        };
+        let (sq, cq, data) = parts().ok_or_else(|| {
+            Error::new(
+                libc::EINVAL,
+                format!(
+                    "a region of {} bytes does not fit into {}",
+                    layout.total,
+                    mapping.len()
+                ),
+            )
+        })?;
+        sq.initialize();
+        cq.initialize();
+        Ok(Region {
+            mapping,
+            layout,
+            sq,
+            cq,
+            data,
+        })
+    }
+}
+
+/// Checks RLIMIT_MEMLOCK before anything is attached: the UMEM and io_uring each charge the data
+/// buffers, io_uring the bounce pool too. `ENOMEM` says how many bytes are needed.
+pub fn check_memory_budget(umem: usize, registered: usize, limit: Option<u64>) -> Result<()> {
+    let Some(limit) = limit else {
+        return Ok(());
+    };
+    let needed = umem as u64 + registered as u64;
+    if needed <= limit {
+        return Ok(());
+    }
+    Err(Error::new(
+        libc::ENOMEM,
+        format!(
+            "locked memory: {needed} bytes are needed ({umem} for the UMEM, {registered} for io_uring) and \
+             RLIMIT_MEMLOCK allows {limit}; raise it (ulimit -l {}), give CAP_IPC_LOCK, or take fewer frames",
+            needed.div_ceil(1024)
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_layout() {
+        let layout = Layout::new(256, 256, 4096 * 2048).unwrap();
+        assert_eq!((layout.sq_ring, layout.cq_ring), (0, 64));
+        assert_eq!(
+            (layout.sq_entries, layout.cq_entries),
+            (128, 128 + 256 * 96)
+        );
+        assert_eq!(layout.buffers, 36864);
+        assert_eq!(layout.total, 36864 + 4096 * 2048);
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_are_refused() {
+        for (sq, cq, len) in [
+            (0, 1, 1),
+            (3, 4, 1),
+            (65536, 4, 1),
+            (4, 5, 1),
+            (4, 4, 0),
+            (4, 4, usize::MAX),
+        ] {
+            assert_eq!(
+                Layout::new(sq, cq, len).unwrap_err().errno(),
+                libc::EINVAL,
+                "{sq} {cq} {len}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_parts_do_not_overlap_and_the_buffers_are_page_aligned() {
+        let layout = Layout::new(512, 1024, 1 << 20).unwrap();
+        let region = Region::create(layout, false).unwrap();
+        assert!(region.data.address().is_multiple_of(PAGE));
+        region.sq.write(
+            511,
+            UnifiedSqe {
+                user_data: u64::MAX,
+                ..UnifiedSqe::default()
+            },
+        );
+        region.cq.write(
+            0,
+            UnifiedCqe {
+                user_data: 7,
+                ..UnifiedCqe::default()
+            },
+        );
+        region.data.write(0, &[0xff; 64]);
+        assert_eq!(region.sq.read(511).user_data, u64::MAX);
+        assert_eq!(region.cq.read(0).user_data, 7);
+    }
+
+    #[test]
+    fn a_small_limit_is_named_with_what_is_needed() {
+        assert!(check_memory_budget(1 << 30, 1 << 30, None).is_ok());
+        assert!(check_memory_budget(100, 100, Some(200)).is_ok());
+        let error = check_memory_budget(8192, 8193, Some(16384)).unwrap_err();
+        assert_eq!(error.errno(), libc::ENOMEM);
+        assert!(error.message().contains("16385"), "{error}");
+        assert!(error.message().contains("ulimit -l 17"), "{error}");
+    }
+}

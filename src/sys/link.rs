@@ -1,0 +1,63 @@
+//! Interfaces of the caller's network namespace, by ioctl (sysfs may show another namespace's).
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+const ETHTOOL_GCHANNELS: u32 = 0x3c;
+
+pub fn index_of(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: the name ends in a zero byte.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => None,
+        index => Some(index),
+    }
+}
+
+fn socket() -> Option<OwnedFd> {
+    // SAFETY: no memory is passed; the result is a new descriptor or -1.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    // SAFETY: just made, and owned by nobody else.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn request(name: &str) -> Option<libc::ifreq> {
+    // SAFETY: ifreq is bytes, integers and pointers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return None;
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Some(request)
+}
+
+/// Whether it is administratively up.
+pub fn is_up(name: &str) -> bool {
+    let (Some(socket), Some(mut request)) = (socket(), request(name)) else {
+        return false;
+    };
+    // SAFETY: the request is live and named; the kernel fills the flags member, which is read only after
+    // success.
+    unsafe {
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request) == 0
+            && i32::from(request.ifr_ifru.ifru_flags) & libc::IFF_UP != 0
+    }
+}
+
+/// Receive queues in use, where the driver tells (ETHTOOL_GCHANNELS): rx + combined.
+pub fn rx_channels(name: &str) -> Option<u32> {
+    // struct ethtool_channels: cmd, max_rx, max_tx, max_other, max_combined, rx, tx, other, combined.
+    let mut channels = [0u32; 9];
+    channels[0] = ETHTOOL_GCHANNELS;
+    let socket = socket()?;
+    let mut request = request(name)?;
+    request.ifr_ifru.ifru_data = channels.as_mut_ptr().cast();
+    // SAFETY: the request names a live array of the size of struct ethtool_channels.
+    let rc = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &mut request) };
+    match channels[5] + channels[8] {
+        count if rc == 0 && count > 0 => Some(count),
+        _ => None,
+    }
+}

@@ -1,0 +1,148 @@
+//! A network of its own for a test: a veth pair whose far end is in a network namespace, taken down
+//! again when the test ends, also by a panic.
+#![allow(dead_code)]
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// Whether this test can run: it needs root. Where CI demands it, being without is a failure.
+pub fn is_root(test: &str) -> bool {
+    if nix::unistd::Uid::effective().is_root() {
+        return true;
+    }
+    assert!(
+        std::env::var_os("UNIFIED_REQUIRE_ROOT").is_none(),
+        "{test} needs root, and skipping is not allowed here"
+    );
+    eprintln!("{test}: SKIPPED, it needs root");
+    false
+}
+
+fn ip(args: &str) {
+    let output = Command::new("ip")
+        .args(args.split(' '))
+        .output()
+        .expect("iproute2 is installed");
+    assert!(
+        output.status.success(),
+        "ip {args}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+pub struct Veth {
+    pub host: String,
+    pub peer: String,
+    pub ns: String,
+    pub host_addr: Ipv4Addr,
+}
+
+impl Veth {
+    pub fn new() -> Veth {
+        let n = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let pid = std::process::id();
+        let id = format!("{:x}{n:x}", pid & 0xffff);
+        let (a, b) = ((pid >> 8) as u8, pid as u8);
+        let veth = Veth {
+            host: format!("uh{id}"),
+            peer: format!("up{id}"),
+            ns: format!("un{id}"),
+            host_addr: Ipv4Addr::new(10, a, b, (n * 4 + 1) as u8),
+        };
+        let far = Ipv4Addr::new(10, a, b, (n * 4 + 2) as u8);
+        let (h, p, ns) = (&veth.host, &veth.peer, &veth.ns);
+        ip(&format!("netns add {ns}"));
+        ip(&format!("link add {h} type veth peer name {p} netns {ns}"));
+        ip(&format!("addr add {}/30 dev {h}", veth.host_addr));
+        ip(&format!("-n {ns} addr add {far}/30 dev {p}"));
+        ip(&format!("link set {h} up"));
+        ip(&format!("-n {ns} link set {p} up"));
+        ip(&format!("-n {ns} link set lo up"));
+        // No neighbour discovery in between: the first packet must not wait for it.
+        let mac = fs::read_to_string(format!("/sys/class/net/{h}/address")).unwrap();
+        ip(&format!(
+            "-n {ns} neigh replace {} lladdr {} dev {p} nud permanent",
+            veth.host_addr,
+            mac.trim()
+        ));
+        veth
+    }
+
+    /// Runs a closure in a thread that lives in the far namespace.
+    pub fn far<T: Send + 'static>(
+        &self,
+        act: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let ns = File::open(format!("/run/netns/{}", self.ns)).unwrap();
+        std::thread::spawn(move || {
+            nix::sched::setns(ns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            act()
+        })
+    }
+
+    /// Sends payloads from the far end to a port here, at most `per_second` a second.
+    pub fn send(&self, port: u16, payloads: Vec<Vec<u8>>, per_second: u32) -> JoinHandle<()> {
+        let to = SocketAddrV4::new(self.host_addr, port);
+        self.far(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            let start = std::time::Instant::now();
+            for (i, payload) in payloads.iter().enumerate() {
+                socket.send_to(payload, to).unwrap();
+                let due = Duration::from_secs_f64(i as f64 / f64::from(per_second));
+                if let Some(wait) = due.checked_sub(start.elapsed()) {
+                    std::thread::sleep(wait);
+                }
+            }
+        })
+    }
+}
+
+impl Drop for Veth {
+    fn drop(&mut self) {
+        let _ = Command::new("ip")
+            .args(["link", "del", &self.host])
+            .output();
+        let _ = Command::new("ip").args(["netns", "del", &self.ns]).output();
+    }
+}
+
+/// A file that is removed again.
+pub struct Scratch(pub PathBuf);
+
+impl Scratch {
+    pub fn new(dir: &str, name: &str) -> Scratch {
+        let n = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Scratch(PathBuf::from(dir).join(format!("unified-{name}-{}-{n}", std::process::id())))
+    }
+
+    pub fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A payload that no other one equals, from its number and length.
+pub fn payload(number: u32, len: usize) -> Vec<u8> {
+    let mut state = u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            // Never zero, so that padding and payload cannot be mistaken for each other.
+            (state >> 32) as u8 | 1
+        })
+        .collect()
+}
