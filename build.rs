@@ -1,14 +1,25 @@
 //! Compiles the XDP program and puts it where `src/net/xdp.rs` embeds it.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-changed=bpf");
     println!("cargo:rerun-if-env-changed=CLANG");
-    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"))
-        .join("unified_xdp.bpf.o");
+    // Programs record this name, so that a later minor version still serves them.
+    let major = env::var("CARGO_PKG_VERSION_MAJOR").expect("cargo sets the version");
+    println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libunified.so.{major}");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    compile(&out.join("unified_xdp.bpf.o"), &[]);
+    // For kernels on which an extension of libxdp's dispatcher may not change packet data.
+    compile(
+        &out.join("unified_xdp_plain.bpf.o"),
+        &["-DUNIFIED_NO_METADATA"],
+    );
+}
+
+fn compile(out: &Path, defines: &[&str]) {
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());
     let mut command = Command::new(&clang);
     // -g: libbpf wants BTF for the maps.
@@ -18,22 +29,24 @@ fn main() {
     // asm/types.h lies in the architecture's own include directory on Debian.
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets the target");
     command.arg(format!("-I/usr/include/{arch}-linux-gnu"));
-    // The headers of the libbpf and libxdp that are linked in, not of those that may be installed.
+    // The headers of the libbpf that is linked in. libxdp-sys hands on none of its own, so
+    // xdp/xdp_helpers.h is the installed one (libxdp-dev): a macro for the run configuration.
     let bpf = PathBuf::from(
         env::var_os("DEP_BPF_INCLUDE").expect("libbpf-sys says where its headers are"),
     );
-    let xdp = PathBuf::from(
-        env::var_os("DEP_XDP_INCLUDE").expect("libxdp-sys says where its headers are"),
-    );
-    for dir in [bpf.clone(), bpf.join(".."), xdp.clone(), xdp.join("..")] {
+    for dir in [bpf.clone(), bpf.join("..")] {
         command.arg("-I").arg(dir);
     }
     command
+        .args(defines)
         .args(["-c", "bpf/unified_xdp.bpf.c", "-o"])
-        .arg(&out);
+        .arg(out);
     match command.status() {
         Ok(status) if status.success() => {}
-        Ok(status) => panic!("{clang} could not compile bpf/unified_xdp.bpf.c ({status})"),
+        Ok(status) => panic!(
+            "{clang} could not compile bpf/unified_xdp.bpf.c ({status}): \
+             see what `make -f Makefile.full-stack check-deps` misses"
+        ),
         Err(e) => panic!("cannot run {clang} ({e}): install clang, or name it in $CLANG"),
     }
 }

@@ -66,6 +66,7 @@ struct vlan_tag {
 
 /* What the headers say. Offsets count from the Ethernet header. */
 struct found {
+	__u32 l3_end; /* where the IP header says that the packet ends */
 	__u16 l3;
 	__u16 payload;
 	__u16 payload_len;
@@ -171,6 +172,7 @@ static __always_inline enum verdict parse(void *data, void *end, struct found *f
 	udp_len = bpf_ntohs(udp->len);
 	if (udp_len < sizeof(*udp) || l3_len + udp_len > length)
 		return MALFORMED;
+	f->l3_end = f->l3 + length;
 	f->src_port = bpf_ntohs(udp->source);
 	f->dst_port = port;
 	f->payload = (void *)(udp + 1) - data;
@@ -181,6 +183,13 @@ static __always_inline enum verdict parse(void *data, void *end, struct found *f
 static __always_inline void leave_metadata(struct xdp_md *ctx, const struct found *f, __u64 now,
 					   struct unified_counters *count)
 {
+#ifdef UNIFIED_NO_METADATA
+	/*
+	 * Newer kernels look at the program that an extension replaces: where that one never changes packet
+	 * data, and the slots of libxdp's dispatcher do not, the extension may not call what does.
+	 */
+	count->no_metadata++;
+#else
 	struct unified_meta *meta;
 
 	if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(*meta))) {
@@ -202,6 +211,7 @@ static __always_inline void leave_metadata(struct xdp_md *ctx, const struct foun
 	meta->reserved = 0;
 	meta->marker = UNIFIED_META_MARKER;
 	meta->marker2 = UNIFIED_META_MARKER2;
+#endif
 }
 
 static __always_inline void log_event(struct xdp_md *ctx, const struct found *f, __u64 now,
@@ -288,7 +298,8 @@ int unified_xdp(struct xdp_md *ctx)
 	default:
 		return pass(count);
 	}
-	if ((__u32)f.payload + f.payload_len > bpf_xdp_get_buff_len(ctx)) {
+	/* Cut off: the stack drops such a packet, also where the datagram itself is whole. */
+	if (f.l3_end > bpf_xdp_get_buff_len(ctx)) {
 		count->malformed++;
 		return pass(count);
 	}

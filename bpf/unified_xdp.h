@@ -49,7 +49,7 @@ struct unified_counters {
 	__u64 fragments; /* passed */
 	__u64 events;
 	__u64 events_lost; /* the ring buffer was full */
-	__u64 no_metadata; /* the driver has no metadata area */
+	__u64 no_metadata; /* no metadata area: the driver has none, or the dispatcher may not make one */
 };
 
 /* Changed from user space at any time. */

@@ -2,11 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+use std::os::fd::RawFd;
+
 use crate::error::{Error, Result};
 use crate::net::socket::ZeroCopy;
 use crate::net::xdp::XdpMode;
 use crate::region::MAX_ENTRIES;
 use crate::storage::device::DeviceConfig;
+use crate::storage::{MAX_BACKOFF_US, Retry};
 
 /// Bytes that the kernel keeps before the headroom (XDP_PACKET_HEADROOM).
 pub const KERNEL_HEADROOM: u32 = 256;
@@ -53,8 +56,19 @@ pub struct Config {
     pub rx_ring: u32,
     pub fill_ring: u32,
     pub huge_pages: bool,
-    /// Copy what the device cannot take in place (counted). Off: the kernel gets it as it is.
+    /// Copy what the device cannot take in place (counted). Off: the kernel gets it as it is; only a padded
+    /// end beyond the frame is still copied, because other packets' bytes are there.
     pub bounce: bool,
+    /// What the engine does about errors that may be gone a moment later.
+    pub retry: Retry,
+    /// For those who may not attach programs: the map of AF_XDP sockets of a program that somebody attached to
+    /// the interface. None is attached then. A descriptor of the caller's, which may be closed afterwards.
+    pub xsk_map: Option<RawFd>,
+    /// For those without CAP_NET_RAW: an AF_XDP socket that is not bound yet. As `xsk_map`.
+    pub xsk: Option<RawFd>,
+    /// Where the indices of the SQ and CQ rings begin; for tests of their wrap.
+    #[doc(hidden)]
+    pub first_index: u32,
 }
 
 impl Default for Config {
@@ -79,6 +93,10 @@ impl Default for Config {
             fill_ring: 2048,
             huge_pages: false,
             bounce: true,
+            retry: Retry::default(),
+            xsk_map: None,
+            xsk: None,
+            first_index: 0,
         }
     }
 }
@@ -90,7 +108,7 @@ fn invalid(message: String) -> Error {
 impl Config {
     /// `EINVAL`, naming the field.
     pub fn validate(&self) -> Result<()> {
-        if self.device.path.is_empty() {
+        if self.device.path.is_empty() && self.device.fd.is_none() {
             return Err(invalid(
                 "no device is given: a path, or null: to store nothing".into(),
             ));
@@ -126,9 +144,21 @@ impl Config {
                 )));
             }
         }
+        if self.retry.limit > u8::MAX.into() || self.retry.backoff_us > MAX_BACKOFF_US {
+            return Err(invalid(format!(
+                "{} retries with a backoff of {} us: at most 255 and {MAX_BACKOFF_US}",
+                self.retry.limit, self.retry.backoff_us
+            )));
+        }
         if self.ports.contains(&0) {
             return Err(invalid(
                 "UDP port 0 cannot be received; ports are 1 to 65535".into(),
+            ));
+        }
+        if self.ifname.is_none() && (self.xsk_map.is_some() || self.xsk.is_some()) {
+            return Err(invalid(
+                "a map or a socket is handed in, and no interface is named that they belong to"
+                    .into(),
             ));
         }
         if self.ifname.is_some() {
@@ -175,7 +205,7 @@ mod tests {
     #[test]
     fn every_wrong_field_is_named() {
         type Change = fn(&mut Config);
-        let wrong: [(Change, &str); 11] = [
+        let wrong: [(Change, &str); 13] = [
             (|c| c.frame_size = 3000, "3000"),
             (|c| c.frame_count = 1, "frames"),
             (|c| c.headroom = 1500, "headroom"),
@@ -187,6 +217,8 @@ mod tests {
             (|c| c.ports.clear(), "no UDP port"),
             (|c| c.events_bytes = 5000, "events"),
             (|c| c.run_priority = 0, "priority"),
+            (|c| c.retry.limit = 256, "retries"),
+            (|c| c.retry.backoff_us = 1_000_001, "backoff"),
         ];
         for (change, name) in wrong {
             let mut config = Config {

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::{Deref, DerefMut};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,12 +16,14 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::config::{Config, Drive, KERNEL_HEADROOM};
 use crate::error::{Error, Result};
 use crate::frame::{Fate, Frames};
+use crate::log::{self, Held, Level};
 use crate::net::link;
 use crate::net::rx::{Received, Receiver};
 use crate::net::socket;
+use crate::net::watch::Watch;
 use crate::net::wire::Event;
-use crate::net::xdp::{Xdp, XdpConfig};
-use crate::region::{Layout, Region, check_memory_budget};
+use crate::net::xdp::{HandedMap, Xdp, XdpConfig};
+use crate::region::{Layout, Region, check_memory_budget, check_memory_cgroup};
 use crate::ring::{Consumer, Producer};
 use crate::stats::{FateStats, RxStats, Statistics};
 use crate::storage::device::{Device, Kind, Limits};
@@ -28,6 +31,7 @@ use crate::storage::engine::{Engine, EngineConfig, EngineThread, Shore, bounce_b
 use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, UnifiedCqe, UnifiedSqe};
 use crate::sys::bpf::Mode;
 use crate::sys::event::Doorbell;
+use crate::sys::fork::Mark;
 use crate::sys::limits;
 use crate::sys::mmap::Mapping;
 use crate::sys::shm::Shared;
@@ -47,6 +51,8 @@ pub struct Info {
     pub region_address: usize,
     pub huge_pages: bool,
     pub drive: Drive,
+    /// The data buffers are registered once; otherwise each NVMe command maps its own.
+    pub registered_buffers: bool,
     /// `None`: storage only.
     pub network: Option<NetworkInfo>,
 }
@@ -60,6 +66,8 @@ pub struct NetworkInfo {
     pub dispatcher: bool,
     pub zero_copy: bool,
     pub program_id: u32,
+    /// Packets that can wait in the kernel: entries of the shorter of the RX and the fill ring.
+    pub backlog: u32,
 }
 
 /// One finished command.
@@ -88,10 +96,41 @@ pub(crate) struct Feeding {
     cursor: u32,
 }
 
+/// The receiver's role, taken.
+pub(crate) struct FeedGuard<'a> {
+    feeding: MutexGuard<'a, Feeding>,
+    // After the lock of the data.
+    _role: MutexGuard<'a, ()>,
+    // Last: what was logged meanwhile is told when the locks are free.
+    _held: Held,
+}
+
+impl Deref for FeedGuard<'_> {
+    type Target = Feeding;
+
+    fn deref(&self) -> &Feeding {
+        &self.feeding
+    }
+}
+
+impl DerefMut for FeedGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Feeding {
+        &mut self.feeding
+    }
+}
+
 pub struct Context {
     pub(crate) info: Info,
+    /// A child of fork must not touch what it shares with its parent.
+    born: Mark,
     xdp: Mutex<Option<Xdp>>,
-    pub(crate) feeding: Mutex<Feeding>,
+    /// In place of a program of its own.
+    handed_map: Mutex<Option<HandedMap>>,
+    pub(crate) watch: Option<Watch>,
+    /// Who receives and submits; apart from the lock of what it works on, so that reading statistics
+    /// makes a receiver wait for a moment instead of telling it EBUSY.
+    receiving: Mutex<()>,
+    feeding: Mutex<Feeding>,
     pub(crate) taking: Mutex<Consumer<UnifiedCqe>>,
     pub(crate) inline: Option<Mutex<Engine>>,
     thread: Mutex<Option<EngineThread>>,
@@ -101,6 +140,8 @@ pub struct Context {
     pub(crate) rx_stats: Arc<RxStats>,
     pub(crate) fates: Arc<FateStats>,
     pub(crate) closing: AtomicBool,
+    /// A pipeline does what the data path's functions do.
+    pipelined: AtomicBool,
     pub(crate) poll: crate::wait::PollState,
     // Last: everything above may still reach into it.
     pub(crate) region: Region,
@@ -131,6 +172,7 @@ impl Context {
     /// `Region::create`, `socket::open` and `Xdp::attach`. After an error nothing is left behind.
     pub fn open(config: &Config) -> Result<Context> {
         config.validate()?;
+        let born = Mark::of_this_process().map_err(|e| Error::os(&e, "marking this process"))?;
         let link = match &config.ifname {
             Some(name) => Some(link::look_up(name, config.queue)?),
             None => None,
@@ -140,7 +182,8 @@ impl Context {
             config.cq_entries,
             config.frame_count as usize * config.frame_size as usize,
         )?;
-        let device = Device::open(&config.device)?;
+        let mut device = Device::open(&config.device)?;
+        let made = device.made.take();
         let device_limits = device.limits;
         let bounce_len = bounce_bytes(&device_limits, config.depth());
         let umem = if link.is_some() {
@@ -149,7 +192,9 @@ impl Context {
             0
         };
         check_memory_budget(umem, layout.buffers_len + bounce_len, limits::memlock())?;
+        check_memory_cgroup(layout.total + bounce_len, limits::memory_cgroup())?;
         let region = Region::create(layout, config.huge_pages)?;
+        region.begin_at(config.first_index);
         let bounce = Mapping::anonymous(bounce_len, false).map_err(|e| {
             Error::os(
                 &e,
@@ -171,9 +216,13 @@ impl Context {
                 bounce: config.bounce,
                 raw: false,
                 threaded: config.drive == Drive::Thread,
+                backlog: 0,
+                registered: true,
+                retry: config.retry,
             },
             shore.clone(),
         )?;
+        let registered_buffers = engine.registered();
         let frames = Arc::new(Frames::new(config.frame_count));
         let (rx_stats, fates) = (Arc::new(RxStats::default()), Arc::new(FateStats::default()));
         let network = match link {
@@ -186,11 +235,14 @@ impl Context {
             Drive::Inline => (Some(Mutex::new(engine)), None),
             Drive::Thread => (None, Some(EngineThread::spawn(engine, shore.clone())?)),
         };
-        let (receiver, xdp, network) = match network {
-            Some((receiver, xdp, info)) => (Some(receiver), Some(xdp), Some(info)),
-            None => (None, None, None),
+        let (receiver, (xdp, handed_map), watch, network) = match network {
+            Some((receiver, feed, watch, info)) => (Some(receiver), feed, Some(watch), Some(info)),
+            None => (None, (None, None), None, None),
         };
         let bell = Doorbell::new().map_err(|e| Error::os(&e, "creating an eventfd"))?;
+        if let Some(file) = made {
+            file.keep();
+        }
         Ok(Context {
             info: Info {
                 device: path,
@@ -204,9 +256,14 @@ impl Context {
                 region_address: region.mapping.address(),
                 huge_pages: region.mapping.is_huge(),
                 drive: config.drive,
+                registered_buffers,
                 network,
             },
+            born,
             xdp: Mutex::new(xdp),
+            handed_map: Mutex::new(handed_map),
+            watch,
+            receiving: Mutex::new(()),
             feeding: Mutex::new(Feeding {
                 receiver,
                 sq: Producer::new(region.sq.clone(), "SQ"),
@@ -221,6 +278,7 @@ impl Context {
             rx_stats,
             fates,
             closing: AtomicBool::new(false),
+            pipelined: AtomicBool::new(false),
             poll: crate::wait::PollState::default(),
             region,
         })
@@ -235,13 +293,45 @@ impl Context {
         &self.region.data
     }
 
-    pub(crate) fn feed(&self) -> Result<MutexGuard<'_, Feeding>> {
+    pub(crate) fn feed(&self) -> Result<FeedGuard<'_>> {
         self.alive()?;
-        self.feeding.try_lock().ok_or_else(|| busy("receive"))
+        let held = log::hold();
+        let role = self.receiving.try_lock().ok_or_else(|| busy("receive"))?;
+        Ok(FeedGuard {
+            feeding: self.feeding.lock(),
+            _role: role,
+            _held: held,
+        })
     }
 
-    /// `ESHUTDOWN` once teardown began; the engine's errno where it failed for good.
+    /// Whether a pipeline has the roles of this context.
+    pub fn is_pipelined(&self) -> bool {
+        self.pipelined.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_pipelined(&self, on: bool) {
+        self.pipelined.store(on, Ordering::Relaxed);
+    }
+
+    /// Whether the caller is in the process that opened it, not in a forked child.
+    pub fn is_ours(&self) -> bool {
+        self.born.is_current()
+    }
+
+    fn check_process(&self) -> Result<()> {
+        if self.is_ours() {
+            return Ok(());
+        }
+        Err(Error::new(
+            libc::ENOTSUP,
+            "this context belongs to the parent process of a fork; create one here",
+        ))
+    }
+
+    /// `ESHUTDOWN` once teardown began; the engine's errno where it failed for good; `ENOTSUP` in a forked
+    /// child.
     pub(crate) fn alive(&self) -> Result<()> {
+        self.check_process()?;
         if self.closing.load(Ordering::Relaxed) {
             return Err(Error::new(
                 libc::ESHUTDOWN,
@@ -257,7 +347,16 @@ impl Context {
         }
     }
 
-    /// Takes up to `out.len()` packets; 0 where there are none. Receiver's thread.
+    /// `ENODEV` where the interface was deleted or moved away. Looks four times a second at the most.
+    pub(crate) fn check_link(&self) -> Result<()> {
+        match &self.watch {
+            Some(watch) => watch.check(),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes up to `out.len()` packets; 0 where there are none, `ENODEV` where there are none and the
+    /// interface is gone. Receiver's thread.
     pub fn receive(&self, out: &mut [Received]) -> Result<usize> {
         let mut feeding = self.feed()?;
         let count = match &mut feeding.receiver {
@@ -271,6 +370,13 @@ impl Context {
         };
         if self.poll.is_used() {
             self.arm_receive(&mut feeding);
+        }
+        drop(feeding);
+        if count == 0 {
+            if let Some(watch) = self.watch.as_ref().filter(|_| self.poll.is_used()) {
+                watch.take_events();
+            }
+            self.check_link()?;
         }
         Ok(count)
     }
@@ -298,6 +404,7 @@ impl Context {
 
     /// Gives a held frame back. Any thread. `EINVAL`/`EBUSY` where the caller does not hold it.
     pub fn frame_release(&self, frame: u32) -> Result<()> {
+        self.check_process()?;
         let fate = self.frames.release(frame)?;
         self.count_fate(fate, 0);
         self.wake_receiver();
@@ -326,14 +433,25 @@ impl Context {
     /// Takes up to `out.len()` completions; 0 where there are none. An inline engine is pumped by it.
     /// Taker's thread.
     pub fn completions(&self, out: &mut [Completion]) -> Result<usize> {
+        self.check_process()?;
+        let mut pumped = Ok(());
         if let Some(engine) = &self.inline {
-            self.alive()?;
-            let mut engine = engine.try_lock().ok_or_else(|| busy("pump"))?;
-            engine.awake();
-            engine.pump(true)?;
+            pumped = self.alive();
+            if pumped.is_ok() {
+                let mut engine = engine.try_lock().ok_or_else(|| busy("pump"))?;
+                engine.awake();
+                pumped = engine.pump(true).map(drop);
+            }
         }
         let mut taking = self.taking.try_lock().ok_or_else(|| busy("take"))?;
+        // Whoever looks does not sleep: a flag that stays would cost a system call with every publication.
+        if taking.wants_wakeup() {
+            taking.awake();
+        }
         let count = self.take(&mut taking, out)?;
+        if count == 0 {
+            pumped?;
+        }
         if count == 0 {
             // What completed before a failure was handed out above.
             self.alive()?;
@@ -415,8 +533,15 @@ impl Context {
     }
 
     fn with_xdp<T>(&self, act: impl FnOnce(&mut Xdp) -> Result<T>) -> Result<T> {
+        self.check_process()?;
+        let _held = log::hold();
         match &mut *self.xdp.lock() {
             Some(xdp) => act(xdp),
+            None if self.watch.is_some() => Err(Error::new(
+                libc::ENOTSUP,
+                "the XDP program is not this context's: its map was handed in, and whoever attached it \
+                 sets its ports and reads its events",
+            )),
             None => Err(Error::new(
                 libc::ENOTCONN,
                 "this context has no interface: it was made for storage only",
@@ -426,7 +551,14 @@ impl Context {
 
     /// All counters. Any thread; the sums hold at quiet moments.
     pub fn statistics(&self) -> Result<Statistics> {
+        self.check_process()?;
         let mut stats = Statistics::default();
+        if let Some(watch) = &self.watch {
+            // That the interface is gone is no reason not to count.
+            let _ = watch.check();
+            stats.link = watch.state();
+        }
+        let _held = log::hold();
         if let Some(xdp) = &*self.xdp.lock() {
             stats.xdp = xdp.counters()?;
         }
@@ -448,6 +580,9 @@ impl Context {
 
     /// Stops receiving: takes the XDP program off, so that packets go to the stack. Control.
     pub fn detach(&self) -> Result<()> {
+        self.check_process()?;
+        let _held = log::hold();
+        *self.handed_map.lock() = None;
         match &mut *self.xdp.lock() {
             Some(xdp) => xdp.detach(),
             None => Ok(()),
@@ -463,7 +598,9 @@ impl Context {
     }
 }
 
-type Network = (Receiver, Xdp, NetworkInfo);
+/// The program of its own, or what was handed in instead.
+type Feed = (Option<Xdp>, Option<HandedMap>);
+type Network = (Receiver, Feed, Watch, NetworkInfo);
 
 fn open_network(
     config: &Config,
@@ -482,7 +619,10 @@ fn open_network(
     };
     // The program first: a native zero-copy bind wants it there. It passes everything until the socket
     // stands in its map.
-    let mut xdp = Xdp::attach(link.clone(), &xdp_config)?;
+    let mut xdp = match config.xsk_map {
+        None => Some(Xdp::attach(link.clone(), &xdp_config)?),
+        Some(_) => None,
+    };
     let setup = XskSetup {
         ifname: link.name.clone(),
         queue: config.queue,
@@ -490,8 +630,9 @@ fn open_network(
         headroom: config.headroom,
         fill_size: config.fill_ring,
         rx_size: config.rx_ring,
-        zero_copy: false,
-        skb_mode: xdp.mode() == Mode::Skb,
+        zero_copy: None,
+        skb_mode: xdp.as_ref().is_some_and(|xdp| xdp.mode() == Mode::Skb),
+        socket: config.xsk,
     };
     let xsk = socket::open(&setup, config.zero_copy, &region.data)?;
     let receiver = Receiver::new(
@@ -508,33 +649,57 @@ fn open_network(
         .is_zero_copy()
         .map_err(|e| Error::os(&e, "asking the AF_XDP socket for its mode"))?;
     // Frames are in the fill ring before the first packet can come.
-    xdp.insert_socket(config.queue, receiver.fd())?;
+    let mut handed = None;
+    if let Some(xdp) = &mut xdp {
+        xdp.insert_socket(config.queue, receiver.fd())?;
+    } else if let Some(map) = config.xsk_map {
+        handed = Some(HandedMap::insert(map, &link, config.queue, receiver.fd())?);
+    }
+    let own = xdp.as_ref().map(Xdp::program_id);
+    let watch = Watch::start(link.clone(), own)?;
     let info = NetworkInfo {
         ifindex: link.index,
         queue: config.queue,
         rx_queues: link.rx_queues,
-        native: xdp.mode() == Mode::Native,
-        dispatcher: xdp.has_dispatcher(),
+        native: xdp.as_ref().is_some_and(|xdp| xdp.mode() == Mode::Native),
+        dispatcher: xdp.as_ref().is_some_and(Xdp::has_dispatcher),
         zero_copy,
-        program_id: xdp.program_id(),
+        program_id: own.unwrap_or_else(|| watch.hook()),
+        backlog: config.rx_ring.min(config.fill_ring).min(config.frame_count),
     };
-    Ok((receiver, xdp, info))
+    Ok((receiver, (xdp, handed), watch, info))
+}
+
+impl Context {
+    /// In a forked child everything here is the parent's, and closing it would be felt there: the program
+    /// would come off, the io_uring would be driven. The region is not even mapped. The child's copies of the
+    /// descriptors are closed when it ends, or executes another program.
+    fn forget(&mut self) {
+        std::mem::forget(self.handed_map.get_mut().take());
+        std::mem::forget(self.xdp.get_mut().take());
+        std::mem::forget(self.thread.get_mut().take());
+        std::mem::forget(self.inline.take());
+        std::mem::forget(self.feeding.get_mut().receiver.take());
+        std::mem::forget(self.region.mapping.clone());
+    }
 }
 
 impl Drop for Context {
     /// Teardown: XDP off first, then what is in flight is finished, then the socket, then the region.
     fn drop(&mut self) {
+        if !self.is_ours() {
+            return self.forget();
+        }
         self.close();
+        *self.handed_map.get_mut() = None;
         *self.xdp.get_mut() = None;
         // Joining the thread drains the engine.
         *self.thread.get_mut() = None;
         if let Some(engine) = &mut self.inline
-            && let Err(error) = engine.get_mut().drain()
+            && let engine = engine.get_mut()
+            && let Err(error) = engine.drain().or_else(|_| engine.abandon())
         {
-            crate::log::log(
-                crate::log::Level::Warn,
-                format_args!("draining the device: {error}"),
-            );
+            log::log(Level::Warn, format_args!("draining the device: {error}"));
         }
         self.feeding.get_mut().receiver = None;
     }

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
@@ -142,6 +143,18 @@ impl Region {
             data,
         })
     }
+
+    /// Lets the rings' free running indices begin there. Before anybody looks at them.
+    pub fn begin_at(&self, index: u32) {
+        for word in [
+            self.sq.producer(),
+            self.sq.consumer(),
+            self.cq.producer(),
+            self.cq.consumer(),
+        ] {
+            word.store(index, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Checks RLIMIT_MEMLOCK before anything is attached: the UMEM and io_uring each charge the data
@@ -162,6 +175,20 @@ pub fn check_memory_budget(umem: usize, registered: usize, limit: Option<u64>) -
             needed.div_ceil(1024)
         ),
     ))
+}
+
+/// Checks the control groups' memory limit: beyond it the kernel does not refuse memory, it kills. `ENOMEM`.
+pub fn check_memory_cgroup(needed: usize, limit: Option<(u64, String)>) -> Result<()> {
+    match limit {
+        Some((limit, file)) if needed as u64 > limit => Err(Error::new(
+            libc::ENOMEM,
+            format!(
+                "memory: {needed} bytes are needed for the region and the bounce pool, and {file} allows this \
+                 process {limit} in all; raise it, or take fewer frames"
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -230,5 +257,15 @@ mod tests {
         assert_eq!(error.errno(), libc::ENOMEM);
         assert!(error.message().contains("16385"), "{error}");
         assert!(error.message().contains("ulimit -l 17"), "{error}");
+    }
+
+    #[test]
+    fn a_control_groups_limit_is_named_with_its_file() {
+        assert!(check_memory_cgroup(100, None).is_ok());
+        let limit = |limit| Some((limit, "/sys/fs/cgroup/x/memory.max".to_string()));
+        assert!(check_memory_cgroup(100, limit(100)).is_ok());
+        let error = check_memory_cgroup(101, limit(100)).unwrap_err();
+        assert_eq!(error.errno(), libc::ENOMEM);
+        assert!(error.message().contains("x/memory.max"), "{error}");
     }
 }

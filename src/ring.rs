@@ -13,6 +13,9 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(loom)]
+use loom::sync::atomic::{Ordering, fence};
+#[cfg(not(loom))]
 use std::sync::atomic::{Ordering, fence};
 
 use crate::error::{Error, Result};

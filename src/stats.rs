@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::frame::Census;
+use crate::net::watch::LinkState;
 use crate::net::wire::XdpCounters;
 use crate::sys::xsk::XskStatistics;
 
@@ -103,6 +104,7 @@ pub struct Statistics {
     pub bytes_read: u64,
     pub sleeps: u64,
     pub frames: Census,
+    pub link: LinkState,
 }
 
 impl Statistics {

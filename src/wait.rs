@@ -10,10 +10,11 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::context::{Context, Feeding, busy};
 use crate::error::{Error, Result};
+use crate::net::watch;
 use crate::ring::Consumer;
 use crate::storage::engine::Engine;
 use crate::sys::abi::UnifiedCqe;
-use crate::sys::event::{Epoll, poll_readable};
+use crate::sys::event::{Epoll, poll_which};
 
 /// What to wait for.
 pub const WAIT_RX: u32 = 1;
@@ -57,14 +58,32 @@ impl Context {
         let until = timeout.map(|t| Instant::now() + t);
         loop {
             self.alive()?;
-            let (ready, fds, count) = self.look(what)?;
+            let (ready, mut fds, mut count) = self.look(what)?;
             if ready != 0 {
+                self.disarm_engine(what);
                 return Ok(ready);
             }
-            let left = until.map(|u| u.saturating_duration_since(Instant::now()));
-            let woken = poll_readable(&fds[..count], left).map_err(os("waiting"))?;
+            let mut left = until.map(|u| u.saturating_duration_since(Instant::now()));
+            let mut link = 0;
+            let watch = self.watch.as_ref().filter(|_| what & WAIT_RX != 0);
+            if let Some(watch) = watch {
+                // An interface that is gone makes its socket readable for ever.
+                watch.check().inspect_err(|_| self.awake(what))?;
+                fds[count] = watch.fd();
+                link = 1 << count;
+                count += 1;
+                left = Some(left.map_or(watch::INTERVAL, |left| left.min(watch::INTERVAL)));
+            }
+            let (woken, signal) = match poll_which(&fds[..count], left) {
+                Ok(woken) => (woken, false),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => (0, true),
+                Err(e) => return Err(os("waiting")(e)),
+            };
             self.awake(what);
-            if !woken {
+            if let Some(watch) = watch.filter(|_| woken & link != 0) {
+                watch.look();
+            }
+            if signal || woken == 0 && until.is_some_and(|until| Instant::now() >= until) {
                 // One more look: what came with the last moment counts.
                 self.alive()?;
                 let (ready, ..) = self.look(what)?;
@@ -75,8 +94,8 @@ impl Context {
     }
 
     /// What is there; and where nothing is, which descriptors will tell, all wakeups armed.
-    fn look(&self, what: u32) -> Result<(u32, [RawFd; 4], usize)> {
-        let (mut ready, mut fds, mut count) = (0, [-1; 4], 0);
+    fn look(&self, what: u32) -> Result<(u32, [RawFd; 5], usize)> {
+        let (mut ready, mut fds, mut count) = (0, [-1; 5], 0);
         let mut watch = |fd| {
             fds[count] = fd;
             count += 1;
@@ -120,6 +139,18 @@ impl Context {
         }
         if what & WAIT_COMPLETIONS != 0 {
             self.shore.taker_bell.clear();
+        }
+        self.disarm_engine(what);
+    }
+
+    /// Whoever waited for an inline engine is awake and will pump it: submitters need not ring. Where event
+    /// loops wait, the engine stays armed behind every call.
+    fn disarm_engine(&self, what: u32) {
+        if what & WAIT_COMPLETIONS != 0
+            && !self.poll.is_used()
+            && let Ok(Some(mut engine)) = self.engine()
+        {
+            engine.awake();
         }
     }
 
@@ -169,6 +200,9 @@ impl Context {
         };
         {
             let mut feeding = self.feed()?;
+            if let Some(watch) = &self.watch {
+                add(watch.fd())?;
+            }
             if let Some(receiver) = &feeding.receiver {
                 add(receiver.fd())?;
                 add(self.rx_bell.fd())?;

@@ -6,5 +6,6 @@ pub mod link;
 pub mod packet;
 pub mod rx;
 pub mod socket;
+pub mod watch;
 pub mod wire;
 pub mod xdp;

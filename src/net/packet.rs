@@ -104,7 +104,7 @@ fn walk(packet: &[u8]) -> Option<Result<Headers, Unusable>> {
     headers.src_port = be16(udp, 0)?;
     headers.dst_port = be16(udp, 2)?;
     let udp_len = usize::from(be16(udp, 4)?);
-    if udp_len < UDP_LEN || at + udp_len > l3_end || at + udp_len > packet.len() {
+    if udp_len < UDP_LEN || at + udp_len > l3_end || l3_end > packet.len() {
         return Some(Err(Unusable::Malformed));
     }
     headers.payload_offset = (at + UDP_LEN) as u16;
@@ -216,5 +216,14 @@ mod tests {
         let mut packet = build(None, false, (1, 9999), &[1; 100]);
         packet[38..40].copy_from_slice(&200u16.to_be_bytes());
         assert_eq!(parse(&packet), Err(Unusable::Malformed));
+    }
+
+    #[test]
+    fn a_packet_shorter_than_its_ip_header_says_is_malformed_also_with_a_whole_datagram() {
+        let mut packet = build(None, false, (1, 9999), &[1; 100]);
+        packet[16..18].copy_from_slice(&129u16.to_be_bytes());
+        assert_eq!(parse(&packet), Err(Unusable::Malformed));
+        packet.push(0);
+        assert_eq!(parse(&packet).unwrap().payload_len, 100);
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
+use crate::sys::limits;
 use crate::sys::shm::Shared;
 use crate::sys::xsk::{Xsk, XskSetup};
 
@@ -25,11 +26,13 @@ const BUSY_RETRY: Duration = Duration::from_secs(1);
 /// Opens a socket. `setup.zero_copy` is decided here. `EBUSY` (another socket holds the queue),
 /// `EOPNOTSUPP` (zero-copy was insisted on), `ENOBUFS`/`ENOMEM` (RLIMIT_MEMLOCK), `EPERM`.
 pub fn open(setup: &XskSetup, zero_copy: ZeroCopy, buffers: &Shared) -> Result<Xsk> {
-    let ways: &[bool] = match zero_copy {
-        ZeroCopy::Auto if setup.skb_mode => &[false],
-        ZeroCopy::Auto => &[true, false],
-        ZeroCopy::Copy => &[false],
-        ZeroCopy::Insist => &[true],
+    let ways: &[Option<bool>] = match zero_copy {
+        // A socket that was handed in cannot be bound a second time: the kernel chooses.
+        ZeroCopy::Auto if setup.socket.is_some() => &[None],
+        ZeroCopy::Auto if setup.skb_mode => &[Some(false)],
+        ZeroCopy::Auto => &[Some(true), Some(false)],
+        ZeroCopy::Copy => &[Some(false)],
+        ZeroCopy::Insist => &[Some(true)],
     };
     let mut result = Err(Error::new(libc::EINVAL, "no way to open the socket"));
     for way in ways {
@@ -39,7 +42,10 @@ pub fn open(setup: &XskSetup, zero_copy: ZeroCopy, buffers: &Shared) -> Result<X
         };
         result = open_patiently(&setup, buffers);
         match &result {
-            Err(error) if *way && matches!(error.errno(), libc::EOPNOTSUPP | libc::EINVAL) => {
+            Err(error)
+                if *way == Some(true)
+                    && matches!(error.errno(), libc::EOPNOTSUPP | libc::EINVAL) =>
+            {
                 log::log(Level::Info, format_args!("{error}"));
             }
             _ => break,
@@ -53,7 +59,11 @@ fn open_patiently(setup: &XskSetup, buffers: &Shared) -> Result<Xsk> {
     let os = loop {
         match Xsk::open(setup, buffers.clone()) {
             Ok(xsk) => return Ok(xsk),
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < until => {
+            Err(e)
+                if e.raw_os_error() == Some(libc::EBUSY)
+                    && setup.socket.is_none()
+                    && Instant::now() < until =>
+            {
                 std::thread::sleep(Duration::from_millis(10));
             }
             Err(e) => break e,
@@ -63,18 +73,27 @@ fn open_patiently(setup: &XskSetup, buffers: &Shared) -> Result<Xsk> {
         &os,
         format_args!(
             "opening an AF_XDP socket ({}) on queue {} of '{}'",
-            if setup.zero_copy { "zero-copy" } else { "copy" },
+            match setup.zero_copy {
+                Some(true) => "zero-copy",
+                Some(false) => "copy",
+                None => "handed in",
+            },
             setup.queue,
             setup.ifname
         ),
     );
     Err(match os.raw_os_error() {
+        Some(libc::EBUSY) if setup.socket.is_some() => error
+            .hint("another AF_XDP socket holds this queue, or the one handed in is bound already"),
         Some(libc::EBUSY) => error.hint("another AF_XDP socket holds this queue"),
+        Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL) if setup.socket.is_some() => {
+            error.hint("the descriptor handed in is no AF_XDP socket")
+        }
         Some(libc::EOPNOTSUPP) => error.hint("the driver cannot; take copy mode"),
         Some(libc::ENOBUFS | libc::ENOMEM) => {
             error.hint("raise RLIMIT_MEMLOCK (ulimit -l) or give CAP_IPC_LOCK")
         }
-        Some(libc::EPERM) => error.hint("CAP_NET_RAW is needed (run as root)"),
+        Some(libc::EPERM) => error.hint(limits::lacking(&[limits::NET_RAW])),
         Some(libc::EAFNOSUPPORT) => error.hint("this kernel is built without CONFIG_XDP_SOCKETS"),
         _ => error,
     })

@@ -2,15 +2,19 @@
 
 #![forbid(unsafe_code)]
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::link::Link;
 use super::wire::{COUNTERS, EVENT_LEN, Event, SETTINGS_LEN, Settings, XdpCounters};
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
-use crate::sys::bpf::{self, Mode, PROGRAM, Program};
+use crate::sys::bpf::{self, Ingress, Mode, PROGRAM, Program};
+use crate::sys::file::duplicate;
+use crate::sys::limits;
+use crate::sys::link as sys_link;
 
 /// Which way the program is attached.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +49,32 @@ pub struct Xdp {
     attached: bool,
     ports: Vec<u16>,
     fds: Fds,
+    // Last: detaching takes descriptors, and the program's own are closed by then.
+    leftover: Leftover,
+}
+
+/// A program that could not be taken off its interface, most likely for want of descriptors: tried again,
+/// by its id, when this is dropped.
+#[derive(Default)]
+struct Leftover(Option<(Link, u32, Mode)>);
+
+impl Drop for Leftover {
+    fn drop(&mut self) {
+        let Some((link, id, mode)) = self.0.take() else {
+            return;
+        };
+        let there = |list: bpf::AttachedList| list.programs.iter().any(|p| p.id == id);
+        if !bpf::attached(link.index).is_some_and(there) {
+            return;
+        }
+        if let Err(e) = bpf::detach_id(link.index, id, mode) {
+            let error = Error::os(
+                &e,
+                format_args!("detaching the XDP program from '{}'", link.name),
+            );
+            log::log(Level::Warn, format_args!("{error}"));
+        }
+    }
 }
 
 /// The program's maps; the descriptors belong to the program.
@@ -65,12 +95,30 @@ impl Xdp {
             XdpMode::Native => &[Mode::Native],
             XdpMode::Skb => &[Mode::Skb],
         };
-        let mut last = None;
-        for mode in modes {
-            match Xdp::attach_as(link.clone(), config, *mode) {
-                Ok(xdp) => return Ok(xdp),
+        let mut last: Option<Error> = None;
+        // In each mode with the metadata record first: what a kernel that checks extensions says to that
+        // is EINVAL, and the program without the record is as good for everything but the timestamp.
+        for (mode, metadata) in modes.iter().flat_map(|m| [(m, true), (m, false)]) {
+            let refused = |e: &Error| e.errno() == libc::EINVAL;
+            if !metadata && !last.as_ref().is_some_and(refused) {
+                continue;
+            }
+            match Xdp::attach_as(link.clone(), config, *mode, metadata) {
+                Ok(xdp) => {
+                    if !metadata {
+                        log::log(
+                            Level::Info,
+                            format_args!(
+                                "interface '{}': attached without the metadata record; packets carry no timestamp",
+                                link.name
+                            ),
+                        );
+                    }
+                    return Ok(xdp);
+                }
                 Err(error) => {
-                    log::log(Level::Info, format_args!("{mode:?} mode: {error}"));
+                    let with = if metadata { "" } else { ", without metadata" };
+                    log::log(Level::Info, format_args!("{mode:?} mode{with}: {error}"));
                     let permission = matches!(error.errno(), libc::EPERM | libc::EACCES);
                     last = Some(error);
                     if permission {
@@ -82,13 +130,13 @@ impl Xdp {
         Err(last.expect("at least one mode was tried"))
     }
 
-    fn attach_as(link: Link, config: &XdpConfig, mode: Mode) -> Result<Xdp> {
+    fn attach_as(link: Link, config: &XdpConfig, mode: Mode, metadata: bool) -> Result<Xdp> {
         let name = link.name.clone();
         let failed = |e: io::Error, what: &str| {
             let error = Error::os(&e, format_args!("{what} interface '{name}'"));
             match e.raw_os_error() {
                 Some(libc::EPERM | libc::EACCES) => {
-                    error.hint("CAP_NET_ADMIN, CAP_BPF and CAP_NET_RAW are needed (run as root), and /sys/fs/bpf mounted")
+                    error.hint(limits::lacking_for_xdp())
                 }
                 Some(libc::EOPNOTSUPP) => error.hint("the driver has no native XDP: take SKB mode"),
                 Some(libc::EBUSY | libc::EEXIST) => {
@@ -97,41 +145,44 @@ impl Xdp {
                 _ => error,
             }
         };
-        let mut program = Program::open(config.events_bytes)
+        let mut program = Program::open(config.events_bytes, metadata)
             .map_err(|e| failed(e, "preparing the XDP program for"))?;
         program
             .set_run_config(config.run_priority, true)
             .map_err(|e| failed(e, "configuring the XDP program for"))?;
-        program
-            .attach(link.index, mode)
-            .map_err(|e| failed(e, "attaching the XDP program to"))?;
-        // From here on a failure must detach again: `Xdp` does when dropped.
-        let late = |e: io::Error| failed(e, "setting up the maps of the XDP program on");
-        let map = |program: &Program, name| program.map_fd(name);
-        let made = (|| -> io::Result<(Fds, bpf::Events)> {
-            let fds = Fds {
-                xsks: map(&program, c"unified_xsks")?,
-                ports: map(&program, c"unified_ports")?,
-                stats: map(&program, c"unified_stats")?,
-                settings: map(&program, c"unified_set")?,
-            };
-            let settings = Settings {
-                event_sample: config.event_sample,
-                wake_bytes: config.events_bytes / 4,
-                owner_pid: std::process::id(),
-                owner_start: start_time(std::process::id()).unwrap_or(0),
-            };
-            bpf::map_set(fds.settings, 0, &settings.to_bytes())?;
-            Ok((fds, bpf::Events::new(program.map_fd(c"unified_events")?)?))
-        })();
-        let (fds, events) = match made {
+        // Without CAP_SYS_ADMIN nobody can look at what is attached: libxdp would put the program on, and not
+        // find it when it is to take it off.
+        let attached = match limits::has(limits::SYS_ADMIN) {
+            true => program.attach(link.index, mode),
+            false => program
+                .load()
+                .and_then(|()| program.attach_alone(link.index, mode)),
+        };
+        attached.map_err(|e| failed(e, "attaching the XDP program to"))?;
+        let (fds, events) = match open_maps(&program, config) {
             Ok(made) => made,
             Err(e) => {
-                let _ = program.detach(link.index, mode);
-                return Err(late(e));
+                let alone = program.detach_alone(link.index, mode);
+                if alone.is_err() && program.detach(link.index, mode).is_err() {
+                    let id = program.id();
+                    drop(program);
+                    drop(Leftover(Some((link, id, mode))));
+                }
+                return Err(failed(e, "setting up the maps of the XDP program on"));
             }
         };
+        // From here on a failure must detach again: `Xdp` does when dropped.
         let dispatcher = bpf::attached(link.index).is_some_and(|list| list.dispatcher);
+        if !dispatcher {
+            log::log(
+                Level::Info,
+                format_args!(
+                    "libxdp's dispatcher could not be had on '{}': the XDP program is alone there, and no \
+                     other one can be added beside it",
+                    link.name
+                ),
+            );
+        }
         let mut xdp = Xdp {
             events,
             program,
@@ -141,11 +192,48 @@ impl Xdp {
             attached: true,
             ports: Vec::new(),
             fds,
+            leftover: Leftover::default(),
         };
         for port in &config.ports {
             xdp.add_port(*port)?;
         }
         Ok(xdp)
+    }
+
+    /// Loads the program and attaches it nowhere: it sees the packets of `run` only.
+    pub fn load(config: &XdpConfig) -> Result<Xdp> {
+        let failed = |e: io::Error| Error::os(&e, "loading the XDP program");
+        let mut program = Program::open(config.events_bytes, true).map_err(failed)?;
+        program.load().map_err(failed)?;
+        let (fds, events) = open_maps(&program, config).map_err(failed)?;
+        let mut xdp = Xdp {
+            events,
+            program,
+            link: Link {
+                name: "no interface".into(),
+                index: 0,
+                rx_queues: 1,
+            },
+            mode: Mode::Native,
+            dispatcher: false,
+            attached: false,
+            ports: Vec::new(),
+            fds,
+            leftover: Leftover::default(),
+        };
+        for port in &config.ports {
+            xdp.add_port(*port)?;
+        }
+        Ok(xdp)
+    }
+
+    /// Runs the program on a packet, as if it came from `ingress` (loopback's queue 0 where that is
+    /// `None`): the verdict, and in `out` the packet as the program left it, metadata record first. Nothing
+    /// is redirected. `EINVAL` for less than an Ethernet header.
+    pub fn run(&self, packet: &[u8], ingress: Option<Ingress>, out: &mut Vec<u8>) -> Result<u32> {
+        self.program
+            .test_run(packet, ingress, out)
+            .map_err(|e| Error::os(&e, "running the XDP program on a packet"))
     }
 
     pub fn link(&self) -> &Link {
@@ -176,6 +264,11 @@ impl Xdp {
                 ),
             )
         })
+    }
+
+    /// The map of sockets, to be handed to a process that may not attach programs (`Config::xsk_map`).
+    pub fn socket_map(&self) -> RawFd {
+        self.fds.xsks
     }
 
     pub fn ports(&self) -> &[u16] {
@@ -265,31 +358,170 @@ impl Xdp {
         if !std::mem::take(&mut self.attached) {
             return Ok(());
         }
-        match self.program.detach(self.link.index, self.mode) {
-            Ok(()) => Ok(()),
-            // Gone already: with its interface, or taken off by somebody else.
-            Err(e)
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc::ENOENT | libc::ENODEV | libc::ENXIO)
-                ) =>
-            {
-                Ok(())
-            }
-            Err(e) => Err(Error::os(
-                &e,
-                format_args!("detaching the XDP program from '{}'", self.link.name),
-            )),
+        if self
+            .program
+            .detach_alone(self.link.index, self.mode)
+            .is_ok()
+        {
+            return Ok(());
+        }
+        let id = self.program.id();
+        // Short of descriptors libxdp gives a list without programs: that says nothing.
+        if let Some(list) = bpf::attached(self.link.index)
+            && !list.programs.is_empty()
+            && list.programs.iter().all(|p| p.id != id)
+        {
+            log::log(
+                Level::Info,
+                format_args!(
+                    "interface '{}': the XDP program there is not this context's any more, and stays",
+                    self.link.name
+                ),
+            );
+            self.disown();
+            return Ok(());
+        }
+        // A dispatcher's, then; or gone.
+        let Err(e) = self.program.detach(self.link.index, self.mode) else {
+            return Ok(());
+        };
+        self.disown();
+        let errno = e.raw_os_error();
+        // Gone with its interface; the pins of libxdp's dispatcher are not.
+        if !sys_link::exists(self.link.index) {
+            remove_pins(self.link.index, self.program.id());
+            return Ok(());
+        }
+        self.leftover.0 = Some((self.link.clone(), self.program.id(), self.mode));
+        // Taken off by somebody else; but libxdp says so too where it had no descriptor to look with.
+        if errno == Some(libc::ENOENT) {
+            return Ok(());
+        }
+        Err(Error::os(
+            &e,
+            format_args!("detaching the XDP program from '{}'", self.link.name),
+        ))
+    }
+}
+
+impl Xdp {
+    /// Where the program is still attached somewhere (in another namespace, say), it is nobody's from now on,
+    /// and whoever records there next may take it off.
+    fn disown(&self) {
+        let mut bytes = [0; SETTINGS_LEN];
+        if bpf::map_get(self.fds.settings, 0, &mut bytes).is_ok() {
+            let settings = Settings {
+                owner_pid: 0,
+                ..Settings::from_bytes(&bytes)
+            };
+            let _ = bpf::map_set(self.fds.settings, 0, &settings.to_bytes());
         }
     }
+}
+
+/// A map of AF_XDP sockets that somebody else's program redirects by, with this context's socket in it.
+#[derive(Debug)]
+pub struct HandedMap {
+    map: OwnedFd,
+    queue: u32,
+}
+
+impl HandedMap {
+    /// `EINVAL` where it is no such map; `EBADF`.
+    pub fn insert(map: RawFd, link: &Link, queue: u32, socket: RawFd) -> Result<HandedMap> {
+        let failed = |e: io::Error| {
+            Error::os(
+                &e,
+                format_args!(
+                    "setting queue {queue} of '{}' in the map handed in (descriptor {map})",
+                    link.name
+                ),
+            )
+            .hint("it must be the BPF_MAP_TYPE_XSKMAP of the XDP program on that interface")
+        };
+        let own = duplicate(map).map_err(failed)?;
+        bpf::map_set(own.as_raw_fd(), queue, &(socket as u32).to_ne_bytes()).map_err(failed)?;
+        Ok(HandedMap { map: own, queue })
+    }
+}
+
+impl Drop for HandedMap {
+    fn drop(&mut self) {
+        // The socket may live on in whoever made it; packets go to the stack from now on all the same.
+        let _ = bpf::map_delete(self.map.as_raw_fd(), self.queue);
+    }
+}
+
+fn open_maps(program: &Program, config: &XdpConfig) -> io::Result<(Fds, bpf::Events)> {
+    let fds = Fds {
+        xsks: program.map_fd(c"unified_xsks")?,
+        ports: program.map_fd(c"unified_ports")?,
+        stats: program.map_fd(c"unified_stats")?,
+        settings: program.map_fd(c"unified_set")?,
+    };
+    let settings = Settings {
+        event_sample: config.event_sample,
+        wake_bytes: config.events_bytes / 4,
+        owner_pid: std::process::id(),
+        owner_start: start_time(std::process::id()).unwrap_or(0),
+    };
+    bpf::map_set(fds.settings, 0, &settings.to_bytes())?;
+    let events = bpf::Events::new(program.map_fd(c"unified_events")?)?;
+    Ok((fds, events))
 }
 
 impl Drop for Xdp {
     fn drop(&mut self) {
         if let Err(error) = self.detach() {
-            log::log(Level::Warn, format_args!("{error}"));
+            log::log(Level::Info, format_args!("{error}; trying by its id"));
         }
     }
+}
+
+/// Where libxdp pins what a dispatcher runs, a directory for each interface and dispatcher.
+const PINS: &str = "/sys/fs/bpf/xdp";
+
+/// Removes the pins of the dispatcher that ran a program on an interface which is gone: libxdp finds no
+/// dispatcher there any more, and leaves them.
+fn remove_pins(ifindex: u32, program_id: u32) {
+    let Ok(directories) = fs::read_dir(PINS) else {
+        return;
+    };
+    let mine = format!("dispatch-{ifindex}-");
+    for directory in directories.flatten().map(|entry| entry.path()) {
+        let named = directory
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(&mine));
+        // The same number may be another interface's by now, or in another network namespace.
+        let runs_it = || {
+            fs::read_dir(&directory).is_ok_and(|pins| {
+                pins.flatten().any(|pin| {
+                    let path = CString::new(pin.path().into_os_string().into_encoded_bytes());
+                    path.is_ok_and(|path| {
+                        bpf::pinned_program(&path).is_ok_and(|id| id == program_id)
+                    })
+                })
+            })
+        };
+        if named && runs_it() {
+            let _ = fs::remove_dir_all(&directory);
+        }
+    }
+}
+
+/// The ids of this library's programs that a process has loaded, attached or not. Needs CAP_SYS_ADMIN.
+pub fn programs_of(pid: u32) -> io::Result<Vec<u32>> {
+    let mut ids = bpf::program_ids()?;
+    // One that ended meanwhile, or is somebody else's, has no such settings.
+    ids.retain(|id| owner(*id).is_some_and(|settings| settings.owner_pid == pid));
+    Ok(ids)
+}
+
+/// The settings of a loaded program of this library.
+fn owner(program_id: u32) -> Option<Settings> {
+    let mut bytes = [0; SETTINGS_LEN];
+    bpf::read_program_map(program_id, c"unified_set", &mut bytes).ok()?;
+    Some(Settings::from_bytes(&bytes))
 }
 
 /// Removes what an earlier process left behind when it was killed; refuses where its owner lives.
@@ -299,10 +531,7 @@ fn take_over(link: &Link) -> Result<()> {
         return Ok(());
     };
     for program in list.programs.iter().filter(|p| p.name == PROGRAM) {
-        let mut bytes = [0; SETTINGS_LEN];
-        let settings = bpf::read_program_map(program.id, c"unified_set", &mut bytes)
-            .map(|()| Settings::from_bytes(&bytes))
-            .unwrap_or_default();
+        let settings = owner(program.id).unwrap_or_default();
         let alive =
             settings.owner_pid != 0 && start_time(settings.owner_pid) == Some(settings.owner_start);
         if alive {
@@ -335,10 +564,17 @@ fn take_over(link: &Link) -> Result<()> {
     Ok(())
 }
 
-/// When a process started, in the kernel's ticks since boot; `None` where there is no such process.
+/// When a living process started, in the kernel's ticks since boot; `None` where there is none of this
+/// number, or where it ended and only its parent has not asked for its end yet.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // Behind the command's name, which may contain anything, also ") ".
     let rest = &stat[stat.rfind(')')? + 2..];
-    rest.split(' ').nth(19)?.parse().ok()
+    let fields: Vec<&str> = rest.split(' ').collect();
+    // A first thread that ended alone is a zombie too, while the others go on.
+    let threads: u32 = fields.get(17)?.parse().ok()?;
+    if matches!(fields[0], "Z" | "X") && threads <= 1 {
+        return None;
+    }
+    fields.get(19)?.parse().ok()
 }

@@ -8,8 +8,8 @@
 
 use super::command::{Command, DSM_RANGE, opcode, parse_dsm_range, status};
 use super::device::{Device, Limits};
-use super::{FILE_DEVICE, Memory, Outcome, Step, Task, may_retry, synthesize_identify};
-use crate::sys::uring::{BufRange, Op};
+use super::{FILE_DEVICE, Memory, Outcome, Step, Task, synthesize_identify};
+use crate::sys::uring::{BufRange, Gathered, Op};
 
 const KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;
 const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE | KEEP_SIZE;
@@ -81,6 +81,23 @@ impl Block {
         }
     }
 
+    pub fn gathered(&self, command: &Command, pieces: Gathered) -> Op {
+        let (file, offset) = (FILE_DEVICE, self.bytes(command.lba));
+        match command.opcode {
+            opcode::WRITE => Op::WriteGather {
+                file,
+                pieces,
+                offset,
+                dsync: command.fua,
+            },
+            _ => Op::ReadScatter {
+                file,
+                pieces,
+                offset,
+            },
+        }
+    }
+
     fn zero_step(&self, task: &Task, at: u64, scratch: BufRange, memory: &Memory) -> Step {
         let file = FILE_DEVICE;
         let left = self.bytes(task.command.blocks.into()) - task.progress;
@@ -140,9 +157,6 @@ impl Block {
 
     /// What follows an operation that ended with `result`.
     pub fn advance(&self, task: &mut Task, result: i32, memory: &Memory) -> Step {
-        if may_retry(task, result) {
-            return self.next(task, memory);
-        }
         let command = task.command;
         if result < 0 {
             return self.failed(task, -result, memory);
@@ -194,6 +208,7 @@ impl Block {
     fn progressed(&self, task: &mut Task, moved: u64, total: u64, memory: &Memory) -> Step {
         task.progress += moved;
         task.retries = 0;
+        task.failing_since = None;
         if task.progress < total {
             self.next(task, memory)
         } else {
@@ -223,6 +238,9 @@ impl Block {
     }
 }
 
+/// The namespace id that means every one.
+const ALL_NAMESPACES: u32 = u32::MAX;
+
 /// Answers Identify with a synthesized page.
 pub fn identify(
     command: &Command,
@@ -231,7 +249,11 @@ pub fn identify(
     name: &str,
     memory: &Memory,
 ) -> Outcome {
-    match synthesize_identify(command.raw.cdw10 as u8, limits, name) {
+    let (cns, nsid) = (command.raw.cdw10 as u8, command.nsid);
+    if cns == 0 && ![0, limits.nsid, ALL_NAMESPACES].contains(&nsid) {
+        return Outcome::status(status::INVALID_NAMESPACE);
+    }
+    match synthesize_identify(cns, nsid, limits, name) {
         Some(page) => {
             memory
                 .of(data)

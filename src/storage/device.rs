@@ -2,20 +2,26 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use super::command;
 use crate::error::{Error, Result};
 use crate::sys::file as sysfile;
+use crate::sys::mmap::PAGE;
 
 /// How a device is to be opened.
 #[derive(Debug, Clone, Default)]
 pub struct DeviceConfig {
     /// `/dev/ngXnY`, `/dev/nvmeXnY`, another block device, a regular file, or `null:[BYTES]`.
     pub path: String,
+    /// Open already, by somebody who may: a regular file, a block device or an NVMe namespace. `path` then only
+    /// names it. The caller's, who may close it afterwards.
+    pub fd: Option<RawFd>,
     /// For reading only: writing commands get Namespace is Write Protected.
     pub read_only: bool,
     /// Write even where the device is mounted, held or partitioned.
@@ -26,6 +32,8 @@ pub struct DeviceConfig {
     pub file_size: u64,
     /// Bytes in a block of a regular file or null device: 0 (512, or what direct I/O asks for), 512 .. 4096.
     pub block_size: u32,
+    /// A regular file is taken in blocks of 512 bytes: through the page cache where direct I/O wants more.
+    pub small_blocks: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +91,29 @@ pub struct Device {
     /// What the engine registers with its io_uring: the node first, then an NVMe controller's.
     pub files: Vec<File>,
     pub has_controller: bool,
+    /// Set where opening made the file.
+    pub made: Option<MadeFile>,
     /// Holds the exclusive claim on the block node while passthrough goes around the block layer.
     _claim: Option<File>,
+}
+
+/// A file that did not exist before. Removed again when this is dropped without `keep`: nobody else's data
+/// is lost with it.
+#[derive(Debug)]
+pub struct MadeFile(Option<PathBuf>);
+
+impl MadeFile {
+    pub fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for MadeFile {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 impl Device {
@@ -103,6 +132,9 @@ impl Device {
                 ),
             ));
         }
+        if let Some(fd) = config.fd {
+            return open_handed(config, fd);
+        }
         if let Some(size) = config.path.strip_prefix("null:") {
             return open_null(config, size);
         }
@@ -114,7 +146,12 @@ impl Device {
                     && config.file_size > 0
                     && !config.read_only =>
             {
-                return open_file(config);
+                return open_file(config).inspect_err(|e| {
+                    // Made by this very call, unless another recorder came first and has it locked.
+                    if e.errno() != libc::EBUSY {
+                        let _ = fs::remove_file(path);
+                    }
+                });
             }
             Err(e) => {
                 return Err(Error::os(&e, format_args!("device '{}'", config.path))
@@ -163,24 +200,50 @@ fn file_name(path: &Path) -> &str {
     path.file_name().and_then(|n| n.to_str()).unwrap_or("")
 }
 
+/// Tries to claim something, for a moment again where somebody has it. A program that starts another
+/// one has, between fork and exec, every descriptor twice: then a claim that was just given up is still
+/// there for some milliseconds.
+fn claim_patiently<T, E>(
+    mut attempt: impl FnMut() -> std::result::Result<T, E>,
+    is_busy: impl Fn(&E) -> bool,
+) -> std::result::Result<T, E> {
+    for _ in 0..CLAIM_TRIES {
+        match attempt() {
+            Err(e) if is_busy(&e) => std::thread::sleep(CLAIM_PAUSE),
+            result => return result,
+        }
+    }
+    attempt()
+}
+
+const CLAIM_TRIES: u32 = 100;
+const CLAIM_PAUSE: Duration = Duration::from_millis(5);
+
+fn is_busy(e: &io::Error) -> bool {
+    e.raw_os_error() == Some(libc::EBUSY)
+}
+
 fn open_node(config: &DeviceConfig, path: &Path, flags: i32) -> Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(!config.read_only)
-        .custom_flags(flags)
-        .open(path)
-        .map_err(|e| {
-            let error = Error::os(&e, format_args!("opening device '{}'", path.display()));
-            match e.raw_os_error() {
-                Some(libc::EACCES | libc::EPERM) => {
-                    error.hint("the node's permissions must let this user read and write it")
-                }
-                Some(libc::EBUSY) => error
-                    .hint("it is mounted, held by another device, or claimed by another program"),
-                Some(libc::EROFS) => error.hint("it is read-only; open it for reading"),
-                _ => error,
+    let open = || {
+        OpenOptions::new()
+            .read(true)
+            .write(!config.read_only)
+            .custom_flags(flags)
+            .open(path)
+    };
+    claim_patiently(open, is_busy).map_err(|e| {
+        let error = Error::os(&e, format_args!("opening device '{}'", path.display()));
+        match e.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM) => {
+                error.hint("the node's permissions must let this user read and write it")
             }
-        })
+            Some(libc::EBUSY) => {
+                error.hint("it is mounted, held by another device, or claimed by another program")
+            }
+            Some(libc::EROFS) => error.hint("it is read-only; open it for reading"),
+            _ => error,
+        }
+    })
 }
 
 fn open_null(config: &DeviceConfig, size: &str) -> Result<Device> {
@@ -201,6 +264,15 @@ fn open_null(config: &DeviceConfig, size: &str) -> Result<Device> {
     } else {
         config.block_size
     };
+    if bytes < u64::from(block_size) {
+        return Err(Error::new(
+            libc::EINVAL,
+            format!(
+                "device '{}' has {bytes} bytes, less than one block of {block_size}",
+                config.path
+            ),
+        ));
+    }
     Ok(Device {
         path: config.path.clone(),
         kind: Kind::Null,
@@ -218,41 +290,142 @@ fn open_null(config: &DeviceConfig, size: &str) -> Result<Device> {
         writable: !config.read_only,
         files: Vec::new(),
         has_controller: false,
+        made: None,
         _claim: None,
     })
 }
 
-fn open_file(config: &DeviceConfig) -> Result<Device> {
-    let path = Path::new(&config.path);
-    let existed = path.exists();
-    let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .write(!config.read_only)
-        .create(config.file_size > 0 && !config.read_only)
-        .mode(0o600);
-    let what = |what: &str| format!("{what} file '{}'", config.path);
-    let plain = options
-        .open(path)
-        .map_err(|e| Error::os(&e, what("opening")))?;
-    if !config.read_only {
-        plain.try_lock().map_err(|_| {
+/// What somebody else opened. Direct I/O, and an exclusive claim on a block device (O_EXCL), are his choice.
+fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {
+    let name = match config.path.is_empty() {
+        true => format!("descriptor {fd}"),
+        false => config.path.clone(),
+    };
+    let config = DeviceConfig {
+        path: name.clone(),
+        ..config.clone()
+    };
+    let failed = |e: io::Error| {
+        Error::os(
+            &e,
+            format_args!("device '{name}', handed in as descriptor {fd}"),
+        )
+    };
+    let file = File::from(sysfile::duplicate(fd).map_err(failed)?);
+    let flags = sysfile::open_flags(&file).map_err(failed)?;
+    if !config.read_only && flags & libc::O_ACCMODE != libc::O_RDWR {
+        return Err(Error::new(
+            libc::EROFS,
+            format!(
+                "device '{name}' was handed in open for one direction only: reading and writing are needed"
+            ),
+        ));
+    }
+    let meta = file.metadata().map_err(failed)?;
+    let kind = meta.file_type();
+    if kind.is_file() {
+        let direct = flags & libc::O_DIRECT != 0;
+        return finish_file(&config, file, None, |file| {
+            (sysfile::direct_align_of(file).filter(|_| direct), None)
+        });
+    }
+    let device = |kind, limits, file| Device {
+        path: name.clone(),
+        kind,
+        limits,
+        writable: !config.read_only,
+        files: vec![file],
+        has_controller: false,
+        made: None,
+        _claim: None,
+    };
+    if kind.is_block_device() {
+        let sysfs = Sysfs::of(&meta).ok_or_else(|| {
             Error::new(
-                libc::EBUSY,
-                format!("file '{}' is locked: another recorder writes to it; stop that one or take another file", config.path),
+                libc::ENODEV,
+                format!("device '{name}' is not in sysfs; is it still there?"),
             )
         })?;
+        if !config.read_only && !config.force {
+            sysfs.guard(&name)?;
+        }
+        let limits = Limits {
+            direct: flags & libc::O_DIRECT != 0,
+            ..sysfs.limits(&name)?
+        };
+        return Ok(device(Kind::Block, limits, file));
     }
+    match sysfile::nvme_namespace_id(&file) {
+        Ok(nsid) if kind.is_char_device() => {
+            let limits = identify_limits(&file, nsid, &name)?;
+            Ok(device(Kind::Nvme, limits, file))
+        }
+        _ => Err(Error::new(
+            libc::EINVAL,
+            format!(
+                "device '{name}', handed in as descriptor {fd}, is neither a block device, an NVMe namespace nor a regular file"
+            ),
+        )),
+    }
+}
+
+fn open_file(config: &DeviceConfig) -> Result<Device> {
+    let path = Path::new(&config.path);
+    let mut options = OpenOptions::new();
+    options.read(true).write(!config.read_only).mode(0o600);
+    let what = |what: &str| format!("{what} file '{}'", config.path);
+    let make = config.file_size > 0 && !config.read_only;
+    let tried = match make {
+        true => options.clone().create_new(true).open(path),
+        false => options.open(path),
+    };
+    let (plain, fresh) = match tried {
+        Ok(file) => (file, make),
+        Err(e) if make && e.kind() == io::ErrorKind::AlreadyExists => {
+            let file = options
+                .open(path)
+                .map_err(|e| Error::os(&e, what("opening")))?;
+            (file, false)
+        }
+        Err(e) => return Err(Error::os(&e, what("opening"))),
+    };
+    finish_file(config, plain, fresh.then_some(path), |_| {
+        let align = sysfile::direct_align(path).filter(|a| !config.small_blocks || a.offset <= 512);
+        // tmpfs takes O_DIRECT and buffers all the same: without the alignment there is no direct I/O.
+        let direct = align.and_then(|_| options.custom_flags(libc::O_DIRECT).open(path).ok());
+        (align.filter(|_| direct.is_some()), direct)
+    })
+}
+
+/// Locks an open file, gives it its size and measures it. `direct` says what direct I/O asks for, where there
+/// is any, and opens it once more for that where that is needed.
+fn finish_file(
+    config: &DeviceConfig,
+    plain: File,
+    fresh: Option<&Path>,
+    direct: impl FnOnce(&File) -> (Option<sysfile::DirectAlign>, Option<File>),
+) -> Result<Device> {
+    let what = |what: &str| format!("{what} file '{}'", config.path);
+    if !config.read_only {
+        let held = |e: &TryLockError| matches!(e, TryLockError::WouldBlock);
+        claim_patiently(|| plain.try_lock(), held).map_err(|e| match e {
+            TryLockError::WouldBlock => Error::new(
+                libc::EBUSY,
+                format!("file '{}' is locked: another recorder writes to it; stop that one or take another file", config.path),
+            ),
+            TryLockError::Error(e) => Error::os(&e, what("locking")),
+        })?;
+    }
+    // Only now, with the lock, is it surely ours to remove.
+    let made = fresh.map(|path| MadeFile(Some(path.into())));
     let len = plain
         .metadata()
         .map_err(|e| Error::os(&e, what("looking at")))?
         .len();
     if config.file_size > len && !config.read_only {
         sysfile::allocate(&plain, config.file_size).map_err(|e| {
-            if !existed {
-                // Made by this very call, so nobody else's data is lost with it.
-                let _ = fs::remove_file(path);
-            }
+            // What could be had before space ran out has been added already: back to what it was.
+            let _ = plain.set_len(len);
             Error::os(
                 &e,
                 format!("giving file '{}' {} bytes", config.path, config.file_size),
@@ -260,18 +433,8 @@ fn open_file(config: &DeviceConfig) -> Result<Device> {
             .hint("free space, or take a smaller file")
         })?;
     }
-    let align = sysfile::direct_align(path);
-    // tmpfs takes O_DIRECT and buffers all the same: without the alignment there is no direct I/O.
-    let direct = align.and_then(|_| {
-        options
-            .create(false)
-            .custom_flags(libc::O_DIRECT)
-            .open(path)
-            .ok()
-    });
-    let wanted = align
-        .filter(|_| direct.is_some())
-        .map_or(512, |a| a.offset.max(512));
+    let (align, direct) = direct(&plain);
+    let wanted = align.map_or(512, |a| a.offset.max(512));
     let block_size = if config.block_size == 0 {
         wanted
     } else {
@@ -296,11 +459,9 @@ fn open_file(config: &DeviceConfig) -> Result<Device> {
         max_transfer: 1 << 20,
         max_segments: 128,
         virt_boundary: 0,
-        dma_alignment: align
-            .filter(|_| direct.is_some())
-            .map_or(0, |a| a.memory - 1),
+        dma_alignment: align.map_or(0, |a| a.memory - 1),
         volatile_cache: Some(true),
-        direct: direct.is_some(),
+        direct: align.is_some(),
         nsid: 1,
     };
     if limits.blocks == 0 {
@@ -324,6 +485,7 @@ fn open_file(config: &DeviceConfig) -> Result<Device> {
         writable: !config.read_only,
         files: vec![file],
         has_controller: false,
+        made,
         _claim: claim,
     })
 }
@@ -456,13 +618,15 @@ fn claim(config: &DeviceConfig, path: &Path) -> Result<Option<File>> {
     if config.read_only || config.force {
         return Ok(None);
     }
-    let exclusive = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_EXCL)
-        .open(path);
-    match exclusive {
+    let exclusive = || {
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_EXCL)
+            .open(path)
+    };
+    match claim_patiently(exclusive, is_busy) {
         Ok(file) => Ok(Some(file)),
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Err(Error::new(
+        Err(e) if is_busy(&e) => Err(Error::new(
             libc::EBUSY,
             format!(
                 "device '{}' is in use: mounted, swapped on, or claimed by another program; stop that first, or insist with force",
@@ -501,6 +665,7 @@ fn open_block(config: &DeviceConfig, meta: &fs::Metadata) -> Result<Device> {
         writable: !config.read_only,
         files: vec![file],
         has_controller: false,
+        made: None,
         _claim: None,
     })
 }
@@ -539,7 +704,8 @@ fn open_nvme(config: &DeviceConfig, node: &Path, block: Option<&Path>) -> Result
         None => identify_limits(&file, nsid, &name)?,
     };
     limits.nsid = nsid;
-    if let Ok(page) = sysfile::nvme_identify(&file, nsid, 0, 0) {
+    limits.max_transfer = limits.max_transfer.min(segmented(&limits));
+    if let Ok(Ok(page)) = sysfile::nvme_identify(&file, nsid, 0, 0) {
         refuse_metadata(&page, &name)?;
     }
     let mut files = vec![file];
@@ -556,8 +722,18 @@ fn open_nvme(config: &DeviceConfig, node: &Path, block: Option<&Path>) -> Result
         writable: !config.read_only,
         has_controller: files.len() == 2,
         files,
+        made: None,
         _claim: claim,
     })
+}
+
+/// Most bytes that always fit into a command's segments. Passthrough is never split, each page may be a
+/// segment of its own, and data that begins inside a page lies in one page more.
+fn segmented(limits: &Limits) -> u32 {
+    let pages = limits.max_segments.saturating_sub(1).max(1);
+    let bytes = pages.saturating_mul(PAGE as u32);
+    // A drive whose blocks are bigger than a page takes at least one of them.
+    (bytes - bytes % limits.block_size).max(limits.block_size)
 }
 
 /// /dev/ng0n1 -> /dev/nvme0, where the namespace belongs to that controller alone.
@@ -597,7 +773,16 @@ fn refuse_metadata(page: &[u8; 4096], name: &str) -> Result<()> {
 
 fn identify_limits(file: &File, nsid: u32, name: &str) -> Result<Limits> {
     let page = sysfile::nvme_identify(file, nsid, 0, 0)
-        .map_err(|e| Error::os(&e, format_args!("Identify Namespace of '{name}'")))?;
+        .map_err(|e| Error::os(&e, format_args!("Identify Namespace of '{name}'")))?
+        .map_err(|status| {
+            Error::new(
+                libc::EIO,
+                format!(
+                    "Identify Namespace of '{name}': {}",
+                    command::status_text(status & 0x7ff)
+                ),
+            )
+        })?;
     let (shift, _) = format_of(&page);
     let mut blocks = [0; 8];
     blocks.copy_from_slice(&page[..8]);
@@ -639,6 +824,7 @@ mod tests {
             ("/dev/null", libc::EINVAL),
             ("/tmp", libc::EINVAL),
             ("null:many", libc::EINVAL),
+            ("null:511", libc::EINVAL),
         ] {
             let error = Device::open(&config(path)).unwrap_err();
             assert_eq!(error.errno(), errno, "{path}: {error}");
@@ -653,7 +839,10 @@ mod tests {
             file_size: 1 << 20,
             ..config(path.to_str().unwrap())
         };
-        let device = Device::open(&config).unwrap();
+        drop(Device::open(&config).unwrap());
+        assert!(!path.exists(), "made, and not kept");
+        let mut device = Device::open(&config).unwrap();
+        device.made.take().unwrap().keep();
         assert_eq!(device.kind, Kind::File);
         assert_eq!(
             device.limits.blocks * u64::from(device.limits.block_size),
@@ -662,8 +851,27 @@ mod tests {
         let error = Device::open(&config).unwrap_err();
         assert_eq!(error.errno(), libc::EBUSY, "{error}");
         drop(device);
-        Device::open(&config).unwrap();
+        assert!(Device::open(&config).unwrap().made.is_none());
         fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_transfer_fits_into_its_segments_wherever_it_begins() {
+        let Device { limits, .. } = open_null(&config("null:"), "").unwrap();
+        let most = |max_segments, block_size| {
+            segmented(&Limits {
+                max_segments,
+                block_size,
+                ..limits
+            })
+        };
+        assert_eq!(most(128, 512), 127 * 4096);
+        assert_eq!(most(2, 4096), 4096);
+        // Three pages are no multiple of 8 KiB.
+        assert_eq!(most(4, 8192), 8192);
+        assert_eq!(most(0, 512), 4096);
+        assert_eq!(most(1, 65536), 65536);
+        assert_eq!(most(u32::MAX, 512), u32::MAX - u32::MAX % 512);
     }
 
     #[test]

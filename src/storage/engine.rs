@@ -6,20 +6,27 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
-use super::command::{self, Rules, entry_flags, opcode};
-use super::device::{Device, Limits};
-use super::{BUFFER_BOUNCE, BUFFER_DATA, Backend, Memory, Outcome, Step, Task};
+use super::command::{self, Command, Rules, entry_flags, opcode};
+use super::device::{Device, Kind, Limits};
+use super::merge::{self, Bounds, Follows};
+use super::nvme;
+use super::{
+    BUFFER_BOUNCE, BUFFER_DATA, Backend, MAX_BACKOFF_US, Memory, Outcome, Retry, Step, Task,
+};
 use crate::error::{Error, Result};
+use crate::log::{self, Level};
 use crate::ring::{Consumer, Producer};
 use crate::stats::EngineStats;
 use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, UnifiedCqe, UnifiedSqe};
 use crate::sys::event::Doorbell;
+use crate::sys::limits;
 use crate::sys::shm::Shared;
-use crate::sys::uring::{BufRange, Op, Reaped, Ring, SHARD};
+use crate::sys::uring::{BufRange, Op, PIECES, Reaped, Ring, SHARD};
 
 /// With this many commands in flight the engine does not ask to be rung for new entries: the next
 /// completion brings it round anyway, and meanwhile the run of entries grows.
@@ -96,7 +103,17 @@ impl BouncePool {
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Slot {
+    /// What the device is given: at the head of a run, the command for all of it.
     task: Task,
+    /// The entry's own command and data, for its own completion.
+    command: Command,
+    data: Option<BufRange>,
+    /// The entry behind this one in the same run.
+    next: Option<u16>,
+    /// The head of a run whose memory is in pieces.
+    gathered: bool,
+    /// The run failed: its entries are tried each by itself.
+    alone: bool,
     user_data: u64,
     offset: u64,
     frame: bool,
@@ -104,6 +121,38 @@ struct Slot {
     /// The data is in the bounce piece (rather than the piece being scratch).
     bounced: bool,
     scratch: Option<u16>,
+}
+
+impl Slot {
+    fn answer(&self) -> Answer {
+        Answer {
+            opcode: self.command.opcode,
+            user_data: self.user_data,
+            offset: self.offset,
+            frame: self.frame,
+            bounced: self.bounced,
+        }
+    }
+}
+
+/// What a completion takes from its entry.
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    opcode: u8,
+    user_data: u64,
+    offset: u64,
+    frame: bool,
+    bounced: bool,
+}
+
+/// Entries that have become one operation, which is not yet given to the device.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    head: u16,
+    tail: u16,
+    /// The last piece of its memory, and how many there are.
+    piece: BufRange,
+    pieces: usize,
 }
 
 /// How an engine is set up.
@@ -117,6 +166,12 @@ pub struct EngineConfig {
     pub raw: bool,
     /// Driven by one thread that calls `enable`.
     pub threaded: bool,
+    /// Entries that are taken out of the SQ ring before there is room for their completions, and wait
+    /// inside. For programs that count a full SQ ring as an error instead of waiting.
+    pub backlog: u32,
+    /// NVMe commands use the registered buffers, where the kernel takes them so.
+    pub registered: bool,
+    pub retry: Retry,
 }
 
 pub struct Engine {
@@ -131,8 +186,17 @@ pub struct Engine {
     slots: Box<[Slot]>,
     free_slots: Vec<u16>,
     bounce: BouncePool,
+    bounds: Bounds,
+    /// Runs may be of memory in pieces.
+    gathers: bool,
+    /// Grows while the device is busy.
+    run: Option<Run>,
+    /// Operations that the device has.
+    operating: u32,
     /// An entry that waits for a bounce piece.
     stalled: Option<UnifiedSqe>,
+    /// Never longer than it was made.
+    backlog: VecDeque<UnifiedSqe>,
     reaped: Vec<Reaped>,
     bell_file: u32,
     bell_armed: bool,
@@ -170,7 +234,7 @@ impl Engine {
         shore: Arc<Shore>,
     ) -> Result<Engine> {
         let limits = device.limits;
-        let backend = Backend::of(&device);
+        let backend = Backend::of(&device)?;
         // One more for the doorbell's poll; io_uring's own CQ is twice as long.
         let entries = config.depth + 1;
         let mut ring = if config.threaded {
@@ -186,7 +250,27 @@ impl Engine {
                 .duplicate()
                 .map_err(|e| Error::os(&e, "duplicating the engine's doorbell"))?,
         );
+        if device.kind == Kind::Nvme {
+            let registered = config.registered && nvme::takes_registered(&device)?;
+            if config.registered && !registered {
+                log::log(
+                    Level::Warn,
+                    format_args!(
+                        "device '{}': this kernel refuses registered buffers for passthrough; each command maps its own (kernel 6.11.8 or newer does not)",
+                        device.path
+                    ),
+                );
+            }
+            ring.set_fixed_nvme(registered);
+        }
         ring.register(vec![data.clone(), bounce.clone()], files)?;
+        ring.set_pauses(
+            Duration::from_micros(config.retry.backoff_us.into()),
+            Duration::from_micros(MAX_BACKOFF_US.into()),
+        );
+        // RLIMIT_FSIZE is for regular files. A thread of the library's own has its signals blocked.
+        let limited = device.kind == Kind::File && !limits::files_unlimited();
+        ring.set_shield(limited && !config.threaded);
         let piece = bounce_piece(&limits);
         let pieces = (bounce.len() / piece as usize) as u16;
         Ok(Engine {
@@ -201,6 +285,10 @@ impl Engine {
                 raw: config.raw,
                 pass_unknown: backend.passes_unknown(),
             },
+            bounds: Bounds::of(&limits),
+            gathers: backend.gathers() && ring.gathers(),
+            run: None,
+            operating: 0,
             sq,
             cq,
             ring,
@@ -215,12 +303,18 @@ impl Engine {
                 free: (0..pieces).rev().collect(),
             },
             stalled: None,
+            backlog: VecDeque::with_capacity(config.backlog as usize),
             reaped: Vec::with_capacity(config.depth as usize * 2 + 2),
             bell_file,
             bell_armed: false,
             shore,
             _device: device,
         })
+    }
+
+    /// Whether the device's commands use the registered buffers.
+    pub fn registered(&self) -> bool {
+        self.ring.fixed_nvme()
     }
 
     pub fn in_flight(&self) -> u32 {
@@ -237,6 +331,12 @@ impl Engine {
         self.ring.enable()
     }
 
+    /// Where the program sees the data buffers, when that is not where this process's engine does: the
+    /// data pointers of its entries are understood so. Before the first turn.
+    pub fn set_program_address(&mut self, address: u64) {
+        self.rules.buffers = address;
+    }
+
     /// One turn: reap, take, publish. Hands what it queued to the kernel when `submit` says so.
     pub fn pump(&mut self, submit: bool) -> Result<Turn> {
         let result = self.turn(submit);
@@ -250,30 +350,47 @@ impl Engine {
 
     fn turn(&mut self, submit: bool) -> Result<Turn> {
         let mut turn = Turn::default();
-        self.reap(&mut turn)?;
-        self.take(&mut turn)?;
+        let result = self.work(&mut turn);
+        // Also before an error: what was done until then is told.
         if turn.taken > 0 {
             self.sq.release();
             self.shore.stats.submitted.add(turn.taken.into());
         }
-        if turn.completed > 0 {
-            self.shore.stats.completed.add(turn.completed.into());
-            if self.cq.publish() {
-                self.shore.taker_bell.ring();
-            }
-        }
+        self.publish(&turn);
+        result?;
         if submit && self.ring.queued() > 0 {
             self.ring.submit(0, None)?;
         }
         Ok(turn)
     }
 
-    fn reap(&mut self, turn: &mut Turn) -> Result<()> {
+    fn work(&mut self, turn: &mut Turn) -> Result<()> {
+        let reaped = self.reap(turn)?;
+        self.take(turn)?;
+        // Plugging: a run grows while the device is busy, and goes when it has room again.
+        if reaped || self.operating == 0 {
+            self.unplug(turn)?;
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, turn: &Turn) {
+        if turn.completed > 0 {
+            self.shore.stats.completed.add(turn.completed.into());
+            if self.cq.publish() {
+                self.shore.taker_bell.ring();
+            }
+        }
+    }
+
+    /// Whether the device finished anything.
+    fn reap(&mut self, turn: &mut Turn) -> Result<bool> {
         let mut reaped = std::mem::take(&mut self.reaped);
         reaped.clear();
         // The slab bounds what can be in flight, so this never grows the vector.
         self.ring.reap(|done| reaped.push(done));
         let mut result = Ok(());
+        let before = self.operating;
         for done in &reaped {
             if done.user_data == DOORBELL_DATA {
                 self.bell_armed = false;
@@ -281,38 +398,59 @@ impl Engine {
                 continue;
             }
             let slot = done.user_data as u16;
-            let step = self.backend.advance(
-                &mut self.slots[slot as usize].task,
-                done.result,
-                &self.memory,
-            );
-            result = self.follow(slot, step, turn);
-            if result.is_err() {
-                break;
+            let state = &mut self.slots[slot as usize];
+            if !state.task.pausing {
+                self.operating -= 1;
             }
+            if result.is_err() {
+                // The rings are broken: these have ended too, but nobody can be told.
+                self.forget(slot);
+                continue;
+            }
+            let step = if state.gathered {
+                gathered(&state.task, done.result)
+            } else {
+                self.backend.advance(
+                    &mut state.task,
+                    done.result,
+                    &self.memory,
+                    &self.config.retry,
+                )
+            };
+            result = self.follow(slot, step, turn);
         }
         self.reaped = reaped;
-        result
+        result.map(|()| self.operating < before)
     }
 
     fn take(&mut self, turn: &mut Turn) -> Result<()> {
         while !self.free_slots.is_empty() && self.cq_room()? {
-            let sqe = match self.stalled.take() {
-                Some(sqe) => sqe,
-                None => match self.sq.pop()? {
-                    Some(sqe) => {
-                        turn.taken += 1;
-                        sqe
-                    }
-                    None => break,
-                },
+            let Some(sqe) = self.next_entry(turn)? else {
+                break;
             };
             if !self.start(&sqe, turn)? {
                 self.stalled = Some(sqe);
                 break;
             }
         }
+        while self.backlog.len() < self.config.backlog as usize
+            && let Some(sqe) = self.sq.pop()?
+        {
+            turn.taken += 1;
+            self.backlog.push_back(sqe);
+        }
         Ok(())
+    }
+
+    /// In the order in which they were submitted.
+    fn next_entry(&mut self, turn: &mut Turn) -> Result<Option<UnifiedSqe>> {
+        let waiting = self.stalled.take().or_else(|| self.backlog.pop_front());
+        if waiting.is_some() {
+            return Ok(waiting);
+        }
+        let taken = self.sq.pop()?;
+        turn.taken += u32::from(taken.is_some());
+        Ok(taken)
     }
 
     /// Whether one more entry could be completed: every command in flight has its CQ slot reserved.
@@ -333,10 +471,11 @@ impl Engine {
         let command = match command::parse(sqe, &self.rules) {
             Ok(command) => command,
             Err(status) => {
-                self.post(&slot, Outcome::status(status), turn)?;
+                self.post(&slot.answer(), Outcome::status(status), turn)?;
                 return Ok(true);
             }
         };
+        slot.command = command;
         slot.task.command = command;
         if command.len > 0 {
             slot.offset = command.offset;
@@ -344,7 +483,7 @@ impl Engine {
                 Ok(true) => {}
                 Ok(false) => return Ok(false),
                 Err(outcome) => {
-                    self.post(&slot, outcome, turn)?;
+                    self.post(&slot.answer(), outcome, turn)?;
                     return Ok(true);
                 }
             }
@@ -361,12 +500,83 @@ impl Engine {
             self.free_pieces(&mut slot);
             return Ok(false);
         };
+        slot.data = slot.task.data;
         self.slots[index as usize] = slot;
+        if self.joins_run(index) {
+            return Ok(true);
+        }
+        // Nothing overtakes a run: what cannot join it goes behind it.
+        self.unplug(turn).inspect_err(|_| self.forget(index))?;
+        match slot.data {
+            Some(piece) if merge::mergeable(&command) && slot.bounce.is_none() => {
+                self.run = Some(Run {
+                    head: index,
+                    tail: index,
+                    piece,
+                    pieces: 1,
+                });
+            }
+            _ => self.begin(index, turn)?,
+        }
+        Ok(true)
+    }
+
+    /// Adds an entry to the run, where it is the next one.
+    fn joins_run(&mut self, index: u16) -> bool {
+        let Some(run) = &mut self.run else {
+            return false;
+        };
+        // A slot is some cache lines long: looked at where it is.
+        let Ok([head, next]) = self
+            .slots
+            .get_disjoint_mut([run.head as usize, index as usize])
+        else {
+            return false;
+        };
+        let Some(at) = next.data.filter(|_| next.bounce.is_none()) else {
+            return false;
+        };
+        let command = &mut head.task.command;
+        match merge::follows(command, run.piece, &next.command, at, self.bounds) {
+            Follows::Whole => {
+                run.piece.len += at.len;
+                if let Some(data) = &mut head.task.data {
+                    data.len += at.len;
+                }
+            }
+            Follows::Apart if self.gathers && run.pieces < PIECES => {
+                run.piece = at;
+                run.pieces += 1;
+                head.gathered = true;
+            }
+            _ => return false,
+        }
+        merge::join(command, &next.command);
+        self.slots[run.tail as usize].next = Some(index);
+        run.tail = index;
+        true
+    }
+
+    /// Gives the run to the device.
+    fn unplug(&mut self, turn: &mut Turn) -> Result<()> {
+        match self.run.take() {
+            Some(run) => self.begin(run.head, turn),
+            None => Ok(()),
+        }
+    }
+
+    fn begin(&mut self, index: u16, turn: &mut Turn) -> Result<()> {
+        if self.slots[index as usize].gathered {
+            let step = match self.gather(index) {
+                Ok(op) => Step::Submit(op),
+                Err(error) => Step::Done(Outcome::errno(error.errno(), opcode::WRITE)),
+            };
+            return self.follow(index, step, turn);
+        }
         let step = self
             .backend
             .begin(&mut self.slots[index as usize].task, &self.memory);
-        self.follow(index, step, turn)?;
-        Ok(true)
+        self.follow(index, step, turn)
     }
 
     /// Finds where the data is, or copies it to where the device can take it. `Ok(false)`: no piece.
@@ -422,12 +632,33 @@ impl Engine {
         self.bounce.free.extend(slot.scratch.take());
     }
 
+    /// The one operation of a run whose memory is in pieces.
+    fn gather(&mut self, head: u16) -> Result<Op> {
+        let slots = &self.slots;
+        let chain = std::iter::successors(Some(head), |index| slots[*index as usize].next);
+        let pieces = chain.filter_map(|index| slots[index as usize].data);
+        let pieces = match self.ring.gather(pieces.clone()) {
+            Err(error) if error.errno() == libc::EAGAIN => {
+                self.ring.submit(0, None)?;
+                self.ring.gather(pieces)?
+            }
+            result => result?,
+        };
+        Ok(self
+            .backend
+            .gathered(&self.slots[head as usize].task.command, pieces))
+    }
+
     /// Queues a command's next operation, or completes it.
     fn follow(&mut self, index: u16, step: Step, turn: &mut Turn) -> Result<()> {
         let outcome = match step {
             Step::Submit(op) => match self.queue(&op, u64::from(index)) {
                 Ok(()) => {
-                    self.shore.stats.operations.add(1);
+                    // The device has nothing to do with a pause.
+                    if !matches!(op, Op::Pause { .. }) {
+                        self.operating += 1;
+                        self.shore.stats.operations.add(1);
+                    }
                     return Ok(());
                 }
                 Err(error) => Outcome::errno(
@@ -437,24 +668,94 @@ impl Engine {
             },
             Step::Done(outcome) => outcome,
         };
-        let mut slot = self.slots[index as usize];
-        if slot.bounced && outcome.status == 0 {
-            self.copy_back(&slot);
+        let slot = &self.slots[index as usize];
+        let alone = slot.alone;
+        let Some(next) = slot.next else {
+            return self.finish(index, outcome, turn);
+        };
+        // A run: each of its entries gets its own truth.
+        if alone {
+            self.slots[index as usize].next = None;
+            return self
+                .finish(index, outcome, turn)
+                .inspect_err(|_| self.forget(next))
+                .and_then(|()| self.begin(next, turn));
         }
-        self.post(&slot, outcome, turn)?;
-        self.free_pieces(&mut slot);
-        self.slots[index as usize] = slot;
-        self.free_slots.push(index);
+        if outcome.status == 0 {
+            return self.finish_run(index, outcome, turn);
+        }
+        // What failed as one is tried entry by entry, and one after the other: the block layer makes one
+        // request of neighbours that come together, which then fails as one again. A block that was written
+        // by the first try is written again with the same data.
+        let mut at = Some(index);
+        while let Some(index) = at {
+            let slot = &mut self.slots[index as usize];
+            slot.alone = true;
+            slot.gathered = false;
+            slot.task = Task {
+                command: slot.command,
+                data: slot.data,
+                ..Task::default()
+            };
+            at = slot.next;
+        }
+        self.begin(index, turn)
+    }
+
+    fn finish_run(&mut self, head: u16, outcome: Outcome, turn: &mut Turn) -> Result<()> {
+        let mut at = Some(head);
+        while let Some(index) = at {
+            let slot = &mut self.slots[index as usize];
+            at = slot.next.take();
+            let outcome = Outcome {
+                len: slot.command.len,
+                ..outcome
+            };
+            self.finish(index, outcome, turn).inspect_err(|_| {
+                // The rings are broken: the rest of the run ends here too.
+                if let Some(rest) = at {
+                    self.forget(rest);
+                }
+            })?;
+        }
         Ok(())
     }
 
+    fn finish(&mut self, index: u16, outcome: Outcome, turn: &mut Turn) -> Result<()> {
+        let slot = &self.slots[index as usize];
+        if slot.bounced && outcome.status == 0 {
+            self.copy_back(slot);
+        }
+        let answer = slot.answer();
+        let posted = self.post(&answer, outcome, turn);
+        // Also when it could not be told: whoever waits for the last command counts slots.
+        self.free_slot(index);
+        posted
+    }
+
+    /// Frees a slot, and those of its run, without telling anybody.
+    fn forget(&mut self, head: u16) {
+        let mut at = Some(head);
+        while let Some(index) = at {
+            at = self.slots[index as usize].next.take();
+            self.free_slot(index);
+        }
+    }
+
+    fn free_slot(&mut self, index: u16) {
+        let slot = &mut self.slots[index as usize];
+        self.bounce.free.extend(slot.bounce.take());
+        self.bounce.free.extend(slot.scratch.take());
+        self.free_slots.push(index);
+    }
+
     fn copy_back(&self, slot: &Slot) {
-        let command = &slot.task.command;
+        let command = &slot.command;
         let reads = matches!(
             command::direction(command.opcode),
             command::Direction::FromDevice | command::Direction::Both
         );
-        if let (true, Some(range)) = (reads, slot.task.data) {
+        if let (true, Some(range)) = (reads, slot.data) {
             let to = command.offset as usize;
             self.memory
                 .bounce
@@ -473,11 +774,11 @@ impl Engine {
         }
     }
 
-    fn post(&mut self, slot: &Slot, outcome: Outcome, turn: &mut Turn) -> Result<()> {
+    fn post(&mut self, answer: &Answer, outcome: Outcome, turn: &mut Turn) -> Result<()> {
         let stats = &self.shore.stats;
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
         if outcome.status == 0 {
-            match slot.task.command.opcode {
+            match answer.opcode {
                 opcode::WRITE => stats.bytes_written.add(outcome.len.into()),
                 opcode::READ => stats.bytes_read.add(outcome.len.into()),
                 _ => {}
@@ -486,14 +787,14 @@ impl Engine {
             stats.errors.add(1);
         }
         let cqe = UnifiedCqe {
-            user_data: slot.user_data,
+            user_data: answer.user_data,
             result: outcome.result,
             status: outcome.status.into(),
-            dma_addr: slot.offset,
+            dma_addr: answer.offset,
             len: outcome.len,
             flags: flag(outcome.dnr, CQE_DNR)
-                | flag(slot.frame, CQE_FRAME)
-                | flag(slot.bounced, CQE_BOUNCED),
+                | flag(answer.frame, CQE_FRAME)
+                | flag(answer.bounced, CQE_BOUNCED),
         };
         // Room was reserved before the entry was taken; the one way to be without is a consumer index
         // that went backwards.
@@ -541,6 +842,10 @@ impl Engine {
 
     /// Hands queued operations to the kernel; for a sleeper that polls `fd` itself.
     pub fn submit(&mut self) -> Result<()> {
+        // Entering the kernel for nothing would cost a system call for every sleep.
+        if self.ring.queued() == 0 {
+            return Ok(());
+        }
         self.ring.submit(0, None)
     }
 
@@ -549,7 +854,7 @@ impl Engine {
         let in_flight = self.in_flight();
         let ready = if in_flight >= BUSY && self.cq_room()? {
             // Busy: no doorbell wanted. New entries wait for the next completion and go in one batch.
-            let want = (in_flight / 4).clamp(1, WAIT_BATCH);
+            let want = (self.operating / 4).clamp(1, WAIT_BATCH);
             self.ring.submit(want as usize, Some(WAIT_BATCH_TIME))?;
             false
         } else {
@@ -565,17 +870,67 @@ impl Engine {
 }
 
 impl Engine {
-    /// Finishes what is in flight and takes no more. For an inline engine that is about to go.
+    /// Finishes what is in flight and takes no more; what waits to be tried again is not. For an engine that
+    /// is about to go.
     pub fn drain(&mut self) -> Result<()> {
+        self.config.retry.limit = 0;
         let mut turn = Turn::default();
+        let unplugged = self.unplug(&mut turn);
+        self.publish(&turn);
+        unplugged?;
         while self.in_flight() > 0 {
-            self.reap(&mut turn)?;
+            let reaped = self.reap(&mut turn);
+            self.publish(&std::mem::take(&mut turn));
+            reaped?;
             if self.in_flight() > 0 {
                 self.ring.submit(1, Some(Duration::from_millis(100)))?;
             }
         }
         Ok(())
     }
+
+    /// As `drain` where the rings are broken: waits until no operation touches memory any more, and tells
+    /// nobody.
+    pub fn abandon(&mut self) -> Result<()> {
+        // Not yet given to the device.
+        if let Some(run) = self.run.take() {
+            self.forget(run.head);
+        }
+        while self.in_flight() > 0 {
+            self.ring.submit(1, Some(Duration::from_millis(100)))?;
+            let mut reaped = std::mem::take(&mut self.reaped);
+            reaped.clear();
+            self.ring.reap(|done| reaped.push(done));
+            for done in reaped.iter().filter(|d| d.user_data != DOORBELL_DATA) {
+                if !self.slots[done.user_data as u16 as usize].task.pausing {
+                    self.operating -= 1;
+                }
+                self.forget(done.user_data as u16);
+            }
+            self.reaped = reaped;
+        }
+        Ok(())
+    }
+
+    /// Hands queued operations to the kernel and waits for a completion, at most for `timeout`. For a
+    /// driver that polls, so without any doorbell.
+    pub fn wait(&mut self, timeout: Duration) -> Result<()> {
+        self.ring.submit(1, Some(timeout))
+    }
+
+    /// Whether one more command could be taken and completed.
+    pub fn has_room(&mut self) -> Result<bool> {
+        self.cq_room()
+    }
+}
+
+/// How a run in pieces ended. A short one is no success: then each entry is tried alone.
+fn gathered(task: &Task, result: i32) -> Step {
+    Step::Done(match u32::try_from(result) {
+        Ok(len) if len == task.command.len => Outcome::success(len),
+        Ok(_) => Outcome::errno(libc::EIO, task.command.opcode),
+        Err(_) => Outcome::errno(-result, task.command.opcode),
+    })
 }
 
 /// Messages to an engine's thread.
@@ -600,6 +955,8 @@ impl EngineThread {
             .spawn(move || {
                 crate::sys::event::block_signals();
                 if let Err(error) = run(&mut engine, &seen) {
+                    // Nothing may touch the region when the thread has ended.
+                    let _ = engine.abandon();
                     engine
                         .shore
                         .failed
@@ -635,7 +992,9 @@ fn run(engine: &mut Engine, control: &Control) -> Result<()> {
     engine.enable()?;
     loop {
         let turn = engine.pump(false)?;
+        // Behind the pump, which may have taken the ring of the bell that came with it.
         if control.stop.load(Ordering::Acquire) {
+            engine.config.retry.limit = 0;
             // Entries that are in the SQ ring now were submitted before the stop: they are served, and
             // what is in flight is finished. A CQ that nobody empties ends it too.
             let stuck = !engine.cq_room()?;
@@ -648,5 +1007,387 @@ fn run(engine: &mut Engine, control: &Control) -> Result<()> {
             continue;
         }
         engine.sleep()?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::super::device::DeviceConfig;
+    use super::super::faulty::{Fault, Faults, Faulty};
+    use super::*;
+    use crate::region::{Layout, Region};
+    use crate::storage::command::status;
+    use crate::sys::mmap::Mapping;
+
+    const BLOCK: u32 = 512;
+    const BLOCKS: u64 = 64;
+
+    /// An inline engine over a file in memory, whose operations fail as told.
+    struct Rig {
+        engine: Engine,
+        region: Region,
+        sq: Producer<UnifiedSqe>,
+        cq: Consumer<UnifiedCqe>,
+        faults: Faults,
+        path: std::path::PathBuf,
+        shore: Arc<Shore>,
+    }
+
+    impl Rig {
+        fn new(name: &str, retry: Retry) -> Rig {
+            let path = std::path::PathBuf::from(format!(
+                "/dev/shm/unified-engine-{name}-{}",
+                std::process::id()
+            ));
+            let region = Region::create(Layout::new(64, 64, 1 << 20).unwrap(), false).unwrap();
+            let device = Device::open(&DeviceConfig {
+                path: path.to_str().unwrap().into(),
+                file_size: BLOCKS * u64::from(BLOCK),
+                ..DeviceConfig::default()
+            });
+            let mut device = device.unwrap();
+            device.made.take().unwrap().keep();
+            let len = bounce_bytes(&device.limits, 64);
+            let bounce = Arc::new(Mapping::anonymous(len, false).unwrap());
+            let shore = Shore::new().unwrap();
+            let mut engine = Engine::new(
+                device,
+                Consumer::new(region.sq.clone(), "SQ"),
+                Producer::new(region.cq.clone(), "CQ"),
+                region.data.clone(),
+                Shared::new(bounce, 0, len).unwrap(),
+                EngineConfig {
+                    depth: 64,
+                    bounce: true,
+                    raw: false,
+                    threaded: false,
+                    backlog: 0,
+                    registered: true,
+                    retry,
+                },
+                shore.clone(),
+            )
+            .unwrap();
+            let faults = Faults::default();
+            let device = std::mem::replace(
+                &mut engine.backend,
+                Backend::Faulty(Box::new(Faulty {
+                    device: Backend::Null(super::super::null::Null::new(&engine._device)),
+                    faults: faults.clone(),
+                })),
+            );
+            if let Backend::Faulty(faulty) = &mut engine.backend {
+                faulty.device = device;
+            }
+            Rig {
+                sq: Producer::new(region.sq.clone(), "SQ"),
+                cq: Consumer::new(region.cq.clone(), "CQ"),
+                engine,
+                region,
+                faults,
+                path,
+                shore,
+            }
+        }
+
+        fn fail(&self, opcode: u8, result: i32) {
+            self.faults.lock().push_back(Fault { opcode, result });
+        }
+
+        /// One block each, neighbours in memory and on the device: one run.
+        fn write(&mut self, blocks: std::ops::Range<u64>) {
+            for block in blocks {
+                let at = block * u64::from(BLOCK);
+                self.region
+                    .data
+                    .write(at as usize, &[block as u8 + 1; BLOCK as usize]);
+                let mut sqe = command::transfer(opcode::WRITE, block, 1, at, BLOCK, false);
+                sqe.user_data = block;
+                assert!(self.sq.push(sqe).unwrap());
+            }
+            let _ = self.sq.publish();
+        }
+
+        fn flush(&mut self) -> UnifiedCqe {
+            assert!(self.sq.push(command::flush()).unwrap());
+            let _ = self.sq.publish();
+            self.take(1)[0]
+        }
+
+        fn take(&mut self, count: usize) -> Vec<UnifiedCqe> {
+            let start = Instant::now();
+            let mut done = Vec::new();
+            while done.len() < count {
+                assert!(
+                    start.elapsed() < Duration::from_secs(20),
+                    "{} of {count}",
+                    done.len()
+                );
+                self.engine.pump(true).unwrap();
+                match self.cq.pop().unwrap() {
+                    Some(cqe) => done.push(cqe),
+                    None => self
+                        .engine
+                        .ring
+                        .submit(1, Some(Duration::from_millis(100)))
+                        .unwrap(),
+                }
+                self.cq.release();
+            }
+            done.sort_by_key(|cqe| cqe.user_data);
+            done
+        }
+
+        fn stored(&self, block: u64) -> bool {
+            let file = std::fs::read(&self.path).unwrap();
+            file.chunks(BLOCK as usize).nth(block as usize)
+                == Some(&[block as u8 + 1; BLOCK as usize][..])
+        }
+    }
+
+    impl Drop for Rig {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.path);
+            if !std::thread::panicking() {
+                assert_eq!((self.engine.in_flight(), self.engine.operating), (0, 0));
+                assert_eq!(self.engine.bounce.free.len(), 64, "every piece came back");
+                assert_eq!(
+                    self.shore.stats.submitted.get(),
+                    self.shore.stats.completed.get()
+                );
+                assert!(self.faults.lock().is_empty(), "every fault happened");
+            }
+        }
+    }
+
+    #[test]
+    fn a_flush_that_fails_says_so_and_the_next_one_is_its_own() {
+        let mut rig = Rig::new("flush", Retry::default());
+        rig.write(0..1);
+        rig.take(1);
+        rig.fail(opcode::FLUSH, -libc::EIO);
+        let done = rig.flush();
+        assert_eq!(
+            (done.status as u16, done.result),
+            (status::WRITE_FAULT, -libc::EIO)
+        );
+        assert_eq!(rig.flush().status, 0);
+    }
+
+    #[test]
+    fn a_short_write_goes_on_where_it_stopped_also_in_a_run() {
+        for count in [1, 16] {
+            let mut rig = Rig::new("short", Retry::default());
+            rig.write(0..count);
+            // Not even whole blocks.
+            rig.fail(opcode::WRITE, 100);
+            rig.fail(opcode::WRITE, 1);
+            rig.fail(opcode::WRITE, -libc::EINTR);
+            for (i, done) in rig.take(count as usize).iter().enumerate() {
+                assert_eq!(
+                    (done.user_data, done.status, done.len),
+                    (i as u64, 0, BLOCK)
+                );
+                assert!(rig.stored(i as u64));
+            }
+        }
+    }
+
+    #[test]
+    fn a_write_of_nothing_is_an_error_and_no_loop() {
+        let mut rig = Rig::new("nothing", Retry::default());
+        rig.write(0..1);
+        rig.fail(opcode::WRITE, 0);
+        let done = rig.take(1)[0];
+        assert_eq!(
+            (done.status as u16, done.result),
+            (status::WRITE_FAULT, -libc::EIO)
+        );
+    }
+
+    #[test]
+    fn a_run_that_fails_is_tried_again_each_entry_by_itself() {
+        let mut rig = Rig::new("run", Retry::default());
+        rig.write(0..8);
+        // The run; then the first three of its entries.
+        for _ in 0..4 {
+            rig.fail(opcode::WRITE, -libc::EDQUOT);
+        }
+        let done = rig.take(8);
+        assert_eq!(
+            (done[0].status as u16, done[0].result),
+            (status::CAPACITY_EXCEEDED, -libc::EDQUOT)
+        );
+        let failed: Vec<u64> = done
+            .iter()
+            .filter(|d| d.status != 0)
+            .map(|d| d.user_data)
+            .collect();
+        assert_eq!(failed, [0, 1, 2]);
+        for done in &done[3..] {
+            assert!(rig.stored(done.user_data));
+        }
+    }
+
+    #[test]
+    fn by_default_a_transient_error_is_tried_eight_times_at_once() {
+        for (faults, status) in [(8, 0), (9, status::INTERNAL)] {
+            let mut rig = Rig::new("eight", Retry::default());
+            (0..faults).for_each(|_| rig.fail(opcode::WRITE, -libc::EAGAIN));
+            rig.write(0..1);
+            assert_eq!(rig.take(1)[0].status as u16, status, "{faults}");
+        }
+        let mut rig = Rig::new("nomem", Retry::default());
+        rig.fail(opcode::WRITE, -libc::ENOMEM);
+        rig.write(0..1);
+        assert_eq!(rig.take(1)[0].result, -libc::ENOMEM);
+    }
+
+    #[test]
+    fn with_a_backoff_it_waits_longer_each_time_and_others_go_on() {
+        let mut rig = Rig::new(
+            "backoff",
+            Retry {
+                limit: 3,
+                backoff_us: 20_000,
+                give_up_ms: 0,
+            },
+        );
+        for error in [libc::ENOMEM, libc::EBUSY, libc::EAGAIN] {
+            rig.fail(opcode::WRITE, -error);
+        }
+        let start = Instant::now();
+        rig.write(0..1);
+        // A flush passes meanwhile.
+        let mut first = rig.flush();
+        assert_eq!(first.status, 0);
+        assert!(
+            start.elapsed() < Duration::from_millis(140),
+            "{:?}",
+            start.elapsed()
+        );
+        first = rig.take(1)[0];
+        assert_eq!((first.status, first.len), (0, BLOCK));
+        assert!(
+            start.elapsed() >= Duration::from_millis(20 + 40 + 80),
+            "{:?}",
+            start.elapsed()
+        );
+        assert_eq!(rig.shore.stats.operations.get(), 5);
+    }
+
+    #[test]
+    fn it_gives_up_when_the_time_is_over() {
+        let mut rig = Rig::new(
+            "giveup",
+            Retry {
+                limit: 255,
+                backoff_us: 10_000,
+                give_up_ms: 100,
+            },
+        );
+        (0..5).for_each(|_| rig.fail(opcode::WRITE, -libc::EBUSY));
+        let start = Instant::now();
+        rig.write(0..1);
+        assert_eq!(rig.take(1)[0].result, -libc::EBUSY);
+        // 10 + 20 + 40 + 80 ms: then the 100 are over.
+        assert!(
+            (150..5000).contains(&start.elapsed().as_millis()),
+            "{:?}",
+            start.elapsed()
+        );
+    }
+
+    #[test]
+    fn without_retries_the_first_error_counts_and_draining_does_not_retry() {
+        let mut rig = Rig::new(
+            "none",
+            Retry {
+                limit: 0,
+                ..Retry::default()
+            },
+        );
+        rig.fail(opcode::WRITE, -libc::EAGAIN);
+        rig.write(0..1);
+        assert_eq!(rig.take(1)[0].result, -libc::EAGAIN);
+        drop(rig);
+        let mut rig = Rig::new(
+            "drain",
+            Retry {
+                limit: 255,
+                backoff_us: 300_000,
+                give_up_ms: 0,
+            },
+        );
+        (0..2).for_each(|_| rig.fail(opcode::WRITE, -libc::EBUSY));
+        rig.write(0..1);
+        rig.engine.pump(true).unwrap();
+        let start = Instant::now();
+        rig.engine.drain().unwrap();
+        assert!(start.elapsed() < Duration::from_secs(3));
+        rig.faults.lock().clear();
+    }
+
+    /// The consumer index of the CQ goes mad while entries wait for one another: no slot is left behind, so
+    /// nothing waits for it for ever, and what was taken is finished or given up.
+    #[test]
+    fn a_broken_ring_frees_every_slot() {
+        for bad in [100u32, 1 << 31] {
+            for drains in [true, false] {
+                let mut rig = Rig::new("broken", Retry::default());
+                rig.write(0..32);
+                while rig.shore.stats.completed.get() < 32 {
+                    rig.engine.pump(true).unwrap();
+                }
+                rig.region.cq.consumer().store(bad, Ordering::Relaxed);
+                rig.write(0..40);
+                let error = rig.engine.pump(true).unwrap_err();
+                assert_eq!(error.errno(), libc::EBADMSG, "{error}");
+                assert_eq!(rig.shore.failure(), Some(libc::EBADMSG));
+                let taken = rig.shore.stats.submitted.get();
+                assert_eq!((taken, rig.engine.in_flight()), (64, 32), "a slot for each");
+                let start = Instant::now();
+                if drains {
+                    rig.engine.drain().unwrap();
+                } else {
+                    rig.engine.abandon().unwrap();
+                    rig.shore.stats.completed.add(32);
+                }
+                assert!(start.elapsed() < Duration::from_secs(5));
+            }
+        }
+    }
+    /// It goes backwards: slots that were reserved are gone. What still fits is told, the rest is let go.
+    #[test]
+    fn a_consumer_that_goes_back_is_noticed_and_frees_every_slot() {
+        let mut rig = Rig::new("back", Retry::default());
+        rig.write(0..32);
+        while rig.shore.stats.completed.get() < 32 {
+            rig.engine.pump(true).unwrap();
+        }
+        rig.region
+            .cq
+            .consumer()
+            .store(-21i32 as u32, Ordering::Relaxed);
+        rig.write(0..40);
+        let start = Instant::now();
+        let error = loop {
+            assert!(start.elapsed() < Duration::from_secs(5));
+            if let Err(error) = rig.engine.pump(true) {
+                break error;
+            }
+        };
+        assert_eq!(error.errno(), libc::EBADMSG, "{error}");
+        assert_eq!(rig.engine.in_flight(), 0);
+        let stats = &rig.shore.stats;
+        assert_eq!(
+            (stats.submitted.get(), stats.completed.get()),
+            (64, 32 + 11)
+        );
+        stats.completed.add(21);
+        let _ = rig.engine.drain();
+        assert!(start.elapsed() < Duration::from_secs(5));
     }
 }

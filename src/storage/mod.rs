@@ -9,11 +9,17 @@ pub mod block;
 pub mod command;
 pub mod device;
 pub mod engine;
+#[cfg(test)]
+pub mod faulty;
+pub mod merge;
 pub mod null;
 pub mod nvme;
 
+use std::time::{Duration, Instant};
+
+use crate::error::Result;
 use crate::sys::shm::Shared;
-use crate::sys::uring::{BufRange, Op};
+use crate::sys::uring::{BufRange, Gathered, Op};
 use command::{Command, status, status_of_errno};
 use device::{Device, Kind, Limits};
 
@@ -72,23 +78,76 @@ pub struct Task {
     pub scratch: Option<BufRange>,
     /// Bytes done, or ranges done, by a command that takes several operations.
     pub progress: u64,
-    /// Operations that were interrupted and sent again.
+    /// Operations that failed for now and were sent again.
     pub retries: u8,
+    /// When the first of them failed, where the policy asks.
+    pub failing_since: Option<Instant>,
+    /// Waits before the next try.
+    pub pausing: bool,
     /// Which way a command that has several is being tried.
     pub variant: u8,
 }
 
-/// Interrupted or short-of-memory operations are sent again this often before the error is given out.
-pub const MAX_RETRIES: u8 = 8;
+/// What to do about errors that may be gone a moment later.
+///
+/// `EINTR` and `EAGAIN` are such. Where there is a pause before the next try, so are `ENOMEM`, `EBUSY` and the
+/// NVMe statuses that ask for patience (Command Interrupted 21h, Transient Transport Error 22h, Namespace Not
+/// Ready 82h), unless the device says that trying again is useless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    /// An operation is sent again this often before its error is given out: 0 to 255. What moved some bytes
+    /// starts to count anew.
+    pub limit: u32,
+    /// Microseconds before the first retry, up to `MAX_BACKOFF_US`; twice as many before each further one, never
+    /// above `MAX_BACKOFF_US`. 0: at once.
+    pub backoff_us: u32,
+    /// Milliseconds after the first failure from which on no more is tried. 0: only `limit` counts.
+    pub give_up_ms: u32,
+}
 
-/// Counts an operation that the kernel asks to send again.
-pub fn may_retry(task: &mut Task, result: i32) -> bool {
-    let transient = matches!(-result, libc::EINTR | libc::EAGAIN);
-    if transient && task.retries < MAX_RETRIES {
-        task.retries += 1;
-        return true;
+/// Longest pause before a retry. Also how long a context that is destroyed may wait for one.
+pub const MAX_BACKOFF_US: u32 = 1_000_000;
+
+impl Default for Retry {
+    fn default() -> Self {
+        Retry {
+            limit: 8,
+            backoff_us: 0,
+            give_up_ms: 0,
+        }
     }
-    false
+}
+
+impl Retry {
+    fn is_transient(&self, result: i32) -> bool {
+        match -result {
+            libc::EINTR | libc::EAGAIN => true,
+            libc::ENOMEM | libc::EBUSY => self.backoff_us > 0,
+            _ => false,
+        }
+    }
+
+    /// A positive result is an NVMe status.
+    fn is_transient_nvme(&self, result: i32) -> bool {
+        let asks = matches!(result & 0x7ff, 0x021 | 0x022 | 0x082);
+        let useless = result & i32::from(command::DNR) != 0;
+        self.is_transient(result) || result > 0 && asks && !useless && self.backoff_us > 0
+    }
+
+    /// Counts an operation that is to be sent again; `false` where that was done often or long enough.
+    fn again(&self, task: &mut Task) -> bool {
+        if u32::from(task.retries) >= self.limit {
+            return false;
+        }
+        if self.give_up_ms > 0 {
+            let since = *task.failing_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= Duration::from_millis(self.give_up_ms.into()) {
+                return false;
+            }
+        }
+        task.retries += 1;
+        true
+    }
 }
 
 /// The registered memory that backends may look into: the data buffers and the bounce pool.
@@ -120,40 +179,77 @@ pub enum Backend {
     Nvme(nvme::Nvme),
     Block(block::Block),
     Null(null::Null),
+    #[cfg(test)]
+    Faulty(Box<faulty::Faulty>),
 }
 
 impl Backend {
-    pub fn of(device: &Device) -> Backend {
-        match device.kind {
-            Kind::Nvme => Backend::Nvme(nvme::Nvme::new(device)),
+    pub fn of(device: &Device) -> Result<Backend> {
+        Ok(match device.kind {
+            Kind::Nvme => Backend::Nvme(nvme::Nvme::new(device)?),
             Kind::Block | Kind::File => Backend::Block(block::Block::new(device)),
             Kind::Null => Backend::Null(null::Null::new(device)),
-        }
+        })
     }
 
     /// The first step of a command.
     pub fn begin(&self, task: &mut Task, memory: &Memory) -> Step {
         task.progress = 0;
         task.retries = 0;
+        task.failing_since = None;
+        task.pausing = false;
         task.variant = 0;
+        self.next(task, memory)
+    }
+
+    fn next(&self, task: &mut Task, memory: &Memory) -> Step {
         match self {
-            Backend::Nvme(b) => b.begin(task),
+            Backend::Nvme(b) => b.begin(task, memory),
             Backend::Block(b) => b.next(task, memory),
             Backend::Null(b) => b.begin(task, memory),
+            #[cfg(test)]
+            Backend::Faulty(b) => b.device.next(task, memory),
         }
     }
 
     /// The next step, after an operation gave `result` (as io_uring gives it).
-    pub fn advance(&self, task: &mut Task, result: i32, memory: &Memory) -> Step {
+    pub fn advance(&self, task: &mut Task, result: i32, memory: &Memory, retry: &Retry) -> Step {
+        if std::mem::take(&mut task.pausing) {
+            return self.next(task, memory);
+        }
+        #[cfg(test)]
+        if let Backend::Faulty(b) = self {
+            let result = b.result(task, result);
+            return b.device.advance(task, result, memory, retry);
+        }
+        let transient = match self {
+            Backend::Nvme(_) => retry.is_transient_nvme(result),
+            _ => retry.is_transient(result),
+        };
+        if transient && retry.again(task) {
+            if retry.backoff_us == 0 {
+                return self.next(task, memory);
+            }
+            task.pausing = true;
+            return Step::Submit(Op::Pause {
+                step: task.retries - 1,
+            });
+        }
         match self {
             Backend::Nvme(b) => b.advance(task, result),
             Backend::Block(b) => b.advance(task, result, memory),
             Backend::Null(_) => Step::Done(Outcome::status(status::INTERNAL)),
+            #[cfg(test)]
+            Backend::Faulty(_) => Step::Done(Outcome::status(status::INTERNAL)),
         }
     }
 
     /// Whether a command needs a bounce buffer of its own beside its data.
     pub fn needs_scratch(&self, command: &Command) -> bool {
+        #[cfg(test)]
+        if let Backend::Faulty(b) = self {
+            return b.device.needs_scratch(command);
+        }
         matches!(self, Backend::Block(_))
             && matches!(
                 command.opcode,
@@ -164,12 +260,30 @@ impl Backend {
     /// Whether the data of a command may stand anywhere: no DMA is made from it.
     pub fn takes_in_place(&self, command: &Command) -> bool {
         match self {
+            #[cfg(test)]
+            Backend::Faulty(b) => b.device.takes_in_place(command),
             Backend::Nvme(_) => false,
             Backend::Null(_) => true,
             Backend::Block(_) => !matches!(
                 command.opcode,
                 command::opcode::READ | command::opcode::WRITE
             ),
+        }
+    }
+
+    /// Whether a command's data may be in pieces. NVMe passthrough would need a device that takes any gap
+    /// between two pieces, and user memory pinned anew for each command.
+    pub fn gathers(&self) -> bool {
+        matches!(self, Backend::Block(_))
+    }
+
+    /// The operation of a write or read whose data is in pieces; for backends that gather.
+    pub fn gathered(&self, command: &Command, pieces: Gathered) -> Op {
+        match self {
+            Backend::Block(b) => b.gathered(command, pieces),
+            Backend::Nvme(_) | Backend::Null(_) => Op::Nop,
+            #[cfg(test)]
+            Backend::Faulty(_) => Op::Nop,
         }
     }
 
@@ -181,7 +295,12 @@ impl Backend {
 
 /// Identify for devices that are no NVMe: enough for a program that asks what it talks to.
 /// Base specification 2.0, figures "Identify Namespace / Controller Data Structure".
-pub fn synthesize_identify(cns: u8, limits: &Limits, name: &str) -> Option<Box<[u8; 4096]>> {
+pub fn synthesize_identify(
+    cns: u8,
+    nsid: u32,
+    limits: &Limits,
+    name: &str,
+) -> Option<Box<[u8; 4096]>> {
     let mut page = Box::new([0u8; 4096]);
     let text = |page: &mut [u8], at: usize, len: usize, text: &str| {
         let bytes = text.bytes().chain(std::iter::repeat(b' ')).take(len);
@@ -211,8 +330,8 @@ pub fn synthesize_identify(cns: u8, limits: &Limits, name: &str) -> Option<Box<[
             page[520] = 0x01 | 0x04 | 0x08;
             page[525] = u8::from(limits.volatile_cache.unwrap_or(true));
         }
-        // Active namespaces: number 1, and zeroes behind it.
-        2 => page[0] = 1,
+        // Active namespaces above the given one: number 1, and zeroes behind it.
+        2 => page[0] = u8::from(nsid < 1),
         _ => return None,
     }
     Some(page)

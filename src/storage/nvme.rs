@@ -2,31 +2,47 @@
 
 #![forbid(unsafe_code)]
 
-use super::command::{Command, DNR, opcode, status};
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::command::{self, Command, DNR, IDENTIFY_LEN, opcode, status};
 use super::device::Device;
-use super::{FILE_DEVICE, Outcome, Step, Task, may_retry};
-use crate::sys::uring::Op;
+use super::{FILE_DEVICE, Memory, Outcome, Step, Task};
+use crate::error::{Error, Result};
+use crate::sys::abi::NvmeUringCmd;
+use crate::sys::file as sysfile;
+use crate::sys::mmap::{Mapping, PAGE};
+use crate::sys::shm::Shared;
+use crate::sys::uring::{BufRange, Op, Ring};
 
 /// Number of the controller in the registered file table.
 const FILE_CONTROLLER: u32 = 1;
 
 #[derive(Debug)]
 pub struct Nvme {
-    has_controller: bool,
+    /// The namespace's node, where the controller's cannot be opened.
+    node: Option<File>,
 }
 
 impl Nvme {
-    pub fn new(device: &Device) -> Nvme {
-        Nvme {
-            has_controller: device.has_controller,
-        }
+    pub fn new(device: &Device) -> Result<Nvme> {
+        let node = match (device.has_controller, device.files.first()) {
+            (false, Some(node)) => Some(node.try_clone().map_err(|e| {
+                Error::os(
+                    &e,
+                    format_args!("duplicating the descriptor of '{}'", device.path),
+                )
+            })?),
+            _ => None,
+        };
+        Ok(Nvme { node })
     }
 
-    pub fn begin(&self, task: &mut Task) -> Step {
+    pub fn begin(&self, task: &mut Task, memory: &Memory) -> Step {
         let admin = task.command.opcode == opcode::IDENTIFY;
-        if admin && !self.has_controller {
-            // An unprivileged user has the namespace's node and not the controller's.
-            return Step::Done(Outcome::errno(libc::EACCES, opcode::IDENTIFY));
+        if let (true, Some(node)) = (admin, &self.node) {
+            return Step::Done(identify(node, task, memory));
         }
         Step::Submit(Op::Nvme {
             file: if admin { FILE_CONTROLLER } else { FILE_DEVICE },
@@ -37,11 +53,77 @@ impl Nvme {
     }
 
     pub fn advance(&self, task: &mut Task, result: i32) -> Step {
-        if may_retry(task, result) {
-            return self.begin(task);
-        }
         Step::Done(outcome(result, &task.command))
     }
+}
+
+/// Identify for a user who has the namespace's node and not the controller's. A namespace's node takes
+/// admin commands by ioctl only, so this one keeps its thread until the drive has answered.
+fn identify(node: &File, task: &Task, memory: &Memory) -> Outcome {
+    let raw = &task.command.raw;
+    match sysfile::nvme_identify(node, raw.nsid, raw.cdw10, raw.cdw11) {
+        Ok(Ok(page)) => {
+            if let Some(range) = task.data {
+                memory.of(range).write(range.offset, &page[..]);
+            }
+            Outcome::success(IDENTIFY_LEN)
+        }
+        Ok(Err(status)) => outcome(status.into(), &task.command),
+        Err(e) => Outcome::errno(e.raw_os_error().unwrap_or(libc::EIO), opcode::IDENTIFY),
+    }
+}
+
+/// How long the probe below waits for its read.
+const PROBE_TIME: Duration = Duration::from_secs(10);
+/// More segments than this are not tried: drives have 33 to 257.
+const MOST_SEGMENTS: u32 = 1024;
+
+/// Whether the kernel takes registered buffers that are longer than the I/O: those before 6.11.8 may
+/// answer EINVAL, some of them only where the buffer has more pages than a command has segments. Reads one
+/// block into such a buffer, the way commands will be sent.
+pub fn takes_registered(device: &Device) -> Result<bool> {
+    let limits = &device.limits;
+    let block = limits.block_size as usize;
+    let pages = (limits.max_segments.min(MOST_SEGMENTS) + 2) as usize;
+    let len = (pages * PAGE).max(2 * block);
+    let mapping = Mapping::anonymous(len, false)
+        .map_err(|e| Error::os(&e, format_args!("mapping {len} bytes to try reading into")))?;
+    let memory = Shared::new(Arc::new(mapping), 0, len).expect("the mapping is that long");
+    let mut ring = Ring::shared(2)?;
+    ring.register(vec![memory], device.duplicate_files()?)?;
+    let cmd = NvmeUringCmd {
+        nsid: limits.nsid,
+        ..command::transfer(opcode::READ, 0, 1, 0, limits.block_size, false).nvme_cmd
+    };
+    let answer = probe(&mut ring, cmd);
+    // At once rather than when the kernel gets to it: what counts against RLIMIT_MEMLOCK is free again.
+    ring.unregister()?;
+    answer
+}
+
+fn probe(ring: &mut Ring, cmd: NvmeUringCmd) -> Result<bool> {
+    let read = Op::Nvme {
+        file: FILE_DEVICE,
+        admin: false,
+        cmd,
+        data: Some(BufRange {
+            buffer: 0,
+            offset: 0,
+            len: cmd.data_len,
+        }),
+    };
+    for fixed in [true, false] {
+        ring.set_fixed_nvme(fixed);
+        ring.push(&read, 0)?;
+        ring.submit(1, Some(PROBE_TIME))?;
+        let mut result = None;
+        ring.reap(|done| result = Some(done.result));
+        // Without an answer, or with another error, nothing speaks against registered buffers.
+        if result != Some(-libc::EINVAL) {
+            return Ok(fixed || result.is_none_or(|r| r < 0));
+        }
+    }
+    Ok(true)
 }
 
 fn outcome(result: i32, command: &Command) -> Outcome {

@@ -83,7 +83,52 @@ pub const CQE_FRAME: u32 = 1 << 1;
 /// `UnifiedCqe::flags`: the library copied the data through a bounce buffer.
 pub const CQE_BOUNCED: u32 = 1 << 2;
 
+/// `io_unified_reg`: what registration is asked for, and where it put things (88 bytes).
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct UnifiedReg {
+    /// Address of an `io_uring_region_desc`.
+    pub region_ptr: u64,
+    /// Address of a C string.
+    pub nvme_dev_path: u64,
+    pub sq_entries: u32,
+    pub cq_entries: u32,
+    pub buffer_entries: u32,
+    pub buffer_entry_size: u32,
+    pub flags: u32,
+    pub reserved: [u32; 3],
+    /// Filled by registration.
+    pub offsets: UnifiedOffsets,
+}
+
+/// Where the parts of a region are, in bytes from its start.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct UnifiedOffsets {
+    pub sq_ring: u64,
+    pub cq_ring: u64,
+    pub sq_entries: u64,
+    pub cq_entries: u64,
+    pub buffers: u64,
+}
+
+/// `io_uring_region_desc`, as in linux/io_uring.h since 6.13 (64 bytes).
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct RegionDesc {
+    pub user_addr: u64,
+    pub size: u64,
+    /// 0, or 1: memory of the program. Both mean that here.
+    pub flags: u32,
+    pub id: u32,
+    pub mmap_offset: u64,
+    pub reserved: [u64; 4],
+}
+
 const _: () = {
+    assert!(size_of::<UnifiedReg>() == 88);
+    assert!(std::mem::offset_of!(UnifiedReg, offsets) == 48);
+    assert!(size_of::<RegionDesc>() == 64);
     assert!(size_of::<UnifiedRing>() == 40);
     assert!(size_of::<NvmeUringCmd>() == 72);
     assert!(size_of::<UnifiedSqe>() == 96);

@@ -17,6 +17,12 @@ static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(
     "/unified_xdp.bpf.o"
 )));
 
+/// The same program without the metadata record (see `Program::open`).
+static OBJECT_PLAIN: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(
+    env!("OUT_DIR"),
+    "/unified_xdp_plain.bpf.o"
+)));
+
 const SECTION: &CStr = c"xdp.frags";
 pub const PROGRAM: &str = "unified_xdp";
 
@@ -39,9 +45,10 @@ unsafe fn forward(level: c_int, format: *const c_char, args: *mut c_void) -> c_i
     // SAFETY: the buffer and its size belong together; format and args are the caller's promise.
     unsafe { vsnprintf(line.as_mut_ptr().cast(), line.len(), format, args) };
     if let Ok(text) = CStr::from_bytes_until_nul(&line) {
+        // A step lower than they come: both warn of everything that they try and do without. What fails
+        // for good comes back as an error, and is told as one.
         let level = match level {
-            0 => Level::Warn,
-            1 => Level::Info,
+            0 => Level::Info,
             _ => Level::Debug,
         };
         log::log(level, format_args!("{}", text.to_string_lossy()));
@@ -86,13 +93,31 @@ pub enum Mode {
     Skb,
 }
 
+/// linux/if_link.h
+const XDP_FLAGS_UPDATE_IF_NOEXIST: u32 = 1;
+
 impl Mode {
+    /// XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE
+    fn flag(self) -> u32 {
+        match self {
+            Mode::Native => 1 << 2,
+            Mode::Skb => 1 << 1,
+        }
+    }
+
     fn raw(self) -> libxdp_sys::xdp_attach_mode {
         match self {
             Mode::Native => libxdp_sys::xdp_attach_mode_XDP_MODE_NATIVE,
             Mode::Skb => libxdp_sys::xdp_attach_mode_XDP_MODE_SKB,
         }
     }
+}
+
+/// Where a packet is said to come from. The interface must have its XDP queues set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ingress {
+    pub ifindex: u32,
+    pub queue: u32,
 }
 
 /// The embedded program: opened, then loaded by attaching it (or on its own, for tests).
@@ -108,16 +133,15 @@ unsafe impl Send for Program {}
 unsafe impl Sync for Program {}
 
 impl Program {
-    /// Opens the embedded object; `events_bytes` is a power of two of at least a page.
-    pub fn open(events_bytes: u32) -> io::Result<Program> {
+    /// Opens the embedded object; `events_bytes` is a power of two of at least a page. With `metadata` the
+    /// program leaves a record before each packet, which newer kernels refuse under libxdp's dispatcher
+    /// (`EINVAL` when it is attached).
+    pub fn open(events_bytes: u32, metadata: bool) -> io::Result<Program> {
         route_log();
+        let bytes = if metadata { &OBJECT.0 } else { &OBJECT_PLAIN.0 };
         // SAFETY: the object is a live static; no options.
         let object = unsafe {
-            libbpf_sys::bpf_object__open_mem(
-                OBJECT.0.as_ptr().cast(),
-                OBJECT.0.len() as _,
-                ptr::null(),
-            )
+            libbpf_sys::bpf_object__open_mem(bytes.as_ptr().cast(), bytes.len() as _, ptr::null())
         };
         if object.is_null() {
             return Err(io::Error::last_os_error());
@@ -183,10 +207,50 @@ impl Program {
         .map(drop)
     }
 
+    fn fd(&self) -> io::Result<RawFd> {
+        // SAFETY: the object is open and the program named; a program that is not loaded has no descriptor.
+        negative(unsafe {
+            let program =
+                libbpf_sys::bpf_object__find_program_by_name(self.object, c"unified_xdp".as_ptr());
+            libbpf_sys::bpf_program__fd(program)
+        })
+    }
+
+    /// Attaches the loaded program where none is, without libxdp. `EBUSY` where one is.
+    pub fn attach_alone(&self, ifindex: u32, mode: Mode) -> io::Result<()> {
+        let flags = XDP_FLAGS_UPDATE_IF_NOEXIST | mode.flag();
+        // SAFETY: takes numbers; no options.
+        negative(unsafe {
+            libbpf_sys::bpf_xdp_attach(ifindex as c_int, self.fd()?, flags, ptr::null())
+        })
+        .map(drop)
+    }
+
+    /// Takes the program off where it, and no dispatcher, is what the interface runs. `EEXIST` where another
+    /// one is there: the kernel compares, so nobody else's is ever taken off. Needs CAP_NET_ADMIN alone.
+    pub fn detach_alone(&self, ifindex: u32, mode: Mode) -> io::Result<()> {
+        // SAFETY: the options are integers, for which zero is a value.
+        let mut options: libbpf_sys::bpf_xdp_attach_opts = unsafe { std::mem::zeroed() };
+        options.sz = size_of_val(&options) as _;
+        options.old_prog_fd = self.fd()?;
+        // SAFETY: the options are live and as long as said.
+        negative(unsafe { libbpf_sys::bpf_xdp_detach(ifindex as c_int, mode.flag(), &options) })
+            .map(drop)
+    }
+
     /// The kernel's id of the loaded program; 0 before.
     pub fn id(&self) -> u32 {
-        // SAFETY: the program is open.
-        unsafe { libxdp_sys::xdp_program__id(self.program) }
+        let Ok(fd) = self.fd() else {
+            return 0;
+        };
+        // SAFETY: bpf_prog_info is integers, for which zero is a value.
+        let mut info: libbpf_sys::bpf_prog_info = unsafe { std::mem::zeroed() };
+        let mut len = size_of_val(&info) as u32;
+        // SAFETY: info and its length belong together.
+        let rc = unsafe {
+            libbpf_sys::bpf_obj_get_info_by_fd(fd, ptr::from_mut(&mut info).cast(), &mut len)
+        };
+        if rc < 0 { 0 } else { info.id }
     }
 
     fn map(&self, name: &CStr) -> io::Result<*mut libbpf_sys::bpf_map> {
@@ -206,14 +270,14 @@ impl Program {
         negative(unsafe { libbpf_sys::bpf_map__fd(map) })
     }
 
-    /// Runs the loaded program on a packet (BPF_PROG_TEST_RUN): the verdict.
-    pub fn test_run(&self, packet: &[u8], out: &mut Vec<u8>) -> io::Result<u32> {
-        // SAFETY: the object is loaded and the program named.
-        let fd = unsafe {
-            let program =
-                libbpf_sys::bpf_object__find_program_by_name(self.object, c"unified_xdp".as_ptr());
-            negative(libbpf_sys::bpf_program__fd(program))?
-        };
+    /// Runs the loaded program on a packet (BPF_PROG_TEST_RUN): the verdict, and what it made of the packet.
+    pub fn test_run(
+        &self,
+        packet: &[u8],
+        ingress: Option<Ingress>,
+        out: &mut Vec<u8>,
+    ) -> io::Result<u32> {
+        let fd = self.fd()?;
         out.resize(packet.len() + 512, 0);
         // SAFETY: bpf_test_run_opts is integers and pointers, for which zero is a value.
         let mut opts: libbpf_sys::bpf_test_run_opts = unsafe { std::mem::zeroed() };
@@ -223,7 +287,16 @@ impl Program {
         opts.data_out = out.as_mut_ptr().cast();
         opts.data_size_out = out.len() as u32;
         opts.repeat = 1;
-        // SAFETY: in and out buffers are live and as long as said.
+        // SAFETY: xdp_md is integers, for which zero is a value.
+        let mut context: libbpf_sys::xdp_md = unsafe { std::mem::zeroed() };
+        if let Some(ingress) = ingress {
+            context.data_end = packet.len() as u32;
+            context.ingress_ifindex = ingress.ifindex;
+            context.rx_queue_index = ingress.queue;
+            opts.ctx_in = ptr::from_ref(&context).cast();
+            opts.ctx_size_in = size_of_val(&context) as u32;
+        }
+        // SAFETY: in and out buffers and the context are live and as long as said.
         negative(unsafe { libbpf_sys::bpf_prog_test_run_opts(fd, &mut opts) })?;
         out.truncate(opts.data_size_out as usize);
         Ok(opts.retval)
@@ -259,6 +332,12 @@ pub(crate) fn map_set(fd: RawFd, key: u32, value: &[u8]) -> io::Result<()> {
         libbpf_sys::bpf_map_update_elem(fd, ptr::from_ref(&key).cast(), value.as_ptr().cast(), 0)
     })
     .map(drop)
+}
+
+/// Removes a key.
+pub(crate) fn map_delete(fd: RawFd, key: u32) -> io::Result<()> {
+    // SAFETY: keys are u32 in all our maps, and in every map of AF_XDP sockets.
+    negative(unsafe { libbpf_sys::bpf_map_delete_elem(fd, ptr::from_ref(&key).cast()) }).map(drop)
 }
 
 /// A per-CPU value of `N` words, summed over all possible CPUs.
@@ -360,6 +439,36 @@ pub fn detach_id(ifindex: u32, id: u32, mode: Mode) -> io::Result<()> {
         libxdp_sys::xdp_program__close(program);
         negative(rc).map(drop)
     }
+}
+
+/// The ids of all loaded programs of the system, attached or not. Needs CAP_SYS_ADMIN.
+pub fn program_ids() -> io::Result<Vec<u32>> {
+    let mut ids = Vec::new();
+    let mut id = 0;
+    loop {
+        // SAFETY: `id` is live.
+        match negative(unsafe { libbpf_sys::bpf_prog_get_next_id(id, &mut id) }) {
+            Ok(_) => ids.push(id),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(ids),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The id of the program that is pinned at `path`.
+pub fn pinned_program(path: &CStr) -> io::Result<u32> {
+    // SAFETY: the path ends in a zero byte; the result is a new descriptor or an error.
+    let fd = negative(unsafe { libbpf_sys::bpf_obj_get(path.as_ptr()) })?;
+    // SAFETY: bpf_prog_info is integers, for which zero is a value.
+    let mut info: libbpf_sys::bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of_val(&info) as u32;
+    // SAFETY: info and its length belong together; the descriptor is closed once.
+    let rc = unsafe {
+        let rc = libbpf_sys::bpf_obj_get_info_by_fd(fd, ptr::from_mut(&mut info).cast(), &mut len);
+        libc::close(fd);
+        rc
+    };
+    negative(rc).map(|_| info.id)
 }
 
 /// Reads key 0 of the map called `name` that a loaded program uses.

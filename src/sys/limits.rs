@@ -1,22 +1,67 @@
-//! Limits of this process.
+//! Limits and privileges of this process.
 
 use std::fs;
 
-const CAP_IPC_LOCK: u64 = 1 << 14;
+/// A capability, by number and name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capability(u32, &'static str);
+
+pub const NET_ADMIN: Capability = Capability(12, "CAP_NET_ADMIN");
+pub const NET_RAW: Capability = Capability(13, "CAP_NET_RAW");
+pub const IPC_LOCK: Capability = Capability(14, "CAP_IPC_LOCK");
+pub const SYS_ADMIN: Capability = Capability(21, "CAP_SYS_ADMIN");
+pub const PERFMON: Capability = Capability(38, "CAP_PERFMON");
+pub const BPF: Capability = Capability(39, "CAP_BPF");
+
+/// What is in force, a bit each. `None` where /proc does not tell.
+fn effective() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let hex = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(hex.trim(), 16).ok()
+}
+
+pub fn has(capability: Capability) -> bool {
+    effective().is_some_and(|caps| caps >> capability.0 & 1 != 0)
+}
+
+/// Says which of `needed` this process lacks, and where it lacks none, what else may forbid it.
+pub fn lacking(needed: &[Capability]) -> String {
+    let names = |list: Vec<&Capability>| {
+        let names: Vec<&str> = list.iter().map(|c| c.1).collect();
+        names.join(", ")
+    };
+    let missing = needed.iter().filter(|c| !has(**c)).collect::<Vec<_>>();
+    if missing.is_empty() {
+        let all = names(needed.iter().collect());
+        return format!(
+            "this process has {all}: a user namespace other than the first, seccomp or an LSM may forbid it"
+        );
+    }
+    format!(
+        "this process lacks {} (run as root, or give it that)",
+        names(missing)
+    )
+}
+
+/// As `lacking`, for loading and attaching an XDP program.
+pub fn lacking_for_xdp() -> String {
+    if has(SYS_ADMIN) {
+        return lacking(&[NET_ADMIN]);
+    }
+    format!(
+        "{}; CAP_SYS_ADMIN stands for the last two",
+        lacking(&[NET_ADMIN, BPF, PERFMON])
+    )
+}
 
 /// RLIMIT_MEMLOCK in bytes, or `None` where nothing limits this process: unlimited, or CAP_IPC_LOCK in
 /// the initial user namespace (the kernel asks there, so a container's own does not count).
 pub fn memlock() -> Option<u64> {
-    let capable = fs::read_to_string("/proc/self/status").is_ok_and(|status| {
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix("CapEff:"))
-            .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-            .is_some_and(|caps| caps & CAP_IPC_LOCK != 0)
-    });
     let initial = fs::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
-    if capable && initial {
+    if has(IPC_LOCK) && initial {
         return None;
     }
     let mut limit = libc::rlimit {
@@ -26,4 +71,52 @@ pub fn memlock() -> Option<u64> {
     // SAFETY: `limit` is live.
     let rc = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
     (rc == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+/// Whether files may grow without limit (RLIMIT_FSIZE).
+pub fn files_unlimited() -> bool {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is live.
+    let rc = unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) };
+    rc == 0 && limit.rlim_cur == libc::RLIM_INFINITY
+}
+
+/// The smallest memory limit of this process's control groups in bytes, and the file that holds it. `None`
+/// where there is none, or where the groups' files are not mounted in their usual place.
+pub fn memory_cgroup() -> Option<(u64, String)> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mut least: Option<(u64, String)> = None;
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            list if list.split(',').any(|c| c == "memory") => {
+                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            }
+            _ => continue,
+        };
+        // A parent's limit holds too.
+        let mut group = std::path::Path::new(path);
+        loop {
+            let at = format!("{root}{}/{file}", group.display());
+            // "max" is no number, and no limit.
+            let limit = fs::read_to_string(&at)
+                .ok()
+                .and_then(|t| t.trim().parse().ok());
+            if let Some(limit) = limit
+                && least.as_ref().is_none_or(|(least, _)| limit < *least)
+            {
+                least = Some((limit, at));
+            }
+            match group.parent() {
+                Some(parent) => group = parent,
+                None => break,
+            }
+        }
+    }
+    least
 }

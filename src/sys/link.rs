@@ -33,6 +33,13 @@ fn request(name: &str) -> Option<libc::ifreq> {
     Some(request)
 }
 
+/// Whether there is an interface of that number in this network namespace.
+pub fn exists(index: u32) -> bool {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the room that the call demands.
+    !unsafe { libc::if_indextoname(index, name.as_mut_ptr()) }.is_null()
+}
+
 /// Whether it is administratively up.
 pub fn is_up(name: &str) -> bool {
     let (Some(socket), Some(mut request)) = (socket(), request(name)) else {

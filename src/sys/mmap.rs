@@ -1,6 +1,8 @@
 //! Anonymous shared mappings: the region and the bounce pool.
 
+use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
 
 /// Bytes in a base page. The layout of the region is written in these, whatever maps it.
@@ -8,7 +10,7 @@ pub const PAGE: usize = 4096;
 /// Bytes in a huge page (x86-64 and arm64 with 4 KiB base pages).
 pub const HUGE_PAGE: usize = 2 << 20;
 
-/// One anonymous shared mapping, or memory that a program mapped itself and lends us.
+/// One anonymous shared mapping, or a mapping of our own of pages that a program mapped first.
 ///
 /// It is only a place: nothing here makes a reference into it, because the kernel, the program and
 /// other threads write to it whenever they like. All access goes through `sys::shm`.
@@ -16,8 +18,9 @@ pub const HUGE_PAGE: usize = 2 << 20;
 pub struct Mapping {
     base: NonNull<u8>,
     len: usize,
-    owned: bool,
     huge: bool,
+    /// The program's mapping itself: it stays the program's to unmap.
+    lent: bool,
 }
 
 // SAFETY: a Mapping is an address and a length that never change until it is dropped; what is behind
@@ -57,8 +60,8 @@ impl Mapping {
         let mapping = Mapping {
             base,
             len,
-            owned: true,
             huge,
+            lent: false,
         };
         // SAFETY: the range is the mapping just made.
         let rc = unsafe { libc::madvise(base.as_ptr().cast(), len, libc::MADV_DONTFORK) };
@@ -66,6 +69,58 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         Ok(mapping)
+    }
+
+    /// A mapping of our own of the pages that the program has at `address`, `len` bytes rounded up to
+    /// whole pages of the size that it is mapped with. It stays when the program unmaps its own.
+    ///
+    /// `EFAULT`: not all of it is mapped for reading and writing. `EINVAL`: not shared (a private mapping's
+    /// pages belong to it alone), of several origins, or not on a page.
+    pub fn of_program(address: usize, len: usize) -> io::Result<Mapping> {
+        let error = io::Error::from_raw_os_error;
+        let maps = fs::read_to_string("/proc/thread-self/smaps")?;
+        let page = page_size_at(&maps, address).ok_or_else(|| error(libc::EFAULT))?;
+        let len = len
+            .checked_next_multiple_of(page)
+            .filter(|&len| len > 0 && len <= isize::MAX as usize)
+            .ok_or_else(|| error(libc::EINVAL))?;
+        if !address.is_multiple_of(page) {
+            return Err(error(libc::EINVAL));
+        }
+        check_program_range(&maps, address, len).map_err(error)?;
+        let huge = page > PAGE;
+        let again = match huge {
+            false => map_again(address, len),
+            true => map_huge_again(&maps, address, len),
+        };
+        let (base, lent) = match again {
+            Ok(base) => (base, false),
+            // Huge pages cannot be had twice without CAP_CHECKPOINT_RESTORE.
+            Err(e) if huge && matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => {
+                (address as *mut u8, true)
+            }
+            Err(e) => return Err(e),
+        };
+        let mapping = Mapping {
+            base: NonNull::new(base).expect("page zero is never mapped"),
+            len,
+            huge,
+            lent,
+        };
+        if lent {
+            return Ok(mapping);
+        }
+        // SAFETY: the range is the mapping just made.
+        let rc = unsafe { libc::madvise(base.cast(), len, libc::MADV_DONTFORK) };
+        if rc != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(mapping)
+    }
+
+    /// Whether this is the program's mapping itself, which it must keep as long as this lives.
+    pub fn is_lent(&self) -> bool {
+        self.lent
     }
 
     pub fn base(&self) -> *mut u8 {
@@ -92,10 +147,196 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        if self.owned {
+        if !self.lent {
             // SAFETY: mapped by us with this base and length; whoever reaches into it holds an Arc of
             // this Mapping, so nobody does any more.
             unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
         }
+    }
+}
+
+/// A second mapping of the pages of a shared one.
+fn map_again(address: usize, len: usize) -> io::Result<*mut u8> {
+    // SAFETY: an old size of zero leaves the program's mapping as it is and makes a second one of the
+    // same pages, at an address that the kernel chooses.
+    let base = unsafe { libc::mremap(address as *mut _, 0, len, libc::MREMAP_MAYMOVE) };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(base.cast())
+}
+
+/// The same for huge pages, which mremap refuses to map twice: by the file that the kernel has behind
+/// every shared mapping.
+fn map_huge_again(maps: &str, address: usize, len: usize) -> io::Result<*mut u8> {
+    let line = maps
+        .lines()
+        .filter_map(parse_line)
+        .find(|l| (l.start..l.end).contains(&address))
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::EFAULT))?;
+    let path = format!("/proc/self/map_files/{:x}-{:x}", line.start, line.end);
+    let file = fs::File::options().read(true).write(true).open(path)?;
+    let offset = line.offset as usize + (address - line.start);
+    // SAFETY: no address is asked for, so no existing mapping can be replaced.
+    let base = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            offset as libc::off_t,
+        )
+    };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(base.cast())
+}
+
+/// Whether anything is mapped at an address (on a page) of this process.
+pub fn is_mapped(address: usize) -> bool {
+    let mut there = 0u8;
+    // SAFETY: `there` has room for the one page asked about; an unmapped one is ENOMEM.
+    let rc = unsafe { libc::mincore(address as *mut _, PAGE, &mut there) };
+    rc == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOMEM)
+}
+
+/// One line of /proc/PID/maps, as far as it matters here.
+struct Line<'a> {
+    start: usize,
+    end: usize,
+    access: &'a str,
+    offset: u64,
+    /// Device and inode.
+    origin: (&'a str, &'a str),
+}
+
+fn parse_line(line: &str) -> Option<Line<'_>> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    Some(Line {
+        start: usize::from_str_radix(start, 16).ok()?,
+        end: usize::from_str_radix(end, 16).ok()?,
+        access: fields.next()?,
+        offset: u64::from_str_radix(fields.next()?, 16).ok()?,
+        origin: (fields.next()?, fields.next()?),
+    })
+}
+
+fn page_size_at(maps: &str, address: usize) -> Option<usize> {
+    let mut inside = false;
+    for line in maps.lines() {
+        if let Some(line) = parse_line(line) {
+            inside = (line.start..line.end).contains(&address);
+        } else if let (true, Some(size)) = (inside, line.strip_prefix("KernelPageSize:")) {
+            let size = size.trim().strip_suffix("kB")?.trim();
+            return size.parse::<usize>().ok()?.checked_mul(1024);
+        }
+    }
+    None
+}
+
+/// Whether the range is one run of one shared mapping (which may have been split by advice or locks).
+fn check_program_range(maps: &str, address: usize, len: usize) -> Result<(), i32> {
+    let end = address.checked_add(len).ok_or(libc::EFAULT)?;
+    let mut at = address;
+    let mut one = true;
+    let mut last: Option<Line> = None;
+    for line in maps.lines().filter_map(parse_line) {
+        if at >= end || line.end <= at {
+            continue;
+        }
+        if line.start > at || !line.access.starts_with("rw") {
+            return Err(libc::EFAULT);
+        }
+        let follows = last.as_ref().is_none_or(|last| {
+            last.origin == line.origin
+                && last.offset + (last.end - last.start) as u64 == line.offset
+        });
+        one &= line.access.ends_with('s') && follows;
+        at = line.end;
+        last = Some(line);
+    }
+    // What is not there comes first: a range that is too long often runs into a neighbour.
+    match (at < end, one) {
+        (true, _) => Err(libc::EFAULT),
+        (false, false) => Err(libc::EINVAL),
+        (false, true) => Ok(()),
+    }
+}
+
+/// Whether two addresses of this process lie in mappings of one and the same memory.
+pub fn same_origin(a: usize, b: usize) -> io::Result<bool> {
+    let maps = fs::read_to_string("/proc/thread-self/maps")?;
+    let origin = |address: usize| {
+        let line = maps
+            .lines()
+            .filter_map(parse_line)
+            .find(|l| (l.start..l.end).contains(&address))?;
+        line.access.ends_with('s').then_some(line.origin)
+    };
+    Ok(matches!((origin(a), origin(b)), (Some(a), Some(b)) if a == b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_mapping_shows_the_same_pages_and_outlives_the_first() {
+        let first = Mapping::anonymous(3 * PAGE, false).unwrap();
+        // SAFETY: inside the mapping, which is live, and nobody else looks.
+        unsafe { first.base().add(PAGE).write(7) };
+        let second = Mapping::of_program(first.address(), 2 * PAGE + 1).unwrap();
+        assert_eq!(second.len(), 3 * PAGE);
+        let address = first.address();
+        assert!(same_origin(address, second.address()).unwrap());
+        let other = Mapping::anonymous(PAGE, false).unwrap();
+        assert!(!same_origin(other.address(), second.address()).unwrap());
+        drop(first);
+        assert!(!same_origin(address, second.address()).unwrap());
+        assert!(!is_mapped(address));
+        assert!(is_mapped(second.address()));
+        // SAFETY: inside the second mapping, which is live.
+        assert_eq!(unsafe { second.base().add(PAGE).read() }, 7);
+    }
+
+    #[test]
+    fn what_is_not_one_shared_mapping_is_refused() {
+        let errno = |address: usize, len| {
+            Mapping::of_program(address, len)
+                .unwrap_err()
+                .raw_os_error()
+                .unwrap()
+        };
+        let mapping = Mapping::anonymous(2 * PAGE, false).unwrap();
+        assert_eq!(errno(mapping.address() + 8, PAGE), libc::EINVAL);
+        assert_eq!(errno(mapping.address(), usize::MAX - 5), libc::EINVAL);
+        assert_eq!(errno(mapping.address(), 1 << 40), libc::EFAULT);
+        assert_eq!(errno(PAGE, PAGE), libc::EFAULT);
+        // The stack is private memory.
+        let local = [0u8; 2 * PAGE];
+        let page = (local.as_ptr() as usize).next_multiple_of(PAGE);
+        assert_eq!(errno(page, PAGE), libc::EINVAL);
+    }
+
+    #[test]
+    fn the_memory_map_is_read_as_it_is_written() {
+        let maps = "7f0000000000-7f0000200000 rw-s 00000000 00:0f 77   /anon_hugepage (deleted)\n\
+                    Size:               2048 kB\n\
+                    KernelPageSize:     2048 kB\n\
+                    7f0000200000-7f0000400000 rw-s 00200000 00:0f 77   /anon_hugepage (deleted)\n\
+                    KernelPageSize:     2048 kB\n\
+                    7f0000400000-7f0000401000 rw-s 00000000 00:01 78   /dev/zero (deleted)\n\
+                    KernelPageSize:        4 kB\n\
+                    7f0000401000-7f0000402000 r--s 00001000 00:01 78   /dev/zero (deleted)\n";
+        assert_eq!(page_size_at(maps, 0x7f00_0000_1000), Some(HUGE_PAGE));
+        assert_eq!(page_size_at(maps, 0x7f00_0040_0000), Some(PAGE));
+        let check = |at, len| check_program_range(maps, at, len);
+        assert_eq!(check(0x7f00_0000_0000, 0x40_0000), Ok(()));
+        assert_eq!(check(0x7f00_0000_0000, 0x40_1000), Err(libc::EINVAL));
+        assert_eq!(check(0x7f00_0040_0000, 0x2000), Err(libc::EFAULT));
+        assert_eq!(check(0x7eff_ffff_f000, 0x2000), Err(libc::EFAULT));
     }
 }

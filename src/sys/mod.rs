@@ -4,9 +4,14 @@ pub mod abi;
 pub mod bpf;
 pub mod event;
 pub mod file;
+pub mod fork;
 pub mod limits;
 pub mod link;
 pub mod mmap;
+pub mod netlink;
 pub mod shm;
+#[cfg(loom)]
+mod shm_model;
 pub mod uring;
+pub mod user;
 pub mod xsk;

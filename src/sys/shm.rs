@@ -5,9 +5,12 @@
 //! atomics; entries and bytes are copied in and out, each exactly once.
 
 use std::sync::Arc;
+#[cfg(not(loom))]
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::abi::{RING_NEED_WAKEUP, UnifiedCqe, UnifiedRing, UnifiedSqe};
+#[cfg(not(loom))]
+use super::abi::{RING_NEED_WAKEUP, UnifiedRing};
+use super::abi::{UnifiedCqe, UnifiedSqe};
 use super::mmap::Mapping;
 
 /// A range inside a mapping, which it keeps alive. Checked once, when made.
@@ -100,9 +103,13 @@ unsafe impl Entry for UnifiedSqe {}
 // SAFETY: as above.
 unsafe impl Entry for UnifiedCqe {}
 
+#[cfg(loom)]
+pub use super::shm_model::SharedRing;
+
 /// One ring of the region: its shared indices and its entries.
 ///
 /// The number of entries is the one the library laid out, never the one that stands in shared memory.
+#[cfg(not(loom))]
 #[derive(Debug, Clone)]
 pub struct SharedRing<T> {
     indices: Shared,
@@ -111,6 +118,7 @@ pub struct SharedRing<T> {
     marker: std::marker::PhantomData<T>,
 }
 
+#[cfg(not(loom))]
 impl<T: Entry> SharedRing<T> {
     /// `count` is a power of two; `None` where the ring is misaligned or does not fit.
     pub fn new(

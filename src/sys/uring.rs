@@ -11,9 +11,10 @@
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 
 use super::abi::NvmeUringCmd;
+use super::event::FileSizeShield;
 use super::shm::Shared;
 use crate::error::{Error, Result};
 
@@ -24,6 +25,9 @@ pub const SHARD: usize = 1 << 30;
 /// `NVME_URING_CMD_IO` and `NVME_URING_CMD_ADMIN` of linux/nvme_ioctl.h: _IOWR('N', 0x80 / 0x82, 72 bytes).
 const NVME_URING_CMD_IO: u32 = 0xC048_4E80;
 const NVME_URING_CMD_ADMIN: u32 = 0xC048_4E82;
+
+/// Pauses of different length; all further ones are as the last.
+const PAUSES: u32 = 21;
 
 /// Bytes `offset..offset + len` of registered memory number `buffer`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +63,18 @@ pub enum Op {
         range: BufRange,
         offset: u64,
     },
+    /// A write or read whose memory is in several pieces, put together by `Ring::gather`.
+    WriteGather {
+        file: u32,
+        pieces: Gathered,
+        offset: u64,
+        dsync: bool,
+    },
+    ReadScatter {
+        file: u32,
+        pieces: Gathered,
+        offset: u64,
+    },
     /// fdatasync
     Sync {
         file: u32,
@@ -80,7 +96,41 @@ pub enum Op {
     Poll {
         file: u32,
     },
+    /// Completes after the `step`th of the ring's pauses (`set_pauses`).
+    Pause {
+        step: u8,
+    },
     Nop,
+}
+
+/// Most pieces of one gathered operation.
+pub const PIECES: usize = 64;
+/// Pieces of all operations that are queued and not yet submitted.
+const ARENA: usize = PIECES * 32;
+
+/// An iovec as a number, so that a ring may go from thread to thread.
+#[derive(Debug, Default, Clone, Copy)]
+#[repr(C)]
+struct Vector {
+    base: usize,
+    len: usize,
+}
+
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<Vector>() == size_of::<libc::iovec>());
+    assert!(offset_of!(Vector, base) == offset_of!(libc::iovec, iov_base));
+    assert!(offset_of!(Vector, len) == offset_of!(libc::iovec, iov_len));
+};
+
+/// Pieces in a ring's arena, valid until its next submit.
+#[derive(Debug, Clone, Copy)]
+pub struct Gathered {
+    first: u32,
+    count: u32,
+    buffer: u16,
+    /// Which filling of the arena they belong to.
+    round: u64,
 }
 
 /// A completion as io_uring gives it.
@@ -104,6 +154,16 @@ pub struct Ring {
     files: Vec<OwnedFd>,
     fixed_nvme: bool,
     deferred: bool,
+    gathers: bool,
+    /// The vectors of gathered operations. The kernel copies them when the operation is submitted; the
+    /// box never moves and is filled anew only when nothing is queued.
+    arena: Box<[Vector]>,
+    arena_used: usize,
+    arena_round: u64,
+    /// What Pause names; the kernel reads it when the operation is submitted.
+    pauses: Box<[types::Timespec]>,
+    /// Keeps SIGXFSZ from whoever submits.
+    shield: bool,
 }
 
 impl Ring {
@@ -136,12 +196,23 @@ impl Ring {
                 _ => error,
             }
         })?;
+        let mut probe = Probe::new();
+        // WRITEV_FIXED and READV_FIXED are of kernel 6.15. Without a probe they are taken as missing.
+        let gathers = ring.submitter().register_probe(&mut probe).is_ok()
+            && probe.is_supported(opcode::WritevFixed::CODE)
+            && probe.is_supported(opcode::ReadvFixed::CODE);
         Ok(Ring {
             ring,
             buffers: Vec::new(),
             files: Vec::new(),
             fixed_nvme: true,
             deferred,
+            gathers,
+            arena: vec![Vector::default(); if gathers { ARENA } else { 0 }].into(),
+            arena_used: 0,
+            arena_round: 0,
+            pauses: Box::default(),
+            shield: false,
         })
     }
 
@@ -189,6 +260,16 @@ impl Ring {
         Ok(())
     }
 
+    /// Gives the registered memory back, and what it counts against RLIMIT_MEMLOCK.
+    pub fn unregister(&mut self) -> Result<()> {
+        self.ring
+            .submitter()
+            .unregister_buffers()
+            .map_err(|e| Error::os(&e, "unregistering memory from io_uring"))?;
+        self.buffers.clear();
+        Ok(())
+    }
+
     /// Binds a deferred ring to the calling thread.
     pub fn enable(&self) -> Result<()> {
         self.ring
@@ -204,6 +285,88 @@ impl Ring {
 
     pub fn fixed_nvme(&self) -> bool {
         self.fixed_nvme
+    }
+
+    /// Whether the kernel takes registered memory in several pieces.
+    pub fn gathers(&self) -> bool {
+        self.gathers
+    }
+
+    /// Puts pieces together for one operation, in their order; neighbours become one. `EAGAIN` where the
+    /// arena is full (submit, then again), `EFAULT` where they are too many, or not all in one registered
+    /// buffer. They must be queued before the next submit.
+    pub fn gather(&mut self, pieces: impl Iterator<Item = BufRange>) -> Result<Gathered> {
+        let wrong = || {
+            Error::new(
+                libc::EFAULT,
+                "pieces of memory that cannot be gathered: too many, or not in one registered buffer",
+            )
+        };
+        if self.queued() == 0 {
+            self.arena_used = 0;
+            self.arena_round += 1;
+        }
+        if self.arena.len() - self.arena_used < PIECES {
+            return Err(Error::new(
+                libc::EAGAIN,
+                "no room for more gathered operations",
+            ));
+        }
+        let first = self.arena_used;
+        let mut end = first;
+        let mut buffer = None;
+        for range in pieces {
+            let (index, pointer) = self.resolve(range).ok_or_else(wrong)?;
+            if *buffer.get_or_insert(index) != index {
+                return Err(wrong());
+            }
+            let len = range.len as usize;
+            if end > first {
+                let last = &mut self.arena[end - 1];
+                if last.base + last.len == pointer as usize {
+                    last.len += len;
+                    continue;
+                }
+            }
+            if end - first == PIECES {
+                return Err(wrong());
+            }
+            self.arena[end] = Vector {
+                base: pointer as usize,
+                len,
+            };
+            end += 1;
+        }
+        self.arena_used = end;
+        Ok(Gathered {
+            first: first as u32,
+            count: (end - first) as u32,
+            buffer: buffer.ok_or_else(wrong)?,
+            round: self.arena_round,
+        })
+    }
+
+    /// The vectors of a gathered operation, where they are still those that it was made of.
+    fn vectors(&self, pieces: &Gathered) -> Option<*const libc::iovec> {
+        let vectors = self
+            .arena
+            .get(pieces.first as usize..)?
+            .get(..pieces.count as usize)?;
+        (pieces.round == self.arena_round).then_some(vectors.as_ptr().cast())
+    }
+
+    /// What Pause operations wait for: `first`, then twice as long each, never above `longest`. Once.
+    pub fn set_pauses(&mut self, first: Duration, longest: Duration) {
+        let each = |step: u32| first.saturating_mul(1 << step).min(longest);
+        self.pauses = (0..PAUSES)
+            .map(|s| types::Timespec::from(each(s)))
+            .collect();
+    }
+
+    /// A write beyond RLIMIT_FSIZE then ends with EFBIG alone: the signal that comes with it, whose default
+    /// ends the program, is taken away from the submitting thread.
+    pub fn set_shield(&mut self, on: bool) {
+        self.shield = on;
     }
 
     /// Readable when completions wait; for poll and epoll.
@@ -258,6 +421,34 @@ impl Ring {
                     .build()
                     .into()
             }
+            Op::WriteGather {
+                file,
+                pieces,
+                offset,
+                dsync,
+            } => opcode::WritevFixed::new(
+                fixed(file)?,
+                self.vectors(&pieces)?,
+                pieces.count,
+                pieces.buffer,
+            )
+            .offset(offset)
+            .rw_flags(if dsync { libc::RWF_DSYNC } else { 0 })
+            .build()
+            .into(),
+            Op::ReadScatter {
+                file,
+                pieces,
+                offset,
+            } => opcode::ReadvFixed::new(
+                fixed(file)?,
+                self.vectors(&pieces)?,
+                pieces.count,
+                pieces.buffer,
+            )
+            .offset(offset)
+            .build()
+            .into(),
             Op::Sync { file } => opcode::Fsync::new(fixed(file)?)
                 .flags(types::FsyncFlags::DATASYNC)
                 .build()
@@ -303,6 +494,12 @@ impl Ring {
             Op::Poll { file } => opcode::PollAdd::new(fixed(file)?, libc::POLLIN as u32)
                 .build()
                 .into(),
+            Op::Pause { step } => {
+                let last = self.pauses.len().checked_sub(1)?;
+                opcode::Timeout::new(&self.pauses[usize::from(step).min(last)])
+                    .build()
+                    .into()
+            }
             Op::Nop => opcode::Nop::new().build().into(),
         })
     }
@@ -318,7 +515,9 @@ impl Ring {
         };
         let entry = entry.user_data(user_data);
         // SAFETY: the entry's buffer lies in registered memory that self owns (resolve), its file is in
-        // the table that self owns, and it carries no other pointer.
+        // the table that self owns, and its vectors, where it has some, lie in self's arena, which is not
+        // changed while something is queued (gather); the kernel has copied them when submit returns. A
+        // pause's time is in a box of self that is set before the first push.
         unsafe { self.ring.submission().push(&entry) }
             .map_err(|_| Error::new(libc::EAGAIN, "the io_uring's submission queue is full"))
     }
@@ -326,6 +525,10 @@ impl Ring {
     /// Hands queued operations to the kernel, and with `want` > 0 waits for that many completions, at
     /// most for `timeout`. Interruption and timeout are no errors.
     pub fn submit(&mut self, want: usize, timeout: Option<Duration>) -> Result<()> {
+        let _shield = match self.shield && self.queued() > 0 {
+            true => Some(FileSizeShield::new()),
+            false => None,
+        };
         let result = match timeout {
             Some(timeout) if want > 0 => {
                 let time = types::Timespec::from(timeout);
@@ -376,6 +579,18 @@ impl Ring {
     /// A registered buffer's memory.
     pub fn memory(&self, buffer: u16) -> Option<&Shared> {
         self.buffers.get(buffer as usize).map(|b| &b.memory)
+    }
+}
+
+impl Drop for Ring {
+    /// Gives files and memory back now. Closing alone does it too, but in a worker of the kernel some
+    /// time later: until then a file stays locked, a device claimed, and pages charged, and opening the
+    /// same thing again would fail.
+    fn drop(&mut self) {
+        // Errors: nothing was registered, or another thread than a deferred ring's own drops it; then it
+        // is left to the kernel.
+        let _ = self.ring.submitter().unregister_files();
+        let _ = self.ring.submitter().unregister_buffers();
     }
 }
 
@@ -460,5 +675,38 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn a_dropped_ring_has_given_its_files_back() {
+        let path = std::env::temp_dir().join(format!("unified-ring-{}", std::process::id()));
+        for round in 0..60 {
+            let file = std::fs::File::create(&path).unwrap();
+            file.try_lock().unwrap();
+            let files = vec![OwnedFd::from(file)];
+            let enter = |mut ring: Ring| {
+                ring.push(&Op::Nop, 1).unwrap();
+                ring.submit(1, None).unwrap();
+            };
+            let mut ring = match round % 2 {
+                0 => Ring::shared(8).unwrap(),
+                _ => Ring::deferred(8).unwrap(),
+            };
+            ring.register(vec![memory(4096)], files).unwrap();
+            match round % 3 {
+                // Opening a context failed later on.
+                0 => drop(ring),
+                _ if ring.deferred => std::thread::spawn(move || {
+                    ring.enable().unwrap();
+                    enter(ring);
+                })
+                .join()
+                .unwrap(),
+                _ => enter(ring),
+            }
+            let again = std::fs::File::open(&path).unwrap();
+            assert!(again.try_lock().is_ok(), "round {round}");
+        }
+        std::fs::remove_file(&path).unwrap();
     }
 }

@@ -1,12 +1,12 @@
 //! AF_XDP sockets over libxdp's xsk, on memory that the socket keeps alive.
 
-use std::ffi::CString;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use libxdp_sys as xdp;
 
+use super::file::duplicate;
 use super::shm::Shared;
 
 /// What a socket is made of.
@@ -20,8 +20,11 @@ pub struct XskSetup {
     /// Entries, powers of two.
     pub fill_size: u32,
     pub rx_size: u32,
-    pub zero_copy: bool,
+    /// `None`: zero-copy where the driver can, as the kernel finds.
+    pub zero_copy: Option<bool>,
     pub skb_mode: bool,
+    /// An AF_XDP socket, not bound, that somebody with CAP_NET_RAW made; a duplicate is used.
+    pub socket: Option<RawFd>,
 }
 
 /// What the kernel dropped on its way to the socket.
@@ -71,11 +74,22 @@ fn zeroed_ring<T>() -> Box<T> {
     unsafe { Box::new(std::mem::zeroed()) }
 }
 
+/// An interface's name in a buffer of the full size: libxdp copies so many bytes whatever the name's length.
+fn name_buffer(name: &str) -> io::Result<[libc::c_char; libc::IFNAMSIZ]> {
+    let mut buffer = [0; libc::IFNAMSIZ];
+    if name.len() >= buffer.len() || name.contains('\0') {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    for (to, from) in buffer.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(buffer)
+}
+
 impl Xsk {
     /// Makes the UMEM over `memory` and binds a socket. libxdp's default program is not loaded.
     pub fn open(setup: &XskSetup, memory: Shared) -> io::Result<Xsk> {
-        let ifname = CString::new(setup.ifname.as_str())
-            .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let ifname = name_buffer(&setup.ifname)?;
         let mut xsk = Xsk {
             socket: ptr::null_mut(),
             umem: ptr::null_mut(),
@@ -93,11 +107,20 @@ impl Xsk {
             frame_headroom: setup.headroom,
             flags: 0,
         };
+        // libxdp's own would be inherited by the programs that this one starts, and would hold the queue in
+        // them when it was closed here.
+        let fd = match setup.socket {
+            Some(socket) => duplicate(socket)?,
+            None => Xsk::socket()?,
+        }
+        .into_raw_fd();
         // SAFETY: the memory is a live range that xsk keeps alive; the boxed rings live as long as the
-        // UMEM; the config is read during the call.
+        // UMEM; the config is read during the call. The descriptor belongs to the UMEM from here on, and
+        // is closed with it, or when making it fails.
         negative(unsafe {
-            xdp::xsk_umem__create(
+            xdp::xsk_umem__create_with_fd(
                 &mut xsk.umem,
+                fd,
                 memory.pointer(0).cast(),
                 memory.len() as u64,
                 &mut *xsk.fill,
@@ -110,10 +133,10 @@ impl Xsk {
         config.rx_size = setup.rx_size;
         config.__bindgen_anon_1.libxdp_flags = xdp::XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD;
         config.xdp_flags = if setup.skb_mode { 1 << 1 } else { 1 << 2 };
-        let copy = if setup.zero_copy {
-            xdp::XDP_ZEROCOPY
-        } else {
-            xdp::XDP_COPY
+        let copy = match setup.zero_copy {
+            Some(true) => xdp::XDP_ZEROCOPY,
+            Some(false) => xdp::XDP_COPY,
+            None => 0,
         };
         config.bind_flags = (copy | xdp::XDP_USE_NEED_WAKEUP) as u16;
         // SAFETY: as above; no TX ring is asked for.
@@ -131,6 +154,17 @@ impl Xsk {
         // SAFETY: the socket was just made.
         xsk.fd = unsafe { xdp::xsk_socket__fd(xsk.socket) };
         Ok(xsk)
+    }
+
+    /// A socket that is nothing yet. Needs CAP_NET_RAW, and is the only step that does.
+    pub fn socket() -> io::Result<OwnedFd> {
+        // SAFETY: no memory is passed; the result is a new descriptor or -1.
+        let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just made, and owned by nobody else.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
     pub fn fd(&self) -> RawFd {
@@ -279,6 +313,22 @@ impl Drop for Xsk {
             if !self.umem.is_null() {
                 xdp::xsk_umem__delete(self.umem);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_in_a_buffer_as_long_as_libxdp_reads() {
+        let buffer = name_buffer("eth0").unwrap();
+        let bytes: Vec<u8> = buffer.iter().map(|c| *c as u8).collect();
+        assert_eq!(bytes, *b"eth0\0\0\0\0\0\0\0\0\0\0\0\0");
+        assert!(name_buffer("fifteen-letters").is_ok());
+        for wrong in ["sixteen-letters-", "a\0b"] {
+            assert!(name_buffer(wrong).is_err());
         }
     }
 }

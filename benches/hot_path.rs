@@ -1,0 +1,113 @@
+//! The three things done for every packet: a ring's entry, a packet's headers, and the engine's turn.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+
+use unified::config::Config;
+use unified::context::{Completion, Context};
+use unified::net::packet;
+use unified::region::{Layout, Region};
+use unified::ring::{Consumer, Producer};
+use unified::submit::Transfer;
+use unified::sys::abi::UnifiedSqe;
+
+const BATCH: usize = 64;
+
+/// A batch into the SQ ring, published once, and out again.
+fn ring(c: &mut Criterion) {
+    let layout = Layout::new(256, 256, 1 << 20).unwrap();
+    let region = Region::create(layout, false).unwrap();
+    let mut producer = Producer::new(region.sq.clone(), "SQ");
+    let mut consumer = Consumer::new(region.sq, "SQ");
+    let mut group = c.benchmark_group("ring");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    group.bench_function("push and pop 64 entries", |b| {
+        b.iter(|| {
+            for user_data in 0..BATCH as u64 {
+                let entry = UnifiedSqe {
+                    user_data,
+                    ..UnifiedSqe::default()
+                };
+                assert!(producer.push(black_box(entry)).unwrap());
+            }
+            assert!(!producer.publish(), "nobody sleeps");
+            let mut sum = 0;
+            while let Some(entry) = consumer.pop().unwrap() {
+                sum += entry.user_data;
+            }
+            consumer.release();
+            assert_eq!(sum, 63 * 64 / 2);
+        });
+    });
+}
+
+fn headers(c: &mut Criterion) {
+    let payload = [7; 1024];
+    let mut group = c.benchmark_group("packet");
+    group.throughput(Throughput::Elements(1));
+    let eth = || etherparse::PacketBuilder::ethernet2([2; 6], [4; 6]);
+    let mut plain = Vec::new();
+    eth()
+        .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        .udp(1, 9999)
+        .write(&mut plain, &payload)
+        .unwrap();
+    let mut tagged = Vec::new();
+    eth()
+        .single_vlan(5.try_into().unwrap())
+        .ipv6([1; 16], [2; 16], 64)
+        .udp(1, 9999)
+        .write(&mut tagged, &payload)
+        .unwrap();
+    for (name, bytes) in [("IPv4", plain), ("VLAN and IPv6", tagged)] {
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let headers = packet::parse(black_box(&bytes)).unwrap();
+                assert_eq!(headers.payload_len, 1024);
+                headers
+            });
+        });
+    }
+}
+
+/// 64 writes to no device, from submitting them to taking their completions.
+fn turn(c: &mut Criterion) {
+    let mut config = Config::default();
+    config.device.path = "null:".into();
+    let context = Context::open(&config).unwrap();
+    let frames: Vec<u32> = (0..BATCH).map(|_| context.frame_alloc().unwrap()).collect();
+    let mut done = [Completion::default(); BATCH];
+    let mut group = c.benchmark_group("engine");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    group.bench_function("64 writes, null device, inline", |b| {
+        b.iter(|| {
+            for (i, frame) in frames.iter().enumerate() {
+                let transfer = Transfer {
+                    frame: *frame,
+                    offset: u64::from(*frame) * 2048 + 512,
+                    len: 1024,
+                    lba: i as u64 * 2,
+                    keep: true,
+                    more: i + 1 < BATCH,
+                    ..Transfer::default()
+                };
+                context.submit_write(&transfer).unwrap();
+            }
+            assert_eq!(context.completions(&mut done).unwrap(), BATCH);
+        });
+    });
+    let stats = context.statistics().unwrap();
+    assert_eq!((stats.submitted, stats.errors), (stats.completed, 0));
+}
+
+criterion_group! {
+    name = hot_path;
+    config = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .sample_size(30);
+    targets = ring, headers, turn
+}
+criterion_main!(hot_path);

@@ -1,0 +1,197 @@
+//! Reads logs of the slot layout: writes them as pcapng, or reports what is in them and what is not.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use pcap_file::DataLink;
+use pcap_file::pcapng::PcapNgWriter;
+use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketBlock;
+use pcap_file::pcapng::blocks::interface_description::{
+    InterfaceDescriptionBlock, InterfaceDescriptionOption,
+};
+use unified::log_reader::{Item, LogReader};
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write the log as pcapng, which tshark, tcpdump and Wireshark open
+    Pcapng {
+        #[command(flatten)]
+        log: Log,
+        /// File to write; - is the standard output
+        output: PathBuf,
+        /// Begin at this sequence number
+        #[arg(long, conflicts_with = "since")]
+        from: Option<u64>,
+        /// Begin at this time, seconds since 1970-01-01 UTC
+        #[arg(long)]
+        since: Option<f64>,
+        /// Stop after so many records
+        #[arg(long, default_value_t = u64::MAX)]
+        count: u64,
+        /// Go on as the log grows, until nothing has come for so many seconds
+        #[arg(long)]
+        follow: Option<u64>,
+    },
+    /// Say what the log holds, and every gap in it; the exit code is 1 where there is one
+    Report {
+        #[command(flatten)]
+        log: Log,
+    },
+}
+
+#[derive(Args)]
+struct Log {
+    /// Device or file
+    path: PathBuf,
+    /// Byte of the device at which the log's range begins
+    #[arg(long, default_value_t = 0)]
+    start: u64,
+}
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Pcapng {
+            log,
+            output,
+            from,
+            since,
+            count,
+            follow,
+        } => pcapng(&log, &output, from, since, count, follow).map(|()| true),
+        Command::Report { log } => report(&log),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("unified-export: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Nanoseconds: pcapng's if_tsresol, 10 to the minus 9.
+const NANOSECONDS: u8 = 9;
+
+fn pcapng(
+    log: &Log,
+    output: &PathBuf,
+    from: Option<u64>,
+    since: Option<f64>,
+    count: u64,
+    follow: Option<u64>,
+) -> Outcome<()> {
+    let mut reader = LogReader::open(&log.path, log.start)?;
+    if let Some(sequence) = from {
+        reader.seek(sequence);
+    }
+    if let Some(seconds) = since {
+        reader.seek_time((seconds * 1e9) as u64)?;
+    }
+    let sink: Box<dyn Write> = if output.as_os_str() == "-" {
+        Box::new(std::io::stdout())
+    } else {
+        Box::new(File::create(output).map_err(|e| format!("'{}': {e}", output.display()))?)
+    };
+    let mut writer = PcapNgWriter::new(BufWriter::new(sink))?;
+    writer.write_pcapng_block(InterfaceDescriptionBlock {
+        linktype: DataLink::ETHERNET,
+        snaplen: 0,
+        options: vec![InterfaceDescriptionOption::IfTsResol(NANOSECONDS)],
+    })?;
+    let mut written = 0u64;
+    while written < count {
+        let item = match follow {
+            Some(seconds) => reader.follow(Duration::from_secs(seconds))?,
+            None => reader.next_item()?,
+        };
+        match item {
+            None => break,
+            Some(Item::Record { header, packet }) => {
+                writer.write_pcapng_block(EnhancedPacketBlock {
+                    interface_id: 0,
+                    timestamp: Duration::from_nanos(header.timestamp),
+                    original_len: packet.len() as u32,
+                    data: packet.into(),
+                    options: Vec::new(),
+                })?;
+                written += 1;
+            }
+            Some(gap) => eprintln!("{}", describe(gap)),
+        }
+    }
+    writer.get_mut().flush()?;
+    eprintln!("{written} packets");
+    Ok(())
+}
+
+fn describe(item: Item) -> String {
+    let range = |first: u64, count: u64| match count {
+        1 => format!("record {first}"),
+        _ => format!("records {first} to {}", first + count - 1),
+    };
+    match item {
+        Item::Record { header, .. } => format!("record {}", header.sequence),
+        Item::Gap {
+            first,
+            count,
+            damaged: true,
+        } => format!("{}: damaged", range(first, count)),
+        Item::Gap { first, count, .. } => {
+            format!("{}: never completed", range(first, count))
+        }
+        Item::Overwritten { first, count } => {
+            format!("{}: overwritten before they were read", range(first, count))
+        }
+    }
+}
+
+fn report(log: &Log) -> Outcome<bool> {
+    let mut reader = LogReader::open(&log.path, log.start)?;
+    let superblock = *reader.superblock();
+    println!(
+        "log {:016x}: {} slots of {} bytes, blocks of {}, {}",
+        superblock.log_id,
+        superblock.slots,
+        superblock.slot_size,
+        superblock.block_size,
+        if superblock.wraps {
+            "wraps"
+        } else {
+            "ends when full"
+        }
+    );
+    println!("oldest {}, end {}", reader.oldest()?, reader.end()?);
+    let (mut first, mut last, mut bytes) = (None, 0, 0u64);
+    while let Some(item) = reader.next_item()? {
+        match item {
+            Item::Record { header, packet } => {
+                first.get_or_insert(header.timestamp);
+                last = header.timestamp;
+                bytes += packet.len() as u64;
+            }
+            gap => println!("{}", describe(gap)),
+        }
+    }
+    let tally = reader.tally();
+    let seconds = last.saturating_sub(first.unwrap_or(last)) as f64 / 1e9;
+    println!(
+        "{} records of {bytes} bytes over {seconds:.3} s; {} missing, {} damaged, {} overwritten",
+        tally.records, tally.missing, tally.damaged, tally.overwritten
+    );
+    Ok(tally.missing + tally.damaged == 0)
+}

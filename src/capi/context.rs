@@ -1,0 +1,447 @@
+//! Contexts: create, destroy, what they are, what they count, their ports and events.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use super::types::*;
+use super::{count, get_sized, guard, null, optional_str, put, put_sized, unified_ctx, with};
+use crate::config::{Config, Drive};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::net::socket::ZeroCopy;
+use crate::net::wire::Event;
+use crate::net::xdp::XdpMode;
+use crate::storage::device::Kind;
+use crate::sys::fork::Mark;
+
+const KNOWN_FLAGS: u32 = UNIFIED_HUGE_PAGES
+    | UNIFIED_FORCE
+    | UNIFIED_READ_ONLY
+    | UNIFIED_NO_PASSTHROUGH
+    | UNIFIED_NO_BOUNCE
+    | UNIFIED_HEADROOM
+    | UNIFIED_NO_EVENTS
+    | UNIFIED_XSK_MAP_FD
+    | UNIFIED_XSK_FD
+    | UNIFIED_DEVICE_FD;
+
+fn choice<T>(value: u32, what: &str, choices: [T; 3]) -> Result<T> {
+    choices
+        .into_iter()
+        .nth(value as usize)
+        .ok_or_else(|| Error::new(libc::EINVAL, format!("{what} {value} is not 0 to 2")))
+}
+
+/// # Safety
+/// The pointers in `c` must be what the header says.
+unsafe fn config_of(c: &unified_config) -> Result<Config> {
+    let mut config = Config::default();
+    // SAFETY: the caller's promise.
+    unsafe {
+        config.ifname = optional_str(c.ifname, "the interface's name")?;
+        config.device.path = match optional_str(c.device, "the device's path")? {
+            Some(path) => path,
+            None if c.flags & UNIFIED_DEVICE_FD != 0 => String::new(),
+            None => return Err(null("the device's path")),
+        };
+    }
+    if c.flags & !KNOWN_FLAGS != 0 || c.reserved != 0 {
+        return Err(Error::new(
+            libc::EINVAL,
+            format!("unknown configuration flags {:#x}", c.flags & !KNOWN_FLAGS),
+        ));
+    }
+    if c.port_count > 0 {
+        if c.ports.is_null() || !c.ports.is_aligned() || c.port_count > 65535 {
+            return Err(Error::new(
+                libc::EINVAL,
+                "the list of ports is NULL or longer than 65535",
+            ));
+        }
+        // SAFETY: `ports` holds `port_count` numbers, by the caller's promise; not null and aligned.
+        config.ports =
+            unsafe { std::slice::from_raw_parts(c.ports, c.port_count as usize) }.to_vec();
+    }
+    let set = |field: &mut u32, value: u32| {
+        if value != 0 {
+            *field = value;
+        }
+    };
+    config.queue = c.queue;
+    set(&mut config.frame_size, c.frame_size);
+    set(&mut config.frame_count, c.frame_count);
+    set(&mut config.sq_entries, c.sq_entries);
+    set(&mut config.cq_entries, c.cq_entries);
+    set(&mut config.rx_ring, c.rx_ring);
+    set(&mut config.fill_ring, c.fill_ring);
+    set(&mut config.run_priority, c.run_priority);
+    set(&mut config.event_sample, c.event_sample);
+    set(&mut config.events_bytes, c.events_bytes);
+    set(&mut config.retry.limit, c.retries);
+    if c.retries == UNIFIED_NO_RETRY {
+        config.retry.limit = 0;
+    }
+    config.retry.backoff_us = c.retry_backoff_us;
+    config.retry.give_up_ms = c.retry_give_up_ms;
+    if c.flags & UNIFIED_HEADROOM != 0 {
+        config.headroom = c.headroom;
+    } else if c.headroom != 0 {
+        return Err(Error::new(
+            libc::EINVAL,
+            "a headroom is given without the flag UNIFIED_HEADROOM",
+        ));
+    }
+    if c.flags & UNIFIED_NO_EVENTS != 0 {
+        config.event_sample = 0;
+    }
+    let handed = |flag: u32, fd: i32, what: &str| match (c.flags & flag != 0, fd) {
+        (true, fd) if fd >= 0 => Ok(Some(fd)),
+        (false, 0) => Ok(None),
+        (true, fd) => Err(Error::new(
+            libc::EBADF,
+            format!("{what} {fd} is no descriptor"),
+        )),
+        (false, fd) => Err(Error::new(
+            libc::EINVAL,
+            format!("{what} {fd} is given without its flag"),
+        )),
+    };
+    config.xsk_map = handed(UNIFIED_XSK_MAP_FD, c.xsk_map_fd, "xsk_map_fd")?;
+    config.xsk = handed(UNIFIED_XSK_FD, c.xsk_fd, "xsk_fd")?;
+    config.device.fd = handed(UNIFIED_DEVICE_FD, c.device_fd, "device_fd")?;
+    config.huge_pages = c.flags & UNIFIED_HUGE_PAGES != 0;
+    config.bounce = c.flags & UNIFIED_NO_BOUNCE == 0;
+    config.device.force = c.flags & UNIFIED_FORCE != 0;
+    config.device.read_only = c.flags & UNIFIED_READ_ONLY != 0;
+    config.device.no_passthrough = c.flags & UNIFIED_NO_PASSTHROUGH != 0;
+    config.device.file_size = c.file_size;
+    config.device.block_size = c.block_size;
+    config.drive = match c.drive {
+        UNIFIED_DRIVE_INLINE => Drive::Inline,
+        UNIFIED_DRIVE_THREAD => Drive::Thread,
+        other => {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!("drive {other} is neither inline nor thread"),
+            ));
+        }
+    };
+    config.xdp_mode = choice(
+        c.xdp_mode,
+        "XDP mode",
+        [XdpMode::Auto, XdpMode::Native, XdpMode::Skb],
+    )?;
+    config.zero_copy = choice(
+        c.copy_mode,
+        "copy mode",
+        [ZeroCopy::Auto, ZeroCopy::Copy, ZeroCopy::Insist],
+    )?;
+    Ok(config)
+}
+
+/// Opens device, interface and region, and starts to receive. `*ctx` is the handle; it is NULL after a
+/// failure, and then nothing is left attached or open. Any thread.
+///
+/// -EINVAL a field that cannot be; -E2BIG fields that this version does not know; -ENODEV no such
+/// interface; -ENETDOWN it is down; -ENOENT, -EACCES, -EROFS the device; -EBUSY the device or the queue is
+/// in use; -ENOMEM locked memory (RLIMIT_MEMLOCK) or memory; -EPERM missing capabilities; -EOPNOTSUPP an
+/// insisted-on mode that the driver has not; -ENOSPC no room for the file.
+///
+/// # Safety
+/// `config` and `ctx` must be valid, and the strings end in a zero byte.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_ctx_create(
+    config: *const unified_config,
+    ctx: *mut *mut unified_ctx,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        unsafe {
+            put(ctx, std::ptr::null_mut(), "the place for the context")?;
+            let config = config_of(&get_sized(config, "the configuration")?)?;
+            let context = Arc::new(Context::open(&config)?);
+            let born =
+                Mark::of_this_process().map_err(|e| Error::os(&e, "marking this process"))?;
+            // Never freed: see unified_ctx.
+            let handle = Box::leak(Box::new(unified_ctx {
+                context: RwLock::new(Some(context)),
+                pipeline: Mutex::new(None),
+                born,
+            }));
+            put(ctx, std::ptr::from_mut(handle), "the place for the context")?;
+        }
+        Ok(0)
+    })
+}
+
+/// Stops a pipeline, takes the XDP program off, finishes what is in flight, closes everything. Calls that
+/// wait in other threads return -ESHUTDOWN first. Packet pointers are invalid from then on. 0, -EINVAL for
+/// NULL, -EBADF where it was destroyed already, -ENOTSUP in a forked child. Any thread, but not from
+/// within a callback.
+///
+/// # Safety
+/// `ctx` must be a handle of unified_ctx_create, or NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_ctx_destroy(ctx: *mut unified_ctx) -> c_int {
+    guard(|| {
+        with(ctx, |handle, context| {
+            let pipeline = handle.pipeline.lock().take();
+            drop(pipeline);
+            context.close();
+            Ok(())
+        })?;
+        // SAFETY: `with` has just checked the handle; its cell is never freed.
+        let handle = unsafe { &*ctx };
+        // Waits for running calls, which `close` has told to return.
+        let context = handle.context.write().take();
+        drop(context);
+        Ok(0)
+    })
+}
+
+/// Fills in what the context is. Set `info->size` first. 0, -EINVAL, -EBADF. Any thread.
+///
+/// # Safety
+/// `ctx` must be a handle; `info` must have `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_ctx_info(
+    ctx: *const unified_ctx,
+    info: *mut unified_info,
+) -> c_int {
+    guard(|| {
+        let filled = with(ctx, |_, context| Ok(info_of(context)))?;
+        // SAFETY: the caller's promise.
+        unsafe { put_sized(info, filled, "the info")? };
+        Ok(0)
+    })
+}
+
+fn info_of(context: &Context) -> unified_info {
+    let info = context.info();
+    let network = info.network;
+    let backend: &'static CStr = match info.kind {
+        Kind::Nvme => c"nvme passthrough",
+        Kind::Block => c"block",
+        Kind::File => c"file",
+        Kind::Null => c"null",
+    };
+    unified_info {
+        size: 0,
+        backend: backend.as_ptr(),
+        region: info.region_address as *mut _,
+        region_size: info.layout.total as u64,
+        sq_ring: info.layout.sq_ring as u64,
+        cq_ring: info.layout.cq_ring as u64,
+        sq_entries_offset: info.layout.sq_entries as u64,
+        cq_entries_offset: info.layout.cq_entries as u64,
+        buffers: info.layout.buffers as u64,
+        buffers_size: info.layout.buffers_len as u64,
+        blocks: info.limits.blocks,
+        block_size: info.limits.block_size,
+        max_transfer: info.limits.max_transfer,
+        dma_alignment: info.limits.dma_alignment,
+        nsid: info.limits.nsid,
+        sq_entries: info.layout.sq_count,
+        cq_entries: info.layout.cq_count,
+        frame_size: info.frame_size,
+        frame_count: info.frame_count,
+        headroom: info.headroom,
+        ifindex: network.map_or(0, |n| n.ifindex),
+        queue: network.map_or(0, |n| n.queue),
+        rx_queues: network.map_or(0, |n| n.rx_queues),
+        xdp_program_id: network.map_or(0, |n| n.program_id),
+        huge_pages: info.huge_pages.into(),
+        native: network.is_some_and(|n| n.native).into(),
+        zero_copy: network.is_some_and(|n| n.zero_copy).into(),
+        dispatcher: network.is_some_and(|n| n.dispatcher).into(),
+        direct_io: info.limits.direct.into(),
+        writable: info.writable.into(),
+        volatile_cache: info.limits.volatile_cache.map_or(2, u8::from),
+        threaded: (info.drive == Drive::Thread).into(),
+    }
+}
+
+/// Fills in all counters. Set `stats->size` first. 0, -EINVAL, -EBADF, or what the kernel said. Any
+/// thread; a receiver waits for it during one system call at most.
+///
+/// # Safety
+/// `ctx` must be a handle; `stats` must have `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_ctx_stats(
+    ctx: *const unified_ctx,
+    stats: *mut unified_stats,
+) -> c_int {
+    guard(|| {
+        let s = with(ctx, |_, context| context.statistics())?;
+        let filled = unified_stats {
+            size: 0,
+            xdp_seen: s.xdp.seen,
+            xdp_passed: s.xdp.passed,
+            xdp_redirected: s.xdp.redirected,
+            xdp_matched: s.xdp.matched,
+            xdp_no_socket: s.xdp.no_socket,
+            xdp_malformed: s.xdp.malformed,
+            xdp_fragments: s.xdp.fragments,
+            events: s.xdp.events,
+            events_lost: s.xdp.events_lost,
+            no_metadata: s.xdp.no_metadata,
+            rx_dropped: s.xsk.rx_dropped,
+            rx_ring_full: s.xsk.rx_ring_full,
+            rx_fill_ring_empty: s.xsk.rx_fill_ring_empty,
+            redirect_errors: s.redirect_errors,
+            rx_pending: s.rx_pending,
+            received: s.received,
+            received_bytes: s.received_bytes,
+            stored: s.stored,
+            stored_bytes: s.stored_bytes,
+            failed: s.failed,
+            released: s.released,
+            packets_held: s.frames.packets_held,
+            packets_in_flight: s.frames.packets_in_flight,
+            submitted: s.submitted,
+            completed: s.completed,
+            errors: s.errors,
+            operations: s.operations,
+            commands_in_flight: s.commands_in_flight(),
+            sq_full: s.sq_full,
+            bounced: s.bounced,
+            bounced_bytes: s.bounced_bytes,
+            bytes_written: s.bytes_written,
+            bytes_read: s.bytes_read,
+            frames_free: s.frames.free,
+            frames_filled: s.frames.filled,
+            frames_held: s.frames.held,
+            frames_in_flight: s.frames.in_flight,
+            misplaced: s.misplaced,
+            bad_descriptors: s.bad_descriptors,
+            link_up: s.link.up.into(),
+            link_changes: s.link.changes,
+            xdp_attached: s.link.xdp_attached.into(),
+            xdp_changes: s.link.xdp_changes,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { put_sized(stats, filled, "the statistics")? };
+        Ok(0)
+    })
+}
+
+/// Receives one more UDP port from now on. 0, -EINVAL (port 0), -ENOTCONN (no interface). Any thread.
+///
+/// # Safety
+/// `ctx` must be a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_port_add(ctx: *const unified_ctx, port: u16) -> c_int {
+    guard(|| with(ctx, |_, context| context.port_add(port)).map(|()| 0))
+}
+
+/// Receives a UDP port no more; its packets go to the stack. As unified_port_add.
+///
+/// # Safety
+/// `ctx` must be a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_port_remove(ctx: *const unified_ctx, port: u16) -> c_int {
+    guard(|| with(ctx, |_, context| context.port_remove(port)).map(|()| 0))
+}
+
+/// Logs one metadata event in `sample` packets from now on; 0: none. 0, -ENOTCONN. Any thread.
+///
+/// # Safety
+/// `ctx` must be a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_events_sample(ctx: *const unified_ctx, sample: u32) -> c_int {
+    guard(|| with(ctx, |_, context| context.set_event_sample(sample)).map(|()| 0))
+}
+
+/// Takes up to `max` metadata events out of the BPF ring buffer, oldest first: their number. -EINVAL,
+/// -ENOTCONN. Any thread; calls wait for each other.
+///
+/// # Safety
+/// `ctx` must be a handle; `events` must have room for `max`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_events(
+    ctx: *const unified_ctx,
+    events: *mut unified_event,
+    max: u32,
+) -> c_int {
+    guard(|| {
+        if events.is_null() || !events.is_aligned() {
+            return Err(null("the place for events"));
+        }
+        let mut filled = 0usize;
+        with(ctx, |_, context| {
+            context.drain_events(max as usize, |event| {
+                if filled < max as usize {
+                    // SAFETY: room for `max`, by the caller's promise; `filled` is below.
+                    unsafe { events.add(filled).write(event_of(event)) };
+                    filled += 1;
+                }
+            })
+        })?;
+        Ok(count(filled))
+    })
+}
+
+fn event_of(event: &Event) -> unified_event {
+    unified_event {
+        timestamp: event.timestamp,
+        src_addr: event.src_addr,
+        dst_addr: event.dst_addr,
+        src_port: event.src_port,
+        dst_port: event.dst_port,
+        payload_len: event.payload_len,
+        vlan_tci: event.vlan_tci.unwrap_or(0),
+        queue: event.queue,
+        ip_version: event.ip_version,
+        flags: if event.vlan_tci.is_some() {
+            UNIFIED_PACKET_VLAN
+        } else {
+            0
+        },
+        reserved: 0,
+    }
+}
+
+/// A descriptor that becomes readable when a quarter of the events' ring buffer is full; it belongs to the
+/// context. A few events are found only by asking. -ENOTCONN. Any thread.
+///
+/// # Safety
+/// `ctx` must be a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_events_fd(ctx: *const unified_ctx) -> c_int {
+    guard(|| with(ctx, |_, context| context.events_fd()))
+}
+
+/// The device's path as it was opened, copied to `path` (at most `len` bytes, zero byte included): the
+/// length without the zero byte, -EINVAL, -ENAMETOOLONG. Any thread.
+///
+/// # Safety
+/// `ctx` must be a handle; `path` must have room for `len`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_ctx_device(
+    ctx: *const unified_ctx,
+    path: *mut c_char,
+    len: u32,
+) -> c_int {
+    guard(|| {
+        with(ctx, |_, context| {
+            let name = context.info().device.as_bytes();
+            if path.is_null() {
+                return Err(null("the place for the path"));
+            }
+            if name.len() >= len as usize {
+                return Err(Error::new(
+                    libc::ENAMETOOLONG,
+                    format!("the path has {} bytes", name.len()),
+                ));
+            }
+            // SAFETY: room for `len`, which is more than the name and its zero byte.
+            unsafe {
+                std::ptr::copy_nonoverlapping(name.as_ptr(), path.cast(), name.len());
+                path.add(name.len()).write(0);
+            }
+            Ok(count(name.len()))
+        })
+    })
+}

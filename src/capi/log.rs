@@ -1,0 +1,220 @@
+//! Logs in the slot layout: reading them back.
+
+use std::ffi::{c_char, c_int};
+use std::path::Path;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::types::*;
+use super::{guard, null, optional_str, put, put_sized};
+use crate::error::{Error, Result};
+use crate::log_reader::{Item, LogReader};
+use crate::record::{FLAG_VLAN, Header};
+
+/// A log that is being read. As with contexts, the cell behind the handle is never freed.
+#[allow(non_camel_case_types)]
+pub struct unified_log {
+    reader: Mutex<Option<LogReader>>,
+}
+
+fn with<T>(log: *const unified_log, body: impl FnOnce(&mut LogReader) -> Result<T>) -> Result<T> {
+    if log.is_null() || !log.is_aligned() {
+        return Err(null("the log"));
+    }
+    // SAFETY: by the contract of every function here it came from unified_log_open, whose cells are never
+    // freed, and it is only shared.
+    let handle = unsafe { &*log };
+    match &mut *handle.reader.lock() {
+        Some(reader) => body(reader),
+        None => Err(Error::new(
+            libc::EBADF,
+            "this log was closed: its handle must not be used any more",
+        )),
+    }
+}
+
+/// Opens the log that a pipeline with UNIFIED_LAYOUT_SLOT has written (or is writing) to `path`, in a range
+/// that begins `start` bytes into the device or file. Needs no context and no privilege but reading `path`.
+/// `*log` is the handle, NULL after a failure; it stands at the oldest record.
+///
+/// 0, -EINVAL (NULL, `start` no multiple of 512), -ENOENT, -EACCES (the path), -ENOMSG (there is no log), -EIO.
+/// Any thread; one log, one thread at a time (others wait).
+///
+/// # Safety
+/// `path` must end in a zero byte; `log` must be valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_log_open(
+    path: *const c_char,
+    start: u64,
+    log: *mut *mut unified_log,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        unsafe { put(log, std::ptr::null_mut(), "the place for the handle")? };
+        // SAFETY: the caller's promise.
+        let path = unsafe { optional_str(path, "the log's path")? }
+            .ok_or_else(|| null("the log's path"))?;
+        let reader = LogReader::open(Path::new(&path), start)?;
+        let cell = Box::leak(Box::new(unified_log {
+            reader: Mutex::new(Some(reader)),
+        }));
+        // SAFETY: as above.
+        unsafe { put(log, cell, "the place for the handle")? };
+        Ok(0)
+    })
+}
+
+/// Closes a log. Records' pointers are invalid from then on. 0, -EINVAL for NULL, -EBADF where it was closed
+/// already.
+///
+/// # Safety
+/// `log` must be a handle of unified_log_open, or NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_log_close(log: *mut unified_log) -> c_int {
+    guard(|| {
+        with(log, |_| Ok(()))?;
+        // SAFETY: checked by `with`.
+        let handle = unsafe { &*log };
+        handle.reader.lock().take();
+        Ok(0)
+    })
+}
+
+fn record_of(header: &Header, packet: &[u8]) -> unified_log_record {
+    let payload = usize::from(header.payload_offset - header.packet_offset);
+    unified_log_record {
+        kind: UNIFIED_LOG_RECORD,
+        sequence: header.sequence,
+        count: 1,
+        timestamp: header.timestamp,
+        packet: packet.as_ptr().cast(),
+        payload: packet[payload..].as_ptr().cast(),
+        len: packet.len() as u32,
+        payload_len: header.payload_len.into(),
+        src_port: header.src_port,
+        dst_port: header.dst_port,
+        vlan_tci: header.vlan_tci,
+        queue: header.queue,
+        ip_version: header.ip_version,
+        flags: header.flags & FLAG_VLAN,
+        ..unified_log_record::default()
+    }
+}
+
+/// The next thing in the log: 1 and `*record` filled in (set its size first), or 0 at the end. With
+/// `timeout_ms` > 0 it waits so long for a recorder to go on, with -1 for ever. `record->kind` says what it
+/// is: a record, or a range of sequence numbers that is not there, and why. The packet's bytes belong to the
+/// log and are valid until the next call with it.
+///
+/// -EINVAL, -EBADF, -EIO (the device cannot be read).
+///
+/// # Safety
+/// `log` must be a handle; `record` must have `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_log_next(
+    log: *const unified_log,
+    record: *mut unified_log_record,
+    timeout_ms: c_int,
+) -> c_int {
+    guard(|| {
+        if timeout_ms < -1 {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!("a timeout of {timeout_ms} ms: -1, 0 or more is needed"),
+            ));
+        }
+        // SAFETY: the caller's promise. Before anything is taken that could not be handed out.
+        unsafe { put_sized(record, unified_log_record::default(), "the record")? };
+        with(log, |reader| {
+            let item = match timeout_ms {
+                0 => reader.next_item()?,
+                -1 => reader.follow(Duration::from_secs(u64::from(u32::MAX)))?,
+                ms => reader.follow(Duration::from_millis(ms as u64))?,
+            };
+            let range = |kind, first, count| unified_log_record {
+                kind,
+                sequence: first,
+                count,
+                ..unified_log_record::default()
+            };
+            let filled = match item {
+                None => return Ok(0),
+                Some(Item::Record { header, packet }) => record_of(&header, packet),
+                Some(Item::Gap {
+                    first,
+                    count,
+                    damaged: false,
+                }) => range(UNIFIED_LOG_MISSING, first, count),
+                Some(Item::Gap { first, count, .. }) => range(UNIFIED_LOG_DAMAGED, first, count),
+                Some(Item::Overwritten { first, count }) => {
+                    range(UNIFIED_LOG_OVERWRITTEN, first, count)
+                }
+            };
+            // SAFETY: the caller's promise.
+            unsafe { put_sized(record, filled, "the record")? };
+            Ok(1)
+        })
+    })
+}
+
+/// Goes to a record by its sequence number: the next call of unified_log_next gives it, or says what became
+/// of it. 0, -EINVAL, -EBADF.
+///
+/// # Safety
+/// `log` must be a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_log_seek(log: *const unified_log, sequence: u64) -> c_int {
+    guard(|| {
+        with(log, |reader| {
+            reader.seek(sequence);
+            Ok(0)
+        })
+    })
+}
+
+/// Goes to the first record that is not older than `timestamp`, ns since 1970-01-01 UTC. 0, -EINVAL, -EBADF,
+/// -EIO.
+///
+/// # Safety
+/// `log` must be a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_log_seek_time(log: *const unified_log, timestamp: u64) -> c_int {
+    guard(|| with(log, |reader| reader.seek_time(timestamp)).map(|()| 0))
+}
+
+/// Fills in what the log is and what has been read of it. Set `info->size` first. 0, -EINVAL, -EBADF, -EIO.
+///
+/// # Safety
+/// `log` must be a handle; `info` must have `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_log_info(
+    log: *const unified_log,
+    info: *mut unified_log_info,
+) -> c_int {
+    guard(|| {
+        let filled = with(log, |reader| {
+            let end = reader.end()?;
+            let superblock = *reader.superblock();
+            let tally = reader.tally();
+            Ok(unified_log_info {
+                size: 0,
+                log_id: superblock.log_id,
+                created: superblock.created,
+                slots: superblock.slots,
+                slot_size: superblock.slot_size,
+                block_size: superblock.block_size,
+                oldest: end.saturating_sub(superblock.slots),
+                end,
+                position: reader.position(),
+                records: tally.records,
+                missing: tally.missing,
+                damaged: tally.damaged,
+                overwritten: tally.overwritten,
+            })
+        })?;
+        // SAFETY: the caller's promise.
+        unsafe { put_sized(info, filled, "the log's info")? };
+        Ok(0)
+    })
+}

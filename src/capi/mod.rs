@@ -1,0 +1,223 @@
+//! Unsafe room 1: the functions that C sees.
+//!
+//! Every exported function runs inside `guard`: arguments are checked, a panic becomes an error, and an
+//! error becomes a negative errno with a message for `unified_last_error`.
+
+mod context;
+mod io;
+mod log;
+mod misc;
+mod packet;
+mod pipeline;
+pub mod types;
+mod uapi;
+
+pub use context::*;
+pub use io::*;
+pub use misc::*;
+pub use packet::*;
+pub use pipeline::*;
+
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::pipeline::Pipeline;
+use crate::sys::fork::Mark;
+
+thread_local! {
+    static LAST_ERROR: RefCell<CString> = RefCell::new(CString::default());
+}
+
+fn remember(message: &str) {
+    let text = CString::new(message.replace('\0', "?")).unwrap_or_default();
+    // During a thread's end the slot may be gone; then nobody can ask for the message either.
+    let _ = LAST_ERROR.try_with(|slot| *slot.borrow_mut() = text);
+}
+
+/// Runs the body of an exported function: a count or 0, or a negative errno with a message.
+fn guard(body: impl FnOnce() -> Result<c_int>) -> c_int {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(value)) => value,
+        Ok(Err(error)) => {
+            remember(error.message());
+            -error.errno()
+        }
+        Err(_) => {
+            remember(
+                "a bug in the library was caught: destroy the context and report what was called",
+            );
+            -libc::ENOTRECOVERABLE
+        }
+    }
+}
+
+fn null(what: &str) -> Error {
+    Error::new(libc::EINVAL, format!("{what} is NULL"))
+}
+
+/// A handle. The cell behind it is never freed, so that a handle used after its destruction is an error
+/// and not a crash; what it held is.
+#[allow(non_camel_case_types)]
+pub struct unified_ctx {
+    context: RwLock<Option<Arc<Context>>>,
+    pipeline: Mutex<Option<Pipeline>>,
+    /// A child of fork must not touch its parent's rings.
+    born: Mark,
+}
+
+/// Runs `body` with the context of a handle. `EINVAL` for NULL, `EBADF` after destroy, `ENOTSUP` in a
+/// forked child.
+fn with<T>(
+    ctx: *const unified_ctx,
+    body: impl FnOnce(&unified_ctx, &Arc<Context>) -> Result<T>,
+) -> Result<T> {
+    if ctx.is_null() || !ctx.is_aligned() {
+        return Err(null("the context"));
+    }
+    // SAFETY: by the contract of every function that takes a handle it came from unified_ctx_create,
+    // whose cells are never freed, and it is only shared, never mutably borrowed.
+    let handle = unsafe { &*ctx };
+    if !handle.born.is_current() {
+        // Not even the lock may be tried: another thread of the parent may have held it.
+        return Err(Error::new(
+            libc::ENOTSUP,
+            "this context belongs to the parent process of a fork; create one here",
+        ));
+    }
+    // Recursive: a callback of one call may make another one while a destroyer waits.
+    let slot = handle.context.read_recursive();
+    match &*slot {
+        Some(context) => body(handle, context),
+        None => Err(Error::new(
+            libc::EBADF,
+            "this context was destroyed: its handle must not be used any more",
+        )),
+    }
+}
+
+/// As `with`, for calls that a running pipeline makes itself.
+fn with_free<T>(
+    ctx: *const unified_ctx,
+    body: impl FnOnce(&Arc<Context>) -> Result<T>,
+) -> Result<T> {
+    with(ctx, |_, context| {
+        if context.is_pipelined() {
+            return Err(Error::new(
+                libc::EBUSY,
+                "a pipeline runs on this context and does that itself; stop it first",
+            ));
+        }
+        body(context)
+    })
+}
+
+/// # Safety
+/// `text` must be null or a string that ends in a zero byte and lives during the call.
+unsafe fn optional_str(text: *const c_char, what: &str) -> Result<Option<String>> {
+    if text.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller's promise.
+    let text = unsafe { CStr::from_ptr(text) };
+    match text.to_str() {
+        Ok(text) => Ok(Some(text.to_string())),
+        Err(_) => Err(Error::new(
+            libc::EINVAL,
+            format!("{what} is not valid UTF-8"),
+        )),
+    }
+}
+
+/// Writes a result through a pointer given by C.
+///
+/// # Safety
+/// `to` must be null or valid for writing a `T`.
+unsafe fn put<T>(to: *mut T, value: T, what: &str) -> Result<()> {
+    if to.is_null() || !to.is_aligned() {
+        return Err(null(what));
+    }
+    // SAFETY: the caller's promise; not null and aligned, as just checked.
+    unsafe { to.write(value) };
+    Ok(())
+}
+
+/// Copies a struct that begins with its size out to C: as many bytes as both sides know, and the size
+/// that was filled in.
+///
+/// # Safety
+/// `to` must be null or point to a struct of which `to.size` bytes may be written.
+unsafe fn put_sized<T: Copy>(to: *mut T, mut value: T, what: &str) -> Result<()> {
+    if to.is_null() || !to.is_aligned() {
+        return Err(null(what));
+    }
+    // SAFETY: every sized struct begins with its u64 size, set by the caller.
+    let size = unsafe { to.cast::<u64>().read() };
+    if !(8..=1 << 16).contains(&size) {
+        return Err(Error::new(
+            libc::EINVAL,
+            format!("{what}: its size field holds {size}; set it to sizeof before the call"),
+        ));
+    }
+    let len = (size as usize).min(size_of::<T>());
+    // SAFETY: `value` is a live T that begins with its u64 size; `len` bytes lie in both structs.
+    unsafe {
+        std::ptr::from_mut(&mut value)
+            .cast::<u64>()
+            .write(len as u64);
+        std::ptr::copy_nonoverlapping(
+            std::ptr::from_ref(&value).cast::<u8>(),
+            to.cast::<u8>(),
+            len,
+        );
+    }
+    Ok(())
+}
+
+/// Copies a struct that begins with its size in from C: fields it does not have are zero, and bytes that
+/// this library does not know must be.
+///
+/// # Safety
+/// `from` must be null or point to a struct of which `from.size` bytes can be read; `T` must be plain data
+/// for which zero is a value.
+unsafe fn get_sized<T: Copy>(from: *const T, what: &str) -> Result<T> {
+    if from.is_null() || !from.is_aligned() {
+        return Err(null(what));
+    }
+    // SAFETY: every sized struct begins with its u64 size, set by the caller.
+    let size = unsafe { from.cast::<u64>().read() };
+    if !(8..=1 << 16).contains(&size) {
+        return Err(Error::new(
+            libc::EINVAL,
+            format!("{what}: its size field holds {size}; set it to sizeof"),
+        ));
+    }
+    let size = size as usize;
+    let known = size.min(size_of::<T>());
+    // SAFETY: `size` bytes are readable (the caller's promise); T is plain data, of which zero is a value.
+    unsafe {
+        let bytes = std::slice::from_raw_parts(from.cast::<u8>(), size);
+        if bytes[known..].iter().any(|b| *b != 0) {
+            return Err(Error::new(
+                libc::E2BIG,
+                format!("{what}: it sets fields that this version of the library does not know"),
+            ));
+        }
+        let mut value = std::mem::zeroed::<T>();
+        std::ptr::copy_nonoverlapping(
+            from.cast::<u8>(),
+            std::ptr::from_mut(&mut value).cast::<u8>(),
+            known,
+        );
+        Ok(value)
+    }
+}
+
+fn count(n: usize) -> c_int {
+    c_int::try_from(n).unwrap_or(c_int::MAX)
+}

@@ -1,0 +1,160 @@
+//! The pipeline: one call that stores a port to a range of the device.
+
+use std::ffi::c_int;
+use std::time::Duration;
+
+use super::types::*;
+use super::{get_sized, guard, put_sized, unified_ctx, with};
+use crate::error::{Error, Result};
+use crate::log;
+use crate::pipeline::{AtEnd, Layout, Pipeline, PipelineConfig, PipelineStatus};
+use crate::recorder::Existing;
+
+/// Starts the packet thread and the storage thread: what the context receives is stored in a range of the
+/// device. With UNIFIED_LAYOUT_PAYLOAD payload by payload, each padded to whole blocks; with
+/// UNIFIED_LAYOUT_SLOT as records of a log, which unified_log_open reads, and which goes on where it ended
+/// (or begins anew with UNIFIED_LOG_NEW). Until it is stopped the functions of the data path return -EBUSY.
+///
+/// 0, -EINVAL (the range is not on the device; no log fits, or one of other sizes is there), -EROFS,
+/// -EALREADY (one runs), -ENOTCONN (no interface), -EIO (the log cannot be read). Any thread.
+///
+/// What a completed write promises: with UNIFIED_FUA, or on a device without volatile cache, that it is
+/// durable; else that it is as soon as unified_pipeline_status.durable has passed it.
+///
+/// # Safety
+/// `ctx` must be a handle; `config` must be valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_pipeline_start(
+    ctx: *const unified_ctx,
+    config: *const unified_pipeline_config,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let c = unsafe { get_sized(config, "the pipeline's configuration")? };
+        if c.flags & !(UNIFIED_FUA | UNIFIED_LOG_NEW) != 0 || c.reserved != 0 {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!("unknown pipeline flags {:#x}", c.flags),
+            ));
+        }
+        let at_end = match c.at_end {
+            UNIFIED_AT_END_STOP => AtEnd::Stop,
+            UNIFIED_AT_END_WRAP => AtEnd::Wrap,
+            other => {
+                return Err(Error::new(
+                    libc::EINVAL,
+                    format!("at_end {other} is neither stop nor wrap"),
+                ));
+            }
+        };
+        let layout = match c.layout {
+            UNIFIED_LAYOUT_PAYLOAD => Layout::Payload,
+            UNIFIED_LAYOUT_SLOT => Layout::Slot,
+            other => {
+                return Err(Error::new(
+                    libc::EINVAL,
+                    format!("layout {other} is neither payload nor slot"),
+                ));
+            }
+        };
+        let config = PipelineConfig {
+            start_lba: c.start_lba,
+            blocks: c.blocks,
+            at_end,
+            fua: c.flags & UNIFIED_FUA != 0,
+            layout,
+            existing: if c.flags & UNIFIED_LOG_NEW != 0 {
+                Existing::Replace
+            } else {
+                Existing::Continue
+            },
+            flush_writes: (c.flush_writes > 0).then_some(c.flush_writes),
+            flush_interval: (c.flush_interval_ms > 0)
+                .then(|| Duration::from_millis(c.flush_interval_ms.into())),
+        };
+        with(ctx, |handle, context| {
+            // A log callback may ask for the pipeline's status.
+            let _held = log::hold();
+            let mut slot = handle.pipeline.lock();
+            if slot.is_some() {
+                return Err(Error::new(
+                    libc::EALREADY,
+                    "a pipeline runs on this context already",
+                ));
+            }
+            *slot = Some(Pipeline::start(context.clone(), config)?);
+            Ok(0)
+        })
+    })
+}
+
+/// # Safety
+/// `to` must be null or a sized struct.
+unsafe fn fill(to: *mut unified_pipeline_status, s: &PipelineStatus) -> Result<()> {
+    let filled = unified_pipeline_status {
+        size: 0,
+        next_lba: s.next_lba,
+        wraps: s.wraps,
+        submitted: s.submitted,
+        stored: s.stored,
+        failed: s.failed,
+        payload_bytes: s.payload_bytes,
+        no_space: s.no_space,
+        empty: s.empty,
+        running: s.running.into(),
+        error: -s.error,
+        first_sequence: s.first_sequence,
+        completed: s.completed,
+        durable: s.durable,
+        flushes: s.flushes,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { put_sized(to, filled, "the pipeline's status") }
+}
+
+/// Where the pipeline stands. Set `status->size` first. 0, -EINVAL, -ENOENT (none runs). Any thread.
+///
+/// # Safety
+/// `ctx` must be a handle; `status` must have `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_pipeline_status(
+    ctx: *const unified_ctx,
+    status: *mut unified_pipeline_status,
+) -> c_int {
+    guard(|| {
+        let now = with(ctx, |handle, _| {
+            let slot = handle.pipeline.lock();
+            let running = slot.as_ref().map(Pipeline::status);
+            running.ok_or_else(|| Error::new(libc::ENOENT, "no pipeline runs on this context"))
+        })?;
+        // SAFETY: the caller's promise.
+        unsafe { fill(status, &now)? };
+        Ok(0)
+    })
+}
+
+/// Stops the pipeline: stores what was received, flushes the device, ends both threads. `status` may be
+/// NULL; else set its size first. Packets that come later stay in the RX ring. 0, -ENOENT (none runs),
+/// -EIO (a flush failed: see `durable` for what is safe), -EINVAL. Any thread.
+///
+/// # Safety
+/// `ctx` must be a handle; `status` must be NULL or have `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_pipeline_stop(
+    ctx: *const unified_ctx,
+    status: *mut unified_pipeline_status,
+) -> c_int {
+    guard(|| {
+        let (last, result) = with(ctx, |handle, _| {
+            let pipeline = handle.pipeline.lock().take();
+            pipeline
+                .map(Pipeline::stop)
+                .ok_or_else(|| Error::new(libc::ENOENT, "no pipeline runs on this context"))
+        })?;
+        if !status.is_null() {
+            // SAFETY: the caller's promise.
+            unsafe { fill(status, &last)? };
+        }
+        result.map(|()| 0)
+    })
+}

@@ -1,0 +1,576 @@
+//! The reading side of a log: from the oldest record to the newest, live behind a recorder, by sequence
+//! number or time. Needs no context; reads the device or file past the page cache where it can.
+
+#![forbid(unsafe_code)]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::record::{Flaw, Header, SUPER_SLOTS, Superblock};
+use crate::recorder::{HOLE, find_end, newest_superblock};
+
+/// Bytes read at once.
+const BATCH_BYTES: usize = 256 << 10;
+/// Memory alignment that every device takes.
+const ALIGN: usize = 4096;
+/// A slot that stays empty this long while later ones are there will stay so: its write failed.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often a follower looks.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// One thing found in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Item<'a> {
+    Record {
+        header: Header,
+        /// The packet from its Ethernet header on.
+        packet: &'a [u8],
+    },
+    /// These records are not there: their writes failed or were cut off, or they are damaged.
+    Gap {
+        first: u64,
+        count: u64,
+        damaged: bool,
+    },
+    /// A recorder has overtaken the reader: so many records were overwritten unread.
+    Overwritten { first: u64, count: u64 },
+}
+
+/// An item without the packet's bytes, which are in the buffer.
+#[derive(Debug, Clone, Copy)]
+enum Found {
+    Record(Header),
+    Gap {
+        first: u64,
+        count: u64,
+        damaged: bool,
+    },
+    Overwritten {
+        first: u64,
+        count: u64,
+    },
+}
+
+/// What the reader has met so far.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    pub records: u64,
+    pub missing: u64,
+    pub damaged: u64,
+    pub overwritten: u64,
+}
+
+#[derive(Debug)]
+pub struct LogReader {
+    file: File,
+    name: String,
+    superblock: Superblock,
+    /// Byte of the device at which the range begins.
+    start: u64,
+    buffer: Vec<u8>,
+    aligned: usize,
+    /// The slots in the buffer: sequence number of the first, and how many.
+    loaded: (u64, u64),
+    next: u64,
+    /// Since when the next slot is found empty, by a follower.
+    waiting: Option<Instant>,
+    tally: Tally,
+}
+
+impl LogReader {
+    /// Opens the log that begins `start` bytes into a device or file. `ENOENT`, `EACCES` (the path), `ENOMSG`
+    /// (no log is there), `EINVAL` (`start` is no multiple of 512).
+    pub fn open(path: &Path, start: u64) -> Result<LogReader> {
+        let name = path.display().to_string();
+        if !start.is_multiple_of(512) {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!("a log in '{name}' cannot begin at byte {start}: no multiple of 512"),
+            ));
+        }
+        let path = block_node(path);
+        let mut direct = OpenOptions::new();
+        direct.read(true).custom_flags(libc::O_DIRECT);
+        let file = direct
+            .open(&path)
+            .or_else(|_| File::open(&path))
+            .map_err(|e| Error::os(&e, format_args!("opening '{name}' to read a log")))?;
+        let mut reader = LogReader {
+            file,
+            superblock: Superblock::default(),
+            start,
+            aligned: 0,
+            buffer: vec![0; BATCH_BYTES + ALIGN],
+            loaded: (0, 0),
+            next: 0,
+            waiting: None,
+            tally: Tally::default(),
+            name,
+        };
+        reader.aligned = reader.buffer.as_ptr().align_offset(ALIGN);
+        reader.superblock = reader.find_superblock()?;
+        reader.next = reader.oldest()?;
+        Ok(reader)
+    }
+
+    /// The second copy is one slot behind the first, and a slot is as long as the first says, or else the
+    /// second itself, wherever it is found.
+    fn find_superblock(&mut self) -> Result<Superblock> {
+        let got = self.pread(self.start, SUPER_SLOTS as usize * 65536)?;
+        let bytes = &self.buffer[self.aligned..self.aligned + got];
+        let copies = std::iter::once(0)
+            .chain((9..=16).map(|shift| 1usize << shift))
+            .filter_map(|at| {
+                let copy = bytes.get(at..)?;
+                Superblock::read(copy).filter(|s| at == 0 || s.slot_size as usize == at)?;
+                Some(copy)
+            });
+        newest_superblock(copies)
+            .filter(|s| s.start_lba * u64::from(s.block_size) == self.start)
+            .ok_or_else(|| {
+                Error::new(
+                    libc::ENOMSG,
+                    format!("there is no log at byte {} of '{}'", self.start, self.name),
+                )
+            })
+    }
+
+    /// Reads to the start of the buffer; fewer bytes at the end of the file.
+    fn pread(&mut self, at: u64, len: usize) -> Result<usize> {
+        self.loaded = (0, 0);
+        let len = len.min(BATCH_BYTES);
+        let mut done = 0;
+        while done < len {
+            let room = &mut self.buffer[self.aligned + done..self.aligned + len];
+            match self.file.read_at(room, at + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // Behind the end of the file a direct read may be refused instead of short.
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) && done > 0 => break,
+                Err(e) => {
+                    return Err(Error::os(
+                        &e,
+                        format_args!("reading '{}' at byte {}", self.name, at + done as u64),
+                    ));
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    fn slot_size(&self) -> usize {
+        self.superblock.slot_size as usize
+    }
+
+    /// Loads slots from a sequence number on, up to the end of the range.
+    fn load(&mut self, sequence: u64) -> Result<()> {
+        let most = (BATCH_BYTES / self.slot_size()) as u64;
+        let to_edge = self.superblock.slots - sequence % self.superblock.slots;
+        let count = most.min(to_edge);
+        let offset = self.superblock.offset_of(sequence);
+        let got = self.pread(offset, count as usize * self.slot_size())?;
+        self.loaded = (sequence, (got / self.slot_size()) as u64);
+        Ok(())
+    }
+
+    fn slot(&self, sequence: u64) -> &[u8] {
+        let (first, count) = self.loaded;
+        if sequence < first || sequence - first >= count {
+            return &[];
+        }
+        let at = self.aligned + (sequence - first) as usize * self.slot_size();
+        &self.buffer[at..at + self.slot_size()]
+    }
+
+    /// The slot of a sequence number, loaded anew where `fresh` or where it is not at hand.
+    fn look(&mut self, sequence: u64, fresh: bool) -> Result<std::result::Result<Header, Flaw>> {
+        if fresh || self.slot(sequence).is_empty() {
+            self.load(sequence)?;
+        }
+        Ok(Header::read(self.slot(sequence), self.superblock.log_id))
+    }
+
+    /// Sequence number behind the newest record.
+    pub fn end(&mut self) -> Result<u64> {
+        // A recorder may have gone on: what the superblock knows is where the search begins.
+        self.superblock = self.find_superblock()?;
+        let superblock = self.superblock;
+        find_end(&superblock, |sequence, _| {
+            self.load(sequence)?;
+            let (_, count) = self.loaded;
+            if count == 0 {
+                return Err(Error::new(
+                    libc::EIO,
+                    format!("'{}' ends before its log does", self.name),
+                ));
+            }
+            Ok((0..count)
+                .map(|i| self.slot(sequence + i).to_vec())
+                .collect())
+        })
+    }
+
+    /// Sequence number of the oldest record that may still be there.
+    pub fn oldest(&mut self) -> Result<u64> {
+        Ok(self.end()?.saturating_sub(self.superblock.slots))
+    }
+
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Sequence number of the record that comes next.
+    pub fn position(&self) -> u64 {
+        self.next
+    }
+
+    /// Goes to a record; one that is gone already is answered with `Item::Overwritten`.
+    pub fn seek(&mut self, sequence: u64) {
+        self.next = sequence;
+        self.waiting = None;
+        self.loaded = (0, 0);
+    }
+
+    /// Goes to the first record that is not older than `timestamp` (ns since 1970-01-01 UTC).
+    pub fn seek_time(&mut self, timestamp: u64) -> Result<()> {
+        let (mut low, mut high) = (self.oldest()?, self.end()?);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            // Where the record in the middle is not there, the next one that is tells as well.
+            let mut at = middle;
+            let mut found = None;
+            while at < high && found.is_none() {
+                found = self.look(at, false)?.ok().filter(|h| h.sequence == at);
+                at += 1;
+            }
+            match found {
+                Some(header) if header.timestamp < timestamp => low = header.sequence + 1,
+                _ => high = middle,
+            }
+        }
+        self.seek(low);
+        Ok(())
+    }
+
+    /// The next thing in the log; `None` at its end. The packet is valid until the next call.
+    pub fn next_item(&mut self) -> Result<Option<Item<'_>>> {
+        let found = self.step(false)?;
+        Ok(found.map(|found| self.item(found)))
+    }
+
+    /// As `next_item`, but waits for a recorder to go on, at most for `timeout`.
+    pub fn follow(&mut self, timeout: Duration) -> Result<Option<Item<'_>>> {
+        let until = Instant::now() + timeout;
+        loop {
+            if let Some(found) = self.step(true)? {
+                return Ok(Some(self.item(found)));
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            std::thread::sleep(left.min(LOOK));
+        }
+    }
+
+    fn item(&self, found: Found) -> Item<'_> {
+        match found {
+            Found::Record(header) => {
+                let at = usize::from(header.packet_offset);
+                let slot = self.slot(header.sequence);
+                let packet = &slot[at..at + header.packet_len as usize];
+                Item::Record { header, packet }
+            }
+            Found::Gap {
+                first,
+                count,
+                damaged,
+            } => Item::Gap {
+                first,
+                count,
+                damaged,
+            },
+            Found::Overwritten { first, count } => Item::Overwritten { first, count },
+        }
+    }
+
+    fn step(&mut self, following: bool) -> Result<Option<Found>> {
+        let sequence = self.next;
+        let mut found = self.look(sequence, false)?;
+        if !matches!(found, Ok(header) if header.sequence == sequence) {
+            // What was loaded earlier may have been written since.
+            found = self.look(sequence, true)?;
+        }
+        match found {
+            Ok(header) if header.sequence == sequence => {
+                self.next += 1;
+                self.waiting = None;
+                self.tally.records += 1;
+                Ok(Some(Found::Record(header)))
+            }
+            Ok(header) if header.sequence > sequence => self.overtaken(sequence),
+            found => {
+                let damaged = matches!(found, Err(Flaw::Data | Flaw::Header | Flaw::Version(_)));
+                self.hole(sequence, damaged, following)
+            }
+        }
+    }
+
+    /// A newer record stands where the next one stood.
+    fn overtaken(&mut self, first: u64) -> Result<Option<Found>> {
+        // Some room, so that the recorder does not overtake again at once.
+        let room = (self.superblock.slots / 16).min(HOLE);
+        let oldest = self.oldest()? + room;
+        let next = oldest.max(first + 1);
+        self.seek(next);
+        self.tally.overwritten += next - first;
+        Ok(Some(Found::Overwritten {
+            first,
+            count: next - first,
+        }))
+    }
+
+    /// No record where one should be: a gap, where something follows; else the end.
+    fn hole(&mut self, first: u64, damaged: bool, following: bool) -> Result<Option<Found>> {
+        let hole = HOLE.min(self.superblock.slots);
+        let mut at = first + 1;
+        while at < first + hole {
+            let found = self.look(at, false)?;
+            let there = matches!(found, Ok(header) if header.sequence == at);
+            let flawed = matches!(found, Err(Flaw::Data | Flaw::Header | Flaw::Version(_)));
+            // A gap is of one kind.
+            if there || flawed != damaged {
+                break;
+            }
+            at += 1;
+        }
+        let mut follows = at < first + hole;
+        if follows && !matches!(self.look(at, false)?, Ok(header) if header.sequence == at) {
+            follows = self.end()? > at;
+        }
+        if !follows {
+            self.waiting = None;
+            return Ok(None);
+        }
+        if following && self.waiting.get_or_insert_with(Instant::now).elapsed() < PATIENCE {
+            return Ok(None);
+        }
+        let count = at - first;
+        self.next = at;
+        self.waiting = None;
+        if damaged {
+            self.tally.damaged += count;
+        } else {
+            self.tally.missing += count;
+        }
+        Ok(Some(Found::Gap {
+            first,
+            count,
+            damaged,
+        }))
+    }
+}
+
+/// Passthrough's character node cannot be read as a file: its namespace's block node can.
+fn block_node(path: &Path) -> std::path::PathBuf {
+    let name = path.to_str().unwrap_or_default();
+    match name.strip_prefix("/dev/ng") {
+        Some(rest) => format!("/dev/nvme{rest}").into(),
+        None => path.to_path_buf(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Checksum, HEADER_LEN};
+    use std::io::{Seek, SeekFrom, Write};
+
+    struct Disk {
+        path: std::path::PathBuf,
+        file: File,
+        log: Superblock,
+    }
+
+    impl Drop for Disk {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
+    fn disk(name: &str, slots: u64) -> Disk {
+        let path = std::env::temp_dir().join(format!("unified-{name}-{}", std::process::id()));
+        let file = File::create(&path).unwrap();
+        let log = Superblock::new(3, 1, 512, 512, 0, slots + SUPER_SLOTS, true).unwrap();
+        file.set_len((slots + SUPER_SLOTS) * 512).unwrap();
+        let disk = Disk { path, file, log };
+        disk.file.write_all_at(&disk.log.to_bytes(), 0).unwrap();
+        disk
+    }
+
+    impl Disk {
+        fn put(&self, sequence: u64) {
+            let packet = format!("packet {sequence}");
+            let mut sum = Checksum::default();
+            sum.add(packet.as_bytes());
+            let header = Header {
+                sequence,
+                log_id: self.log.log_id,
+                timestamp: 1000 + sequence * 10,
+                packet_len: packet.len() as u32,
+                packet_offset: 64,
+                payload_offset: 64,
+                ..Header::default()
+            };
+            let mut slot = vec![0; 512];
+            slot[..HEADER_LEN].copy_from_slice(&header.to_bytes(sum.value()));
+            slot[64..64 + packet.len()].copy_from_slice(packet.as_bytes());
+            self.file
+                .write_all_at(&slot, self.log.offset_of(sequence))
+                .unwrap();
+        }
+
+        fn damage(&self, sequence: u64) {
+            let mut file = &self.file;
+            file.seek(SeekFrom::Start(self.log.offset_of(sequence) + 66))
+                .unwrap();
+            file.write_all(b"?").unwrap();
+        }
+    }
+
+    fn all(reader: &mut LogReader) -> Vec<u64> {
+        let mut seen = Vec::new();
+        while let Some(item) = reader.next_item().unwrap() {
+            if let Item::Record { header, packet } = item {
+                assert_eq!(packet, format!("packet {}", header.sequence).as_bytes());
+                seen.push(header.sequence);
+            }
+        }
+        seen
+    }
+
+    #[test]
+    fn all_records_in_order_and_what_is_not_there() {
+        let disk = disk("order", 100);
+        for sequence in (0..60).filter(|s| !(20..23).contains(s)) {
+            disk.put(sequence);
+        }
+        disk.damage(40);
+        let mut reader = LogReader::open(&disk.path, 0).unwrap();
+        let expected: Vec<u64> = (0..60)
+            .filter(|s| !(20..23).contains(s) && *s != 40)
+            .collect();
+        assert_eq!(all(&mut reader), expected);
+        assert_eq!(
+            reader.tally(),
+            Tally {
+                records: 56,
+                missing: 3,
+                damaged: 1,
+                overwritten: 0
+            }
+        );
+        assert_eq!(reader.position(), 60);
+    }
+
+    #[test]
+    fn after_a_wrap_the_oldest_come_first() {
+        let disk = disk("wrap", 100);
+        for sequence in 0..250 {
+            disk.put(sequence);
+        }
+        let mut reader = LogReader::open(&disk.path, 0).unwrap();
+        assert_eq!(all(&mut reader), (150..250).collect::<Vec<_>>());
+        // A slow reader is told what it missed.
+        reader.seek(150);
+        for sequence in 250..300 {
+            disk.put(sequence);
+        }
+        let Some(Item::Overwritten { first, count }) = reader.next_item().unwrap() else {
+            panic!("not told");
+        };
+        assert_eq!(first, 150);
+        let rest = all(&mut reader);
+        assert_eq!(rest.first(), Some(&(150 + count)));
+        assert_eq!(rest.last(), Some(&299));
+    }
+
+    #[test]
+    fn by_time_and_by_number() {
+        let disk = disk("seek", 100);
+        for sequence in (0..90).filter(|s| s % 10 != 5) {
+            disk.put(sequence);
+        }
+        let mut reader = LogReader::open(&disk.path, 0).unwrap();
+        for (time, first) in [
+            (0, 0),
+            (1000, 0),
+            (1001, 1),
+            (1410, 41),
+            (1450, 46),
+            (1890, 89),
+            (5000, 90),
+        ] {
+            reader.seek_time(time).unwrap();
+            let found = all(&mut reader).first().copied().unwrap_or(90);
+            assert_eq!(found, first, "time {time}");
+        }
+        reader.seek(70);
+        assert_eq!(all(&mut reader).len(), 18);
+    }
+
+    #[test]
+    fn a_follower_sees_what_comes() {
+        let disk = disk("follow", 100);
+        let mut reader = LogReader::open(&disk.path, 0).unwrap();
+        assert_eq!(reader.follow(Duration::from_millis(10)).unwrap(), None);
+        for sequence in 0..10 {
+            disk.put(sequence);
+            let item = reader.follow(Duration::from_secs(5)).unwrap();
+            assert!(
+                matches!(item, Some(Item::Record { header, .. }) if header.sequence == sequence)
+            );
+        }
+        // A slot that is skipped is waited for, and then given up.
+        disk.put(11);
+        let start = Instant::now();
+        let gap = reader.follow(Duration::from_secs(10)).unwrap();
+        assert_eq!(
+            gap,
+            Some(Item::Gap {
+                first: 10,
+                count: 1,
+                damaged: false
+            })
+        );
+        assert!(start.elapsed() >= PATIENCE);
+    }
+
+    #[test]
+    fn what_is_no_log_is_refused() {
+        let disk = disk("none", 100);
+        let error = |start| LogReader::open(&disk.path, start).unwrap_err().errno();
+        assert_eq!(error(512), libc::ENOMSG);
+        assert_eq!(error(100), libc::EINVAL);
+        let absent = LogReader::open(Path::new("/nonexistent/log"), 0).unwrap_err();
+        assert_eq!(absent.errno(), libc::ENOENT);
+        assert!(absent.message().contains("/nonexistent/log"));
+        // With the first copy gone the second serves.
+        let second = Superblock {
+            generation: 1,
+            ..disk.log
+        };
+        disk.file.write_all_at(&second.to_bytes(), 512).unwrap();
+        disk.file.write_all_at(&[0; 512], 0).unwrap();
+        assert!(LogReader::open(&disk.path, 0).is_ok());
+    }
+}

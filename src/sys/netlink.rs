@@ -1,0 +1,72 @@
+//! A route netlink socket: what happens to the interfaces of its network namespace.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// Of `struct nlmsghdr` and `struct ifinfomsg`.
+const REQUEST_LEN: usize = 16 + 16;
+
+/// Bound to the namespace of the thread that opened it, wherever it is used from.
+#[derive(Debug)]
+pub struct RouteSocket(OwnedFd);
+
+impl RouteSocket {
+    /// Subscribed to changes of interfaces. Needs no privilege.
+    pub fn open() -> io::Result<RouteSocket> {
+        // SAFETY: no memory is passed; the result is a new descriptor or -1.
+        let fd = unsafe {
+            libc::socket(
+                libc::AF_NETLINK,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+                libc::NETLINK_ROUTE,
+            )
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just made, and owned by nobody else.
+        let socket = RouteSocket(unsafe { OwnedFd::from_raw_fd(fd) });
+        // SAFETY: sockaddr_nl is integers, for which zero is a value.
+        let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+        address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+        address.nl_groups = libc::RTMGRP_LINK as u32;
+        // SAFETY: the address is live and as long as said.
+        let rc = unsafe {
+            libc::bind(
+                fd,
+                std::ptr::from_ref(&address).cast(),
+                size_of_val(&address) as libc::socklen_t,
+            )
+        };
+        if rc < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(socket)
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    /// Asks for an interface by its index (RTM_GETLINK). The kernel has queued the answer when this returns.
+    pub fn ask(&self, index: u32) -> io::Result<()> {
+        let mut request = [0u8; REQUEST_LEN];
+        request[0..4].copy_from_slice(&(REQUEST_LEN as u32).to_ne_bytes());
+        request[4..6].copy_from_slice(&libc::RTM_GETLINK.to_ne_bytes());
+        request[6..8].copy_from_slice(&(libc::NLM_F_REQUEST as u16).to_ne_bytes());
+        request[20..24].copy_from_slice(&index.to_ne_bytes());
+        // SAFETY: the request is live and as long as said; the socket's peer is the kernel by default.
+        let rc = unsafe { libc::send(self.fd(), request.as_ptr().cast(), request.len(), 0) };
+        if rc < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// One datagram of messages; `WouldBlock` where none waits, `ENOBUFS` where some were lost.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        // SAFETY: the buffer is live, writable and as long as said.
+        let rc = unsafe { libc::recv(self.fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+        usize::try_from(rc).map_err(|_| io::Error::last_os_error())
+    }
+}

@@ -1,0 +1,41 @@
+//! Sends UDP payloads that identify themselves, and later finds them again on a device: every byte of
+//! every payload follows from its number, so a single wrong, foreign or doubled one is seen.
+#![forbid(unsafe_code)]
+
+mod payload;
+mod send;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Send payloads to a UDP address
+    Send(send::Options),
+    /// Read a device or file back and compare every byte with what was sent
+    Verify(verify::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Send(options) => send::run(&options).map(|()| true),
+        Command::Verify(options) => verify::run(&options),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("unified-traffic: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
