@@ -1,0 +1,378 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * The full stack with the three threads of its document: the packet thread receives and submits, the
+ * storage thread takes completions (and so drives the device), the main thread reports once a second.
+ *
+ *     unified-full-stack-test [OPTIONS] IFACE DEVICE QUEUE
+ *
+ * Exit code: 0 every received packet was stored; 1 something failed; 2 wrong usage.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <time.h>
+#include <unistd.h>
+#include <unified.h>
+
+#define BATCH 64
+#define TICK_MS 50
+#define FLUSH UINT64_MAX
+
+static unified_ctx *ctx;
+static struct unified_info info = { .size = sizeof(info) };
+static atomic_bool stopping;          /* no more packets are taken */
+static atomic_bool packets_done;      /* the packet thread has submitted its last command */
+static atomic_bool flushed, flush_ok; /* the device has answered the flush at the end */
+static atomic_uint_fast64_t submitted, finished, stored, stored_bytes, errors, no_space;
+static uint64_t next_lba, end_lba;
+
+static void complain(const char *what)
+{
+	fprintf(stderr, "%s: %s\n", what, unified_last_error());
+}
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+/* The SQ ring is full: the storage thread makes room as the device completes. */
+static void pause_for_room(void)
+{
+	struct timespec t = { .tv_nsec = 50000 };
+
+	nanosleep(&t, NULL);
+}
+
+static void drop(const struct unified_packet *packet, atomic_uint_fast64_t *why)
+{
+	(*why)++;
+	unified_frame_release(ctx, packet->frame);
+}
+
+/* A command is known by where it writes and how much of that is payload. */
+static uint64_t tag(uint64_t lba, uint32_t len)
+{
+	return lba << 16 | len;
+}
+
+/* Writes one payload behind the one before it; the frame comes back to the NIC by itself. */
+static void store(const struct unified_packet *packet)
+{
+	uint64_t blocks = (packet->payload_len + info.block_size - 1) / info.block_size;
+	int ret;
+
+	if (end_lba - next_lba < blocks) {
+		drop(packet, &no_space);
+		return;
+	}
+	submitted++;
+	while ((ret = unified_submit_write(ctx, packet->frame, packet->payload, packet->payload_len,
+					   next_lba, tag(next_lba, packet->payload_len), UNIFIED_MORE)) == -EAGAIN) {
+		unified_submit_pending(ctx);
+		pause_for_room();
+	}
+	if (ret < 0) {
+		complain("Submitting a write");
+		submitted--;
+		drop(packet, &errors);
+		return;
+	}
+	next_lba += blocks;
+}
+
+static void *packet_thread(void *unused)
+{
+	struct unified_packet batch[BATCH];
+	int count, ret;
+
+	(void)unused;
+	printf("Packet processing thread started\n");
+	for (;;) {
+		bool last = stopping;
+
+		count = unified_rx_batch(ctx, batch, BATCH);
+		for (int i = 0; i < count; i++)
+			store(&batch[i]);
+		if (count > 0)
+			unified_submit_pending(ctx);
+		else if (count < 0 || last)
+			break;
+		else
+			unified_wait(ctx, UNIFIED_WAIT_RX, TICK_MS);
+	}
+	if (count < 0) {
+		complain("Receiving");
+		errors++;
+	}
+	/* Everything submitted must be completed before the flush covers it. */
+	while (finished != submitted)
+		pause_for_room();
+	while ((ret = unified_submit_flush(ctx, FLUSH)) == -EAGAIN)
+		pause_for_room();
+	if (ret < 0) {
+		complain("Submitting the flush");
+		flushed = true;
+	}
+	packets_done = true;
+	return NULL;
+}
+
+static void *storage_thread(void *unused)
+{
+	struct unified_completion batch[BATCH];
+	int count;
+
+	(void)unused;
+	printf("Storage thread started\n");
+	while (!packets_done || !flushed) {
+		count = unified_completions(ctx, batch, BATCH);
+		if (count < 0) {
+			complain("Taking completions");
+			errors++;
+			stopping = true;
+			/* Nothing will complete any more: the packet thread must not wait for it. */
+			finished = (uint_fast64_t)submitted;
+			flushed = true;
+			pause_for_room();
+			continue;
+		}
+		for (int i = 0; i < count; i++) {
+			const struct unified_completion *c = &batch[i];
+
+			if (c->user_data == FLUSH) {
+				flush_ok = c->status == 0;
+				flushed = true;
+				continue;
+			}
+			finished++;
+			if (c->status == 0) {
+				stored++;
+				stored_bytes += c->user_data & 0xffff;
+			} else if (errors++ < 10) {
+				fprintf(stderr, "Write at block %" PRIu64 " failed: %s\n", c->user_data >> 16,
+					unified_status_string(c->status));
+			}
+		}
+		if (count == 0)
+			unified_wait(ctx, UNIFIED_WAIT_COMPLETIONS, TICK_MS);
+	}
+	return NULL;
+}
+
+static void on_log(int level, const char *line, void *unused)
+{
+	(void)unused;
+	fprintf(stderr, "%s: %s\n", level <= 0 ? "error" : level == 1 ? "warning" : "note", line);
+}
+
+/* Packet metadata comes through the BPF ring buffer, whether the packet could be stored or not. */
+static uint64_t drain_events(void)
+{
+	struct unified_event batch[BATCH];
+	uint64_t sum = 0;
+	int count;
+
+	do {
+		count = unified_events(ctx, batch, BATCH);
+		sum += count > 0 ? count : 0;
+	} while (count == BATCH);
+	return sum;
+}
+
+static void print_setup(const struct unified_config *config)
+{
+	char device[256] = "";
+
+	unified_ctx_device(ctx, device, sizeof(device));
+	printf("BPF program loaded successfully (%s mode%s)\n", info.native ? "native" : "SKB",
+	       info.dispatcher ? ", dispatcher" : "");
+	printf("AF_XDP socket created on %s queue %u (%s)\n", config->ifname, info.queue,
+	       info.zero_copy ? "zero-copy" : "copy");
+	printf("Unified interface registered successfully\n");
+	printf("  SQ ring: %p (entries: %u)\n", (void *)((char *)info.region + info.sq_ring), info.sq_entries);
+	printf("  CQ ring: %p (entries: %u)\n", (void *)((char *)info.region + info.cq_ring), info.cq_entries);
+	printf("  Data buffers: %p\n", (void *)((char *)info.region + info.buffers));
+	printf("  Device: %s (%s, %" PRIu64 " blocks of %u bytes)\n\n", device, info.backend, info.blocks,
+	       info.block_size);
+}
+
+static int print_final(uint64_t events_read)
+{
+	struct unified_stats s = { .size = sizeof(s) };
+	int failed = 0;
+
+	if (unified_ctx_stats(ctx, &s) < 0) {
+		complain("Reading the statistics");
+		return 1;
+	}
+	printf("\nFinal stats:\n");
+	printf("  Packets seen by XDP: %" PRIu64 " (passed on: %" PRIu64 ", redirected: %" PRIu64 ")\n", s.xdp_seen,
+	       s.xdp_passed, s.xdp_redirected);
+	printf("  Packets received: %" PRIu64 "\n", s.received);
+	printf("  Packets stored: %" PRIu64 "\n", s.stored);
+	printf("  Payload bytes stored: %" PRIu64 "\n", (uint64_t)stored_bytes);
+	printf("  Device bytes written: %" PRIu64 "\n", s.bytes_written);
+	printf("  Errors: %" PRIu64 "\n", (uint64_t)errors);
+	printf("  No space: %" PRIu64 "\n", (uint64_t)no_space);
+	printf("  Dropped: %" PRIu64 " (no frame or too long: %" PRIu64 ", RX ring full: %" PRIu64 ")\n",
+	       s.rx_dropped + s.rx_ring_full + s.redirect_errors, s.rx_dropped, s.rx_ring_full);
+	printf("  Bounced: %" PRIu64 "\n", s.bounced);
+	printf("  Events: %" PRIu64 " (read: %" PRIu64 ", lost: %" PRIu64 ")\n", s.events, events_read, s.events_lost);
+	if (s.xdp_seen != s.xdp_passed + s.xdp_redirected ||
+	    s.xdp_redirected != s.rx_dropped + s.rx_ring_full + s.redirect_errors + s.received + s.rx_pending ||
+	    s.received != s.stored + s.failed + s.released + s.packets_held + s.packets_in_flight ||
+	    s.submitted != s.completed + s.commands_in_flight ||
+	    s.frames_free + s.frames_filled + s.frames_held + s.frames_in_flight != info.frame_count) {
+		printf("  Books: DO NOT BALANCE\n");
+		failed = 1;
+	} else {
+		printf("  Books: balanced\n");
+	}
+	if (!flush_ok) {
+		printf("  The flush at the end failed: what was stored may not be durable\n");
+		failed = 1;
+	}
+	return failed || errors || no_space || s.stored != s.received;
+}
+
+static void usage(FILE *to, const char *name)
+{
+	fprintf(to,
+		"usage: %s [OPTIONS] IFACE DEVICE QUEUE\n"
+		"Stores the payloads of UDP packets that IFACE receives on QUEUE to DEVICE from block 0 on.\n"
+		"  -p, --port PORT          UDP port (default 9999)\n"
+		"  -d, --duration SECONDS   stop by itself (default: at Ctrl-C)\n"
+		"  -c, --count PACKETS      stop after so many were received\n"
+		"  -s, --file-size BYTES    make DEVICE, a regular file, at least this long\n"
+		"  -f, --frame-size BYTES   2048 (default) or 4096\n"
+		"  -T, --engine-thread      let a thread of the library drive the device\n"
+		"  -H, --huge-pages         put the region into 2 MiB pages\n"
+		"  -F, --force              write also to a device that is in use\n"
+		"  -h, --help\n",
+		name);
+}
+
+static uint64_t number(const char *text, uint64_t max, const char *name)
+{
+	char *end;
+	unsigned long long value;
+
+	errno = 0;
+	value = strtoull(text, &end, 0);
+	if (errno || end == text || *end || *text == '-' || value > max) {
+		fprintf(stderr, "%s: '%s' is not a number from 0 to %" PRIu64 "\n", name, text, max);
+		exit(2);
+	}
+	return value;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "port", 1, NULL, 'p' },	   { "duration", 1, NULL, 'd' },   { "count", 1, NULL, 'c' },
+		{ "file-size", 1, NULL, 's' },	   { "frame-size", 1, NULL, 'f' }, { "engine-thread", 0, NULL, 'T' },
+		{ "huge-pages", 0, NULL, 'H' },	   { "force", 0, NULL, 'F' },	   { "help", 0, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
+	};
+	struct unified_config config = { .size = sizeof(config) };
+	uint16_t port = 9999;
+	uint64_t duration = 0, count = 0, events_read = 0, last_received = 0, last_bytes = 0;
+	struct pollfd waits[2] = { { .events = POLLIN }, { .events = POLLIN } };
+	pthread_t packets, storage;
+	double start, last;
+	sigset_t signals;
+	int option, failed;
+
+	while ((option = getopt_long(argc, argv, "p:d:c:s:f:THFh", options, NULL)) != -1) {
+		switch (option) {
+		case 'p': port = number(optarg, 65535, "--port"); break;
+		case 'd': duration = number(optarg, 1u << 30, "--duration"); break;
+		case 'c': count = number(optarg, UINT64_MAX - 1, "--count"); break;
+		case 's': config.file_size = number(optarg, INT64_MAX, "--file-size"); break;
+		case 'f': config.frame_size = number(optarg, 65536, "--frame-size"); break;
+		case 'T': config.drive = UNIFIED_DRIVE_THREAD; break;
+		case 'H': config.flags |= UNIFIED_HUGE_PAGES; break;
+		case 'F': config.flags |= UNIFIED_FORCE; break;
+		case 'h': usage(stdout, argv[0]); return 0;
+		default: usage(stderr, argv[0]); return 2;
+		}
+	}
+	if (argc - optind != 3) {
+		usage(stderr, argv[0]);
+		return 2;
+	}
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	config.ifname = argv[optind];
+	config.device = argv[optind + 1];
+	config.queue = number(argv[optind + 2], UINT32_MAX, "QUEUE");
+	config.ports = &port;
+	config.port_count = 1;
+
+	/* Blocked in every thread; the main thread reads them. */
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGINT);
+	sigaddset(&signals, SIGTERM);
+	pthread_sigmask(SIG_BLOCK, &signals, NULL);
+
+	unified_set_log_callback(on_log, 1, NULL);
+	if (unified_ctx_create(&config, &ctx) < 0) {
+		complain("Opening");
+		return 1;
+	}
+	unified_ctx_info(ctx, &info);
+	end_lba = info.blocks;
+	print_setup(&config);
+	if (pthread_create(&storage, NULL, storage_thread, NULL) ||
+	    pthread_create(&packets, NULL, packet_thread, NULL)) {
+		fprintf(stderr, "A thread could not be started\n");
+		exit(1);
+	}
+	printf("System ready. Waiting for packets...\n\n");
+
+	waits[0].fd = signalfd(-1, &signals, SFD_CLOEXEC);
+	waits[1].fd = unified_events_fd(ctx);
+	start = last = now();
+	while (!stopping) {
+		struct unified_stats s = { .size = sizeof(s) };
+		double left = last + 1 - now();
+
+		poll(waits, 2, left > 0 ? (int)(left * 1000) + 1 : 0);
+		events_read += drain_events();
+		if (waits[0].revents)
+			stopping = true;
+		if (stopping || now() < last + 1)
+			continue;
+		unified_ctx_stats(ctx, &s);
+		printf("Stats: RX=%" PRIu64 " pps=%.0f | Stored=%" PRIu64 " Bps=%.0f | Errors=%" PRIu64 "\n", s.received,
+		       (s.received - last_received) / (now() - last), s.stored, (stored_bytes - last_bytes) / (now() - last),
+		       (uint64_t)errors);
+		last_received = s.received;
+		last_bytes = stored_bytes;
+		last = now();
+		if ((duration && last - start >= duration) || (count && s.received >= count))
+			stopping = true;
+	}
+	pthread_join(packets, NULL);
+	pthread_join(storage, NULL);
+	failed = print_final(events_read + drain_events());
+	close(waits[0].fd);
+	if (unified_ctx_destroy(ctx) < 0) {
+		complain("Closing");
+		failed = 1;
+	}
+	return failed;
+}

@@ -1,0 +1,531 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# Runs the full stack for real: packets from an interface, stored on a device, read back and compared.
+set -u
+
+here=$(cd "$(dirname "$0")" && pwd)
+out=${UNIFIED_OUT:-$here/target/full-stack}
+program=$out/bin/unified-full-stack-test
+traffic=$out/bin/unified-traffic
+
+duration=5 rate=5000 size=1024 port=9999
+make_traffic=yes verify=auto assume_yes=no from_netns= selftest=
+iface= device= queue=0
+
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
+	blue=$'\e[34m' green=$'\e[32m' yellow=$'\e[33m' red=$'\e[31m' plain=$'\e[0m'
+else
+	blue= green= yellow= red= plain=
+fi
+info() { echo "${blue}[INFO]${plain} $*"; }
+success() { echo "${green}[SUCCESS]${plain} $*"; }
+warn() { echo "${yellow}[WARN]${plain} $*"; }
+error() { echo "${red}[ERROR]${plain} $*" >&2; }
+die() {
+	error "$@"
+	exit 1
+}
+
+usage() {
+	cat <<-TEXT
+		usage: $(basename "$0") [OPTIONS] [IFACE [DEVICE [QUEUE]]]
+
+		Stores UDP packets that IFACE receives on QUEUE (default 0) to DEVICE, and shows the statistics.
+		Without IFACE it makes a veth pair and a network namespace of its own, without DEVICE a file;
+		both are removed at the end. What is stored is then read back and compared with what was sent.
+
+		  --duration SECONDS   how long traffic is sent, or waited for (default $duration)
+		  --rate PACKETS       packets a second, 0: as fast as it goes (default $rate)
+		  --size BYTES         payload size, or a range such as 64-1472 (default $size)
+		  --port PORT          UDP port (default $port)
+		  --no-traffic         send nothing: it comes from elsewhere
+		  --from-netns NAME    send from this network namespace, which reaches IFACE
+		  --verify             compare the stored bytes also where the traffic came from elsewhere
+		                       (by unified-traffic send, with the same --size)
+		  --selftest PROGRAM   run this program of the registration interface instead (docs/uapi.md), as
+		                       PROGRAM IFACE DEVICE QUEUE, and find on the device what it says it stored
+		  --yes                do not ask before writing to a DEVICE that holds data
+		  --help
+
+		Needs root. Exit code: 0 every packet is accounted for, and what was compared is right;
+		1 something failed; 2 wrong usage; 130 interrupted.
+	TEXT
+}
+
+number() { # NAME VALUE MIN MAX
+	if ! [[ $2 =~ ^[0-9]{1,9}$ ]] || ((10#$2 < $3 || 10#$2 > $4)); then
+		error "$1: '$2' is not a number from $3 to $4"
+		exit 2
+	fi
+}
+
+parse() {
+	local words=()
+	while [ $# -gt 0 ]; do
+		case $1 in
+		--duration | --rate | --size | --port | --from-netns | --selftest)
+			if [ $# -lt 2 ]; then
+				error "$1 needs a value"
+				exit 2
+			fi
+			case $1 in
+			--duration) duration=$2 ;;
+			--rate) rate=$2 ;;
+			--size) size=$2 ;;
+			--port) port=$2 ;;
+			--from-netns) from_netns=$2 ;;
+			--selftest) selftest=$2 ;;
+			esac
+			shift
+			;;
+		--no-traffic) make_traffic=no ;;
+		--verify) verify=yes ;;
+		--yes | -y) assume_yes=yes ;;
+		--help | -h)
+			usage
+			exit 0
+			;;
+		-*)
+			error "unknown option $1"
+			usage >&2
+			exit 2
+			;;
+		*) words+=("$1") ;;
+		esac
+		shift
+	done
+	if [ ${#words[@]} -gt 3 ]; then
+		usage >&2
+		exit 2
+	fi
+	iface=${words[0]:-} device=${words[1]:-} queue=${words[2]:-0}
+	number --duration "$duration" 1 86400
+	number --rate "$rate" 0 100000000
+	number --port "$port" 1 65535
+	number QUEUE "$queue" 0 65535
+	if [ -n "$selftest" ]; then
+		[ -f "$selftest" ] && [ -x "$selftest" ] || die "--selftest: '$selftest' is no program; make -f Makefile.full-stack selftest SRC=... builds one"
+		selftest=$(realpath "$selftest")
+		if ((${size%-*} < 16)); then
+			error "--size: with --selftest payloads are found by what they hold, which takes 16 bytes"
+			exit 2
+		fi
+	fi
+	if ! [[ $size =~ ^[0-9]{1,5}(-[0-9]{1,5})?$ ]] || ((${size%-*} < 1 || ${size#*-} > 1472 || ${size%-*} > ${size#*-})); then
+		error "--size: '$size' is not a payload size from 1 to 1472, or a range of them"
+		exit 2
+	fi
+}
+
+# What must be undone, newest last.
+undo=()
+child=
+sender=
+scratch=
+
+finish() {
+	local code=$? i
+	trap '' INT TERM
+	trap - EXIT
+	for pid in $sender $child; do
+		if kill -0 "$pid" 2>/dev/null; then
+			kill -INT "$pid" 2>/dev/null
+			for ((i = 0; i < 50; i++)); do
+				kill -0 "$pid" 2>/dev/null || break
+				sleep 0.1
+			done
+			kill -KILL "$pid" 2>/dev/null
+			wait "$pid" 2>/dev/null
+		fi
+	done
+	for ((i = ${#undo[@]} - 1; i >= 0; i--)); do
+		eval "${undo[i]}" >/dev/null 2>&1 || warn "could not undo: ${undo[i]}"
+	done
+	[ -n "$scratch" ] && rm -rf "$scratch"
+	exit "$code"
+}
+
+later() { undo+=("$(printf '%q ' "$@")"); }
+
+check_system() {
+	info "Checking system requirements..."
+	[ "$(id -u)" = 0 ] || die "root is needed: for the XDP program, the AF_XDP socket and the network namespace"
+	local tool missing=
+	for tool in ip ethtool make; do
+		command -v "$tool" >/dev/null || missing+=" $tool"
+	done
+	[ -z "$missing" ] || die "missing:$missing; run: make -f Makefile.full-stack install-deps-debian (or -fedora)"
+	if [ "$(cat /proc/sys/kernel/io_uring_disabled 2>/dev/null || echo 0)" = 2 ]; then
+		die "io_uring is forbidden here: sysctl kernel.io_uring_disabled=0"
+	fi
+	# The dispatcher of libxdp pins its programs there.
+	if ! grep -q ' /sys/fs/bpf bpf ' /proc/mounts; then
+		if mount -t bpf bpf /sys/fs/bpf 2>/dev/null; then
+			later umount /sys/fs/bpf
+		else
+			warn "/sys/fs/bpf is not mounted: only one XDP program can be on the interface"
+		fi
+	fi
+	if [ -n "$iface" ] && [ ! -e "/sys/class/net/$iface" ]; then
+		die "there is no interface '$iface'; ip link shows those that are"
+	fi
+	if [ -n "$device" ] && [ ! -e "$device" ] && [[ $device == /dev/* ]]; then
+		die "there is no device '$device'"
+	fi
+	success "System requirements check passed"
+}
+
+build() {
+	info "Building test program..."
+	if [ -n "${UNIFIED_OUT:-}" ]; then
+		[ -x "$program" ] && [ -x "$traffic" ] || die "UNIFIED_OUT=$out has no built programs"
+	elif ! make -C "$here" -s -f Makefile.full-stack all >"$scratch/build.log" 2>&1; then
+		tail -n 30 "$scratch/build.log" >&2
+		die "the build failed; make -f Makefile.full-stack check-deps says what is missing"
+	fi
+	success "Test program built successfully"
+}
+
+# A veth pair whose far end, the sender's, is in a network namespace.
+make_network() {
+	iface=ufs$$h from_netns=ufs$$
+	local far=ufs$$p a=$(($$ >> 6 & 255)) b=$((($$ & 63) << 2))
+	near_addr=198.18.$a.$((b + 1))
+	ip netns add "$from_netns" || die "a network namespace could not be made"
+	later ip netns del "$from_netns"
+	ip link add "$iface" type veth peer name "$far" netns "$from_netns" || die "a veth pair could not be made"
+	later ip link del "$iface"
+	# Nothing but the test's packets: no neighbour or router discovery.
+	sysctl -q -w "net.ipv6.conf.$iface.disable_ipv6=1" 2>/dev/null
+	ip netns exec "$from_netns" sysctl -q -w "net.ipv6.conf.$far.disable_ipv6=1" 2>/dev/null
+	ip addr add "$near_addr/30" dev "$iface" &&
+		ip -n "$from_netns" addr add "198.18.$a.$((b + 2))/30" dev "$far" &&
+		ip link set "$iface" up &&
+		ip -n "$from_netns" link set "$far" up &&
+		ip -n "$from_netns" neigh replace "$near_addr" lladdr "$(cat "/sys/class/net/$iface/address")" dev "$far" nud permanent ||
+		die "the veth pair could not be set up"
+	info "Made veth pair '$iface' with its far end in network namespace '$from_netns'"
+}
+
+ethtool_feature() { # FEATURE: switched off, and on again at the end
+	local state
+	state=$(ethtool -k "$iface" 2>/dev/null | awk -v f="$2:" '$1 == f { print $2, $3 }')
+	if [ "$state" = "on " ] && ethtool -K "$iface" "$1" off >/dev/null 2>&1; then
+		later ethtool -K "$iface" "$1" on
+	fi
+}
+
+# Packets of the port must come to the queue that has the socket, and nowhere else.
+steer() {
+	local queues
+	queues=$(find "/sys/class/net/$iface/queues" -name 'rx-*' | wc -l)
+	if ((queue >= queues)); then
+		die "'$iface' has $queues receive queues; there is no queue $queue"
+	fi
+	((queues > 1)) || return 0
+	local had rule
+	had=$(ethtool -k "$iface" 2>/dev/null | awk '$1 == "ntuple-filters:" { print $2 }')
+	ethtool -K "$iface" ntuple on >/dev/null 2>&1
+	if rule=$(ethtool -N "$iface" flow-type udp4 dst-port "$port" action "$queue" 2>/dev/null); then
+		[ "$had" = off ] && later ethtool -K "$iface" ntuple off
+		rule=$(grep -o '[0-9]*$' <<<"$rule")
+		[ -n "$rule" ] && later ethtool -N "$iface" delete "$rule"
+		info "UDP port $port is steered to queue $queue of $queues"
+		return 0
+	fi
+	[ "$had" = off ] && ethtool -K "$iface" ntuple off >/dev/null 2>&1
+	local combined
+	combined=$(ethtool -l "$iface" 2>/dev/null | awk '/Current/ { now = 1 } now && $1 == "Combined:" { print $2 }')
+	if [ "$queue" = 0 ] && [[ $combined =~ ^[0-9]+$ ]] && ethtool -L "$iface" combined 1 >/dev/null 2>&1; then
+		later ethtool -L "$iface" combined "$combined"
+		info "One receive queue instead of $combined, so that all packets come to queue 0"
+	else
+		warn "'$iface' has $queues receive queues, and its driver takes no steering rule: packets that come to other queues than $queue go to the kernel's stack (counted)"
+	fi
+}
+
+tune_interface() {
+	info "Setting up network interface '$iface'..."
+	if [ "$(cat "/sys/class/net/$iface/operstate")" = down ]; then
+		ip link set "$iface" up || die "'$iface' is down and could not be set up"
+		later ip link set "$iface" down
+	fi
+	ethtool_feature gro generic-receive-offload
+	ethtool_feature lro large-receive-offload
+	ethtool_feature tso tcp-segmentation-offload
+	local sizes max now
+	sizes=$(ethtool -g "$iface" 2>/dev/null | awk '$1 == "RX:" { print $2 }')
+	max=$(sed -n 1p <<<"$sizes") now=$(sed -n 2p <<<"$sizes")
+	if [[ $max =~ ^[0-9]+$ && $now =~ ^[0-9]+$ ]] && ((now < max && now < 4096)); then
+		((max > 4096)) && max=4096
+		ethtool -G "$iface" rx "$max" >/dev/null 2>&1 && later ethtool -G "$iface" rx "$now"
+	fi
+	steer
+	success "Interface setup complete"
+}
+
+# Room for what will be sent, and a little more.
+file_bytes() {
+	local per_packet=$(((${size#*-} + 511) / 512 * 512)) packets=$((rate * duration))
+	# Such programs store a little more than the payload.
+	[ -z "$selftest" ] || per_packet=$((per_packet + 512))
+	((rate > 0)) || packets=$((600000 * duration))
+	echo $(((packets + 1000) * per_packet + (1 << 20)))
+}
+
+has_data() {
+	[ -s "$device" ] || [ -b "$device" ] || [ -c "$device" ] || return 1
+	[ -n "$(head -c 1048576 "$device" 2>/dev/null | tr -d '\0' | head -c 1)" ]
+}
+
+prepare_device() {
+	need=$(file_bytes)
+	if [ -z "$device" ]; then
+		device=$scratch/packets
+		local free
+		free=$(($(stat -f -c '%a * %S' "$scratch")))
+		((free > need)) || die "the backing file needs $need bytes and $scratch has $free free: lower --rate or --duration"
+		return
+	fi
+	local node=$device
+	# The data of a character node, which cannot be read like a file, is that of its block node.
+	[[ $device =~ ^/dev/ng([0-9]+n[0-9]+)$ ]] && node=/dev/nvme${BASH_REMATCH[1]}
+	if (device=$node has_data) && [ "$assume_yes" = no ]; then
+		[ -t 0 ] || die "'$device' holds data; give --yes to overwrite it"
+		local answer
+		read -r -p "'$device' holds data, which will be overwritten. Go on? [y/N] " answer
+		[[ $answer == [yY]* ]] || die "'$device' was left as it is"
+	fi
+	local name scheduler
+	name=$(basename "$node") scheduler=/sys/block/$(basename "$node")/queue/scheduler
+	if [ -w "$scheduler" ] && ! grep -q '\[none\]' "$scheduler"; then
+		local before
+		before=$(grep -o '\[[^]]*\]' "$scheduler" | tr -d '[]')
+		if echo none >"$scheduler" 2>/dev/null; then
+			later eval "echo $before >$scheduler"
+			info "I/O scheduler of $name: none (was $before)"
+		fi
+	fi
+}
+
+huge=()
+tune_memory() {
+	# The region of the defaults: 4096 frames of 2048 bytes and its rings, in 2 MiB pages.
+	local pages=5 free total
+	free=$(awk '/HugePages_Free/ { print $2 }' /proc/meminfo)
+	total=$(cat /proc/sys/vm/nr_hugepages 2>/dev/null || echo 0)
+	if ((${free:-0} < pages)); then
+		echo $((total + pages - free)) 2>/dev/null >/proc/sys/vm/nr_hugepages &&
+			later eval "echo $total >/proc/sys/vm/nr_hugepages"
+		free=$(awk '/HugePages_Free/ { print $2 }' /proc/meminfo)
+	fi
+	if ((${free:-0} >= pages)); then
+		huge=(--huge-pages)
+	else
+		info "No 2 MiB pages are to be had; the region takes ordinary ones"
+	fi
+}
+
+value() { # of a line of the final statistics
+	awk -v name="$1:" 'index($0, "  " name) == 1 { print $(split(name, w, " ") + 1); exit }' "$scratch/output"
+}
+
+# Such programs compile their own XDP program when they start, without debug information and without the
+# architecture's include path: clang's own variable puts that right.
+start_selftest() {
+	[ -e "$device" ] || fallocate -l "$need" "$device" || die "'$device' could not be made"
+	(
+		cd "$scratch" || exit 1
+		export CCC_OVERRIDE_OPTIONS="# +-g +-DIPPROTO_UDP=17 +-I/usr/include/$(uname -m)-linux-gnu"
+		export UNIFIED_LOG=${UNIFIED_LOG:-warn}
+		exec stdbuf -oL "$selftest" "$iface" "$device" "$queue"
+	) > >(tee "$scratch/output") 2>&1 &
+	child=$!
+	local i
+	for ((i = 0; i < 300; i++)); do
+		grep -qi 'ready\|waiting' "$scratch/output" 2>/dev/null && return
+		kill -0 "$child" 2>/dev/null || break
+		sleep 0.1
+	done
+	kill -0 "$child" 2>/dev/null && return
+	wait "$child"
+	child=
+	die "the program did not start; what it said is above"
+}
+
+# The last number that the program gave for one of these words.
+said() {
+	grep -oiE "($1)[^0-9]{0,20}[0-9]+" "$scratch/output" | tail -n 1 | grep -oE '[0-9]+$'
+}
+
+# Such programs are judged by what they say and by the device; some end with 0 whatever happened.
+judge_selftest() {
+	local received stored errors failed=0
+	received=$(said 'RX|Received|RX packets') stored=$(said 'Stored|Stored packets') errors=$(said 'Errors|Storage errors')
+	if [ -z "$received" ] || [ -z "$stored" ]; then
+		die "the program did not say what it received and stored"
+	fi
+	[ -n "$sent" ] && cat "$scratch/sent"
+	info "The program says: received $received, stored $stored, errors ${errors:-not told}"
+	if [ "${errors:-0}" != 0 ]; then
+		error "$errors errors"
+		failed=1
+	fi
+	if [ "$stored" = 0 ] || [ "$stored" != "$received" ]; then
+		error "$stored of $received received packets were stored"
+		failed=1
+	fi
+	if [ -n "$sent" ] && [ "$received" != "$sent" ]; then
+		warn "$sent packets were sent, $received received: the rate is too high for this machine or program"
+	fi
+	if [ -n "$sent" ] || [ "$verify" = yes ]; then
+		local node=$device
+		[[ $device =~ ^/dev/ng([0-9]+n[0-9]+)$ ]] && node=/dev/nvme${BASH_REMATCH[1]}
+		"$traffic" verify --scan --stored "$stored" --size "$size" "$node" || failed=1
+	fi
+	if [ "$failed" != 0 ]; then
+		error "Full-stack test failed"
+		return 1
+	fi
+	success "Everything that the program says it stored is on the device: $stored of $received"
+}
+
+start_program() {
+	info "Starting full-stack test..."
+	info "Interface: $iface (queue $queue)"
+	info "NVMe device: $device"
+	info "Listening port: $port"
+	echo
+	if [ -n "$selftest" ]; then
+		start_selftest
+		return
+	fi
+	local options=(--port "$port" "${huge[@]}")
+	if [ ! -e "$device" ] || [ -f "$device" ]; then
+		options+=(--file-size "$need")
+	fi
+	"$program" "${options[@]}" "$iface" "$device" "$queue" > >(tee "$scratch/output") 2>&1 &
+	child=$!
+	local i
+	for ((i = 0; i < 200; i++)); do
+		grep -q '^System ready' "$scratch/output" 2>/dev/null && return
+		kill -0 "$child" 2>/dev/null || break
+		sleep 0.1
+	done
+	wait "$child"
+	child=
+	die "the test program did not start; what it said is above"
+}
+
+sent=
+generate() {
+	if [ "$make_traffic" = no ] || [ -z "$from_netns" ]; then
+		if [ "$make_traffic" = yes ]; then
+			info "Traffic must come from another host: unified-traffic send --to ADDRESS:$port --duration $duration"
+		fi
+		sleep "$duration" &
+		sender=$!
+		wait "$sender"
+		sender=
+		return
+	fi
+	local to=${near_addr:-}
+	if [ -z "$to" ]; then
+		to=$(ip -4 -o addr show dev "$iface" | awk '{ sub("/.*", "", $4); print $4; exit }')
+		[ -n "$to" ] || die "'$iface' has no IPv4 address to send to"
+	fi
+	ip netns exec "$from_netns" "$traffic" send --to "$to:$port" --size "$size" --rate "$rate" --duration "$duration" >"$scratch/sent" 2>&1 &
+	sender=$!
+	if ! wait "$sender"; then
+		sender=
+		die "sending failed: $(cat "$scratch/sent")"
+	fi
+	sender=
+	sent=$(awk '/^Sent:/ { print $2 }' "$scratch/sent")
+}
+
+stop_program() {
+	# What is still on its way arrives within a moment.
+	sleep 1.2
+	if ! kill -0 "$child" 2>/dev/null; then
+		wait "$child"
+		child=
+		die "the test program ended by itself"
+	fi
+	kill -INT "$child"
+	wait "$child"
+	program_code=$?
+	child=
+	# tee may still be writing.
+	local i
+	for ((i = 0; i < 20; i++)); do
+		grep -q '^  Books:' "$scratch/output" && break
+		[ -n "$selftest" ] && ((i == 3)) && break
+		sleep 0.1
+	done
+	echo
+}
+
+judge() {
+	local received stored dropped redirected errors failed=0
+	received=$(value "Packets received") stored=$(value "Packets stored")
+	dropped=$(value Dropped) errors=$(value Errors)
+	redirected=$(awk '/Packets seen by XDP/ { gsub("[),]", ""); print $NF }' "$scratch/output")
+	if [ -z "$received" ] || [ -z "$stored" ] || [ -z "$dropped" ]; then
+		die "the test program gave no final statistics"
+	fi
+	[ -n "$sent" ] && cat "$scratch/sent"
+	if [ "$program_code" != 0 ]; then
+		error "the test program says that not everything went well (exit code $program_code, errors: $errors)"
+		failed=1
+	fi
+	if [ -n "$sent" ] && [ "$redirected" != "$sent" ]; then
+		error "$sent packets were sent, the XDP program redirected $redirected"
+		failed=1
+	fi
+	if [ -n "$sent" ] && [ "$sent" = 0 ]; then
+		error "nothing was sent"
+		failed=1
+	fi
+	if [ -n "$sent" ] || [ "$verify" = yes ]; then
+		local block all=()
+		block=$(sed -n 's/.* blocks of \([0-9]*\) bytes)$/\1/p' "$scratch/output")
+		[ "$dropped" = 0 ] && [ -n "$sent" ] && all=(--sent "$sent")
+		local node=$device
+		[[ $device =~ ^/dev/ng([0-9]+n[0-9]+)$ ]] && node=/dev/nvme${BASH_REMATCH[1]}
+		"$traffic" verify --stored "$stored" --size "$size" --block "$block" "${all[@]}" "$node" || failed=1
+	fi
+	if [ "$failed" != 0 ]; then
+		error "Full-stack test failed"
+		return 1
+	fi
+	if [ "$dropped" != 0 ]; then
+		warn "$dropped packets were dropped by the kernel, and counted: the rate is too high for this machine"
+		success "Every packet is accounted for: $stored stored and verified, $dropped dropped"
+	elif [ -n "$sent" ]; then
+		success "Every packet sent was stored and verified: $stored of $sent"
+	else
+		success "Every packet received was stored: $stored of $received"
+	fi
+}
+
+parse "$@"
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+scratch=$(mktemp -d "${UNIFIED_SCRATCH:-/var/tmp}/unified-full-stack.XXXXXX") || exit 1
+
+info "Full-Stack Unified Interface Test"
+check_system
+build
+if [ -n "$selftest" ] && [ "$port" != 9999 ]; then
+	die "programs of the registration interface listen on port 9999"
+fi
+[ -n "$iface" ] || make_network
+tune_interface
+prepare_device
+tune_memory
+start_program
+generate
+stop_program
+if [ -n "$selftest" ]; then judge_selftest; else judge; fi
