@@ -2,13 +2,19 @@
 //! again when the test ends, also by a panic.
 #![allow(dead_code)]
 
+pub mod recording;
+pub mod storing;
+
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use unified::stats::Statistics;
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -21,11 +27,33 @@ pub fn is_root(test: &str) -> bool {
         std::env::var_os("UNIFIED_REQUIRE_ROOT").is_none(),
         "{test} needs root, and skipping is not allowed here"
     );
-    eprintln!("{test}: SKIPPED, it needs root");
+    skip(test, "it needs root");
     false
 }
 
-fn ip(args: &str) {
+/// Says that a test did not run, and why, also to whoever counts.
+pub fn skip(test: &str, why: &str) {
+    eprintln!("{test}: SKIPPED, {why}");
+    if let Some(path) = std::env::var_os("UNIFIED_SKIPS") {
+        let mut file = File::options()
+            .append(true)
+            .create(true)
+            .open(path)
+            .unwrap();
+        writeln!(file, "{test}: {why}").unwrap();
+    }
+}
+
+/// The library's log, to be read where a test fails.
+pub fn log_to_stderr() {
+    unified::log::set_callback(Some(Box::new(|level, line| {
+        if level != unified::log::Level::Debug && !line.contains("skipping unrecognized") {
+            eprintln!("{level:?}: {line}");
+        }
+    })));
+}
+
+pub fn ip(args: &str) {
     let output = Command::new("ip")
         .args(args.split(' '))
         .output()
@@ -46,6 +74,11 @@ pub struct Veth {
 
 impl Veth {
     pub fn new() -> Veth {
+        Veth::with_queues(1)
+    }
+
+    /// Both ends with so many receive and transmit queues.
+    pub fn with_queues(queues: u32) -> Veth {
         let n = NUMBER.fetch_add(1, Ordering::Relaxed);
         let pid = std::process::id();
         let id = format!("{:x}{n:x}", pid & 0xffff);
@@ -59,7 +92,10 @@ impl Veth {
         let far = Ipv4Addr::new(10, a, b, (n * 4 + 2) as u8);
         let (h, p, ns) = (&veth.host, &veth.peer, &veth.ns);
         ip(&format!("netns add {ns}"));
-        ip(&format!("link add {h} type veth peer name {p} netns {ns}"));
+        let many = format!("numrxqueues {queues} numtxqueues {queues}");
+        ip(&format!(
+            "link add {h} {many} type veth peer name {p} {many} netns {ns}"
+        ));
         ip(&format!("addr add {}/30 dev {h}", veth.host_addr));
         ip(&format!("-n {ns} addr add {far}/30 dev {p}"));
         ip(&format!("link set {h} up"));
@@ -145,4 +181,91 @@ pub fn payload(number: u32, len: usize) -> Vec<u8> {
             (state >> 32) as u8 | 1
         })
         .collect()
+}
+
+/// The sums that must hold at a quiet moment.
+pub fn check_sums(stats: &Statistics, frames: u32) {
+    assert_eq!(
+        stats.xdp.seen,
+        stats.xdp.passed + stats.xdp.redirected,
+        "{stats:#?}"
+    );
+    assert_eq!(stats.redirect_errors, 0, "{stats:#?}");
+    assert_eq!(
+        stats.xdp.redirected,
+        stats.xsk.rx_dropped + stats.xsk.rx_ring_full + stats.received + stats.rx_pending,
+        "{stats:#?}"
+    );
+    let f = stats.frames;
+    assert_eq!(
+        stats.received,
+        stats.stored + stats.failed + stats.released + f.packets_held + f.packets_in_flight,
+        "{stats:#?}"
+    );
+    assert_eq!(stats.submitted, stats.completed, "{stats:#?}");
+    assert_eq!(
+        f.free + f.filled + f.held + f.in_flight,
+        u64::from(frames),
+        "{stats:#?}"
+    );
+}
+
+/// Whether the long variants of tests are to run.
+pub fn is_full_tier() -> bool {
+    std::env::var("UNIFIED_TIER").is_ok_and(|tier| tier == "full")
+}
+
+/// A small ext4 file system of its own on a loop device, to be filled up. Needs root.
+pub struct SmallDisk {
+    pub dir: PathBuf,
+    image: Scratch,
+}
+
+impl SmallDisk {
+    pub fn new(test: &str, bytes: u64) -> Option<SmallDisk> {
+        if !is_root(test) {
+            return None;
+        }
+        let image = Scratch::new(env!("CARGO_TARGET_TMPDIR"), test);
+        let file = File::create(&image.0).unwrap();
+        file.set_len(bytes).unwrap();
+        run(
+            "mkfs.ext4",
+            &["-q", "-F", "-O", "^has_journal", "-m", "0", image.path()],
+        );
+        let disk = SmallDisk {
+            dir: image.0.with_extension("mount"),
+            image,
+        };
+        fs::create_dir(&disk.dir).unwrap();
+        run(
+            "mount",
+            &["-o", "loop", disk.image.path(), disk.dir.to_str().unwrap()],
+        );
+        Some(disk)
+    }
+
+    /// Takes all the room that is left.
+    pub fn fill(&self) {
+        let mut file = File::create(self.dir.join("filler")).unwrap();
+        let chunk = [7; 4096];
+        while file.write_all(&chunk).is_ok() {}
+        let _ = file.sync_all();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.dir).output();
+        let _ = fs::remove_dir(&self.dir);
+    }
+}
+
+fn run(program: &str, args: &[&str]) {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

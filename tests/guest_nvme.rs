@@ -1,0 +1,606 @@
+//! NVMe namespaces by passthrough: packets, every command, limits, failures. UNIFIED_TEST_NVME names them,
+//! separated by commas (/dev/ng0n1,...); their first blocks are overwritten. tests/vm/run has such drives.
+
+mod common;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::storing::store_and_compare;
+use common::{is_root, log_to_stderr, payload, skip};
+use nix::unistd::{Uid, seteuid};
+use unified::config::{Config, Drive};
+use unified::context::{Completion, Context};
+use unified::region::{Layout, Region};
+use unified::ring::{Consumer, Producer};
+use unified::storage::command::{self, opcode, status};
+use unified::storage::device::{Device, DeviceConfig, Kind};
+use unified::storage::engine::{Engine, EngineConfig, Shore, bounce_bytes};
+use unified::submit::Transfer;
+use unified::sys::abi::{CQE_BOUNCED, NvmeUringCmd};
+use unified::sys::mmap::Mapping;
+use unified::sys::shm::Shared;
+use unified::wait::WAIT_COMPLETIONS;
+
+/// Where tests write: the first bytes of each namespace. A block of 4 KiB for each of 600 packets fits.
+const AREA: usize = 3 << 20;
+const BOTH: [Drive; 2] = [Drive::Inline, Drive::Thread];
+
+/// A namespace of the test machine.
+struct Namespace {
+    /// /dev/ng0n1
+    node: String,
+    /// nvme0n1
+    block: String,
+}
+
+impl Namespace {
+    fn block_node(&self) -> PathBuf {
+        Path::new("/dev").join(&self.block)
+    }
+
+    fn sysfs(&self, name: &str) -> String {
+        let text = fs::read_to_string(format!("/sys/class/block/{}/{name}", self.block)).unwrap();
+        text.trim().into()
+    }
+
+    fn number(&self, name: &str) -> u64 {
+        self.sysfs(name).parse().unwrap()
+    }
+
+    /// The controller's name: nvme0.
+    fn controller(&self) -> String {
+        let instance = self.block.strip_prefix("nvme").unwrap();
+        format!("nvme{}", instance.split('n').next().unwrap())
+    }
+
+    fn serial(&self) -> String {
+        let path = format!("/sys/class/nvme/{}/serial", self.controller());
+        fs::read_to_string(path).unwrap().trim().into()
+    }
+
+    /// The drive that fails writes. It does not say so: QEMU has no write protection of namespaces.
+    fn fails_writes(&self) -> bool {
+        self.serial() == "unwritable"
+    }
+
+    fn config(&self, drive: Drive) -> Config {
+        let mut config = Config {
+            drive,
+            frame_size: 4096,
+            frame_count: 64,
+            ..Config::default()
+        };
+        config.device.path = self.node.clone();
+        config
+    }
+
+    /// Zeroes the area that tests write to.
+    fn clear(&self) {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .open(self.block_node())
+            .unwrap();
+        file.write_all(&vec![0; AREA]).unwrap();
+        file.sync_all().unwrap();
+    }
+
+    /// The area as the drive has it: the page cache knows nothing of passthrough.
+    fn read(&self) -> Vec<u8> {
+        let mut file = File::options()
+            .read(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(self.block_node())
+            .unwrap();
+        let mut buffer = vec![0; AREA + 4096];
+        let base = buffer.as_ptr().align_offset(4096);
+        file.read_exact(&mut buffer[base..base + AREA]).unwrap();
+        buffer[base..base + AREA].to_vec()
+    }
+}
+
+/// The namespaces to test, or `None` with the skip said.
+fn namespaces(test: &str) -> Option<Vec<Namespace>> {
+    if !is_root(test) {
+        return None;
+    }
+    log_to_stderr();
+    let Ok(list) = std::env::var("UNIFIED_TEST_NVME") else {
+        skip(test, "UNIFIED_TEST_NVME names no NVMe namespace");
+        return None;
+    };
+    let all: Vec<Namespace> = list
+        .split(',')
+        .map(|node| Namespace {
+            node: node.into(),
+            block: node.replace("/dev/ng", "nvme"),
+        })
+        .collect();
+    assert!(!all.is_empty());
+    Some(all)
+}
+
+fn writable(test: &str) -> Option<Vec<Namespace>> {
+    let mut all = namespaces(test)?;
+    all.retain(|n| !n.fails_writes());
+    assert!(!all.is_empty());
+    Some(all)
+}
+
+fn packets(test: &str, drive: Drive) {
+    for namespace in writable(test).into_iter().flatten() {
+        for frame_size in [2048, 4096] {
+            eprintln!("{} frames of {frame_size}", namespace.node);
+            namespace.clear();
+            let mut config = namespace.config(drive);
+            (config.frame_size, config.frame_count) = (frame_size, 4096);
+            let (info, stats) = store_and_compare(config, Some(&|| namespace.read()));
+            assert_eq!(info.kind, Kind::Nvme);
+            assert_eq!(info.registered_buffers, kernel() >= (6, 12));
+            match info.limits.block_size {
+                512 => assert_eq!(stats.bounced, 0, "{stats:#?}"),
+                // The padding of a 4 KiB block reaches beyond the frame's end.
+                4096 => assert_eq!(stats.bounced, stats.stored, "{stats:#?}"),
+                other => panic!("blocks of {other} bytes"),
+            }
+        }
+    }
+}
+
+#[test]
+fn packets_by_the_callers_thread() {
+    packets("packets_by_the_callers_thread", Drive::Inline);
+}
+
+#[test]
+fn packets_by_the_engines_thread() {
+    packets("packets_by_the_engines_thread", Drive::Thread);
+}
+
+fn kernel() -> (u32, u32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map(|n| n.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+/// Waits for one completion, which must be there soon.
+fn complete(context: &Context) -> Completion {
+    let mut done = [Completion::default(); 2];
+    for _ in 0..100 {
+        context
+            .wait(WAIT_COMPLETIONS, Some(Duration::from_millis(100)))
+            .unwrap();
+        match context.completions(&mut done).unwrap() {
+            0 => {}
+            1 => return done[0],
+            more => panic!("{more} completions of one command"),
+        }
+    }
+    panic!("no completion");
+}
+
+fn succeeded(context: &Context, what: &str) -> Completion {
+    let done = complete(context);
+    assert_eq!((done.status, done.result), (0, 0), "{what}: {done:?}");
+    done
+}
+
+/// One command on a whole frame.
+fn transfer(context: &Context, frame: u32, lba: u64) -> Transfer {
+    assert_eq!(4096 % context.info().limits.block_size, 0);
+    Transfer {
+        frame,
+        offset: u64::from(frame) * 4096,
+        len: 4096,
+        lba,
+        user_data: lba,
+        keep: true,
+        ..Transfer::default()
+    }
+}
+
+fn frame_bytes(context: &Context, frame: u32) -> Vec<u8> {
+    let mut bytes = vec![0; 4096];
+    context.data().read(frame as usize * 4096, &mut bytes);
+    bytes
+}
+
+#[test]
+fn every_command() {
+    for namespace in writable("every_command").into_iter().flatten() {
+        for drive in BOTH {
+            eprintln!("{} {drive:?}", namespace.node);
+            namespace.clear();
+            commands(&namespace, drive);
+        }
+    }
+}
+
+fn commands(namespace: &Namespace, drive: Drive) {
+    let context = Context::open(&namespace.config(drive)).unwrap();
+    let limits = context.info().limits;
+    let blocks = 4096 / limits.block_size;
+    let frame = context.frame_alloc().unwrap();
+    let at = frame as usize * 4096;
+    let lba = u64::from(8 * blocks);
+    for (round, fua) in [false, true].into_iter().enumerate() {
+        let data = payload(round as u32 + 7, 4096);
+        context.data().write(at, &data);
+        let write = Transfer {
+            fua,
+            ..transfer(&context, frame, lba)
+        };
+        context.submit_write(&write).unwrap();
+        let done = succeeded(&context, "write");
+        assert_eq!((done.len, done.frame), (4096, Some(frame)));
+        assert!(!done.bounced);
+        context.submit_compare(&write).unwrap();
+        succeeded(&context, "compare with what was written");
+        context.data().zero(at, 4096);
+        context.submit_read(&write).unwrap();
+        assert_eq!(succeeded(&context, "read").len, 4096);
+        assert!(frame_bytes(&context, frame) == data);
+        assert!(namespace.read()[8 * 4096..9 * 4096] == data[..]);
+        // One wrong bit, in the last byte.
+        context.data().write(at + 4095, &[data[4095] ^ 1]);
+        context.submit_compare(&write).unwrap();
+        let done = complete(&context);
+        assert_eq!(
+            (done.status, done.result),
+            (status::COMPARE_FAILURE, 0),
+            "{done:?}"
+        );
+    }
+    context.submit_flush(1).unwrap();
+    succeeded(&context, "flush");
+
+    context.submit_write_zeroes(lba, blocks, false, 2).unwrap();
+    succeeded(&context, "write zeroes");
+    context
+        .submit_read(&transfer(&context, frame, lba))
+        .unwrap();
+    succeeded(&context, "read zeroes");
+    assert!(frame_bytes(&context, frame).iter().all(|b| *b == 0));
+    context.submit_deallocate(lba, blocks, 3).unwrap();
+    assert_eq!(succeeded(&context, "deallocate").user_data, 3);
+
+    identify(&context, frame, namespace);
+
+    // Verify (0Ch): a command that the library does not know, so the drive answers.
+    let verify = NvmeUringCmd {
+        opcode: 0x0c,
+        cdw10: lba as u32,
+        cdw12: blocks - 1,
+        ..NvmeUringCmd::default()
+    };
+    context.submit_raw(&verify, None, 4).unwrap();
+    succeeded(&context, "verify");
+    let raw = NvmeUringCmd {
+        nsid: limits.nsid,
+        data_len: limits.block_size,
+        ..command::transfer(opcode::READ, 0, 1, 0, limits.block_size, false).nvme_cmd
+    };
+    context.submit_raw(&raw, Some((frame, 0)), 5).unwrap();
+    assert_eq!(succeeded(&context, "raw read").len, limits.block_size);
+    context.frame_release(frame).unwrap();
+    let stats = context.statistics().unwrap();
+    assert_eq!(
+        (stats.bounced, stats.errors, stats.commands_in_flight()),
+        (0, 2, 0),
+        "{stats:#?}"
+    );
+    assert_eq!(stats.frames.free, 64);
+}
+
+/// Identify Controller and Namespace through a context, against what the kernel knows.
+fn identify(context: &Context, frame: u32, namespace: &Namespace) {
+    let command = |cns, nsid| NvmeUringCmd {
+        opcode: opcode::IDENTIFY,
+        nsid,
+        cdw10: cns,
+        data_len: 4096,
+        ..NvmeUringCmd::default()
+    };
+    let limits = context.info().limits;
+    context
+        .submit_raw(&command(1, 0), Some((frame, 0)), 10)
+        .unwrap();
+    assert_eq!(succeeded(context, "Identify Controller").len, 4096);
+    let page = frame_bytes(context, frame);
+    let serial = String::from_utf8_lossy(&page[4..24]);
+    assert_eq!(serial.trim(), namespace.serial());
+    // MDTS, in powers of two of the controller's smallest page, which is 4 KiB.
+    assert!(page[77] > 0);
+    // Each page may be a segment, and data that begins inside one lies in one page more.
+    let segments = (namespace.number("queue/max_segments") as u32 - 1) * 4096;
+    assert_eq!(limits.max_transfer, segments.min(4096 << page[77]));
+    context
+        .submit_raw(&command(0, limits.nsid), Some((frame, 0)), 11)
+        .unwrap();
+    succeeded(context, "Identify Namespace");
+    let page = frame_bytes(context, frame);
+    assert_eq!(page[..8], limits.blocks.to_le_bytes());
+}
+
+#[test]
+fn limits_are_the_drives_own() {
+    let test = "limits_are_the_drives_own";
+    let mut transfers = Vec::new();
+    for namespace in writable(test).into_iter().flatten() {
+        let context = Context::open(&namespace.config(Drive::Inline)).unwrap();
+        let limits = context.info().limits;
+        eprintln!("{} ({}): {limits:?}", namespace.node, namespace.serial());
+        let block = namespace.number("queue/logical_block_size");
+        assert_eq!(u64::from(limits.block_size), block);
+        assert_eq!(limits.blocks * block, namespace.number("size") * 512);
+        assert_eq!(limits.nsid.to_string(), namespace.sysfs("nsid"));
+        assert_eq!(limits.dma_alignment, 3);
+        let cached = namespace.sysfs("queue/write_cache") == "write back";
+        assert_eq!(limits.volatile_cache, Some(cached));
+        if namespace.serial() == "mdts64" {
+            assert_eq!(limits.max_transfer, 64 << 10);
+        }
+        transfers.push(limits.max_transfer);
+    }
+    assert!(transfers.is_empty() || transfers.iter().max() > transfers.iter().min());
+}
+
+#[test]
+fn namespaces_of_one_controller_are_apart() {
+    let Some(all) = writable("namespaces_of_one_controller_are_apart") else {
+        return;
+    };
+    let first = all.iter().find(|n| n.serial() == "plain").unwrap();
+    let pair: Vec<&Namespace> = all
+        .iter()
+        .filter(|n| n.controller() == first.controller())
+        .collect();
+    assert_eq!(pair.len(), 2);
+    let open = |n: &&Namespace| Context::open(&n.config(Drive::Inline)).unwrap();
+    let contexts: Vec<Context> = pair.iter().map(open).collect();
+    for (i, context) in contexts.iter().enumerate() {
+        assert_eq!(
+            context.info().limits.nsid.to_string(),
+            pair[i].sysfs("nsid")
+        );
+        let frame = context.frame_alloc().unwrap();
+        let data = payload(i as u32, 4096);
+        context.data().write(frame as usize * 4096, &data);
+        context.submit_write(&transfer(context, frame, 0)).unwrap();
+        succeeded(context, "write");
+    }
+    for (i, namespace) in pair.iter().enumerate() {
+        assert!(namespace.read()[..4096] == payload(i as u32, 4096)[..]);
+    }
+}
+
+#[test]
+fn failures_keep_their_status() {
+    for namespace in writable("failures_keep_their_status").into_iter().flatten() {
+        for drive in BOTH {
+            eprintln!("{} {drive:?}", namespace.node);
+            failures(&namespace, drive);
+        }
+    }
+}
+
+fn failures(namespace: &Namespace, drive: Drive) {
+    let context = Context::open(&namespace.config(drive)).unwrap();
+    let limits = context.info().limits;
+    let frame = context.frame_alloc().unwrap();
+    // What the library refuses itself never reaches the drive.
+    context
+        .submit_write(&transfer(&context, frame, limits.blocks))
+        .unwrap();
+    let done = complete(&context);
+    assert_eq!((done.status, done.result), (status::LBA_OUT_OF_RANGE, 0));
+    assert_eq!(done.frame, Some(frame));
+    let none = NvmeUringCmd::default();
+    let foreign = NvmeUringCmd { nsid: 99, ..none };
+    let identify = |cns| NvmeUringCmd {
+        opcode: opcode::IDENTIFY,
+        cdw10: cns,
+        data_len: 4096,
+        ..none
+    };
+    let verify = |lba: u64| NvmeUringCmd {
+        opcode: 0x0c,
+        cdw10: lba as u32,
+        cdw11: (lba >> 32) as u32,
+        ..none
+    };
+    let unknown = NvmeUringCmd {
+        opcode: 0x80,
+        ..none
+    };
+    for (what, cmd, data, expected, from_drive) in [
+        ("foreign", foreign, None, status::INVALID_NAMESPACE, false),
+        (
+            "verify behind the end",
+            verify(limits.blocks),
+            None,
+            status::LBA_OUT_OF_RANGE,
+            true,
+        ),
+        ("opcode 80h", unknown, None, status::INVALID_OPCODE, true),
+        (
+            "Identify with a CNS that is none",
+            identify(0xff),
+            Some((frame, 0)),
+            status::INVALID_FIELD,
+            true,
+        ),
+    ] {
+        context.submit_raw(&cmd, data, 7).unwrap();
+        let done = complete(&context);
+        assert_eq!((done.status, done.result), (expected, 0), "{what}");
+        // Only the drive sets its do-not-retry bit.
+        assert_eq!(done.dnr, from_drive, "{what}");
+    }
+    context.frame_release(frame).unwrap();
+    let stats = context.statistics().unwrap();
+    assert_eq!(
+        (stats.errors, stats.commands_in_flight(), stats.frames.free),
+        (5, 0, 64)
+    );
+}
+
+#[test]
+fn writes_that_are_refused() {
+    let test = "writes_that_are_refused";
+    let Some(all) = namespaces(test) else {
+        return;
+    };
+    // A context for reading refuses on any drive.
+    let first = all.iter().find(|n| !n.fails_writes()).unwrap();
+    let mut config = first.config(Drive::Inline);
+    config.device.read_only = true;
+    let context = Context::open(&config).unwrap();
+    let frame = context.frame_alloc().unwrap();
+    let request = transfer(&context, frame, 0);
+    context.submit_write(&request).unwrap();
+    assert_eq!(complete(&context).status, status::WRITE_PROTECTED);
+    context.submit_read(&request).unwrap();
+    succeeded(&context, "read");
+    drop(context);
+
+    // The drive's own refusal.
+    let unwritable = all.iter().find(|n| n.fails_writes()).unwrap();
+    for drive in BOTH {
+        let context = Context::open(&unwritable.config(drive)).unwrap();
+        let frame = context.frame_alloc().unwrap();
+        context.submit_write(&transfer(&context, frame, 0)).unwrap();
+        let done = complete(&context);
+        assert_eq!((done.status, done.result), (status::WRITE_FAULT, 0));
+        assert_eq!(done.frame, Some(frame));
+    }
+}
+
+/// Commands as long as the drive takes them, with registered buffers and without.
+#[test]
+fn the_longest_commands() {
+    for namespace in writable("the_longest_commands").into_iter().flatten() {
+        for registered in [true, false] {
+            eprintln!("{} registered: {registered}", namespace.node);
+            longest(&namespace, registered);
+        }
+    }
+}
+
+fn longest(namespace: &Namespace, registered: bool) {
+    let device = Device::open(&DeviceConfig {
+        path: namespace.node.clone(),
+        ..DeviceConfig::default()
+    })
+    .unwrap();
+    let limits = device.limits;
+    let len = limits.max_transfer as usize;
+    let layout = Layout::new(16, 16, 3 * len).unwrap();
+    let region = Region::create(layout, false).unwrap();
+    let bounce = bounce_bytes(&limits, 8);
+    let pool = Mapping::anonymous(bounce, false).unwrap();
+    let mut engine = Engine::new(
+        device,
+        Consumer::new(region.sq.clone(), "SQ"),
+        Producer::new(region.cq.clone(), "CQ"),
+        region.data.clone(),
+        Shared::new(pool.into(), 0, bounce).unwrap(),
+        EngineConfig {
+            depth: 8,
+            bounce: true,
+            raw: false,
+            threaded: false,
+            backlog: 0,
+            registered,
+            retry: Default::default(),
+        },
+        Shore::new().unwrap(),
+    )
+    .unwrap();
+    if kernel() >= (6, 12) {
+        assert_eq!(engine.registered(), registered);
+    } else {
+        assert!(!engine.registered());
+    }
+    let mut sq = Producer::new(region.sq.clone(), "SQ");
+    let mut cq = Consumer::new(region.cq.clone(), "CQ");
+    let mut run = |sqe| {
+        assert!(sq.push(sqe).unwrap());
+        let _ = sq.publish();
+        for _ in 0..5000 {
+            engine.pump(true).unwrap();
+            if let Some(cqe) = cq.pop().unwrap() {
+                cq.release();
+                assert_eq!(cqe.flags & CQE_BOUNCED, 0);
+                return (cqe.status as u16, cqe.result, cqe.len as usize);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("no completion");
+    };
+    let blocks_of = |len: usize| len as u32 / limits.block_size;
+    // Not on a page either: 4 bytes are all the alignment a drive asks for.
+    for offset in [0, len + 4] {
+        let blocks = blocks_of(len);
+        let data = payload(blocks, len);
+        region.data.write(offset, &data);
+        let make = |code| command::transfer(code, 0, blocks, offset as u64, len as u32, false);
+        assert_eq!(run(make(opcode::WRITE)), (0, 0, len), "{limits:?}");
+        assert!(namespace.read()[..len] == data[..]);
+        region.data.zero(offset, len);
+        assert_eq!(run(make(opcode::READ)), (0, 0, len));
+        let mut back = vec![0; len];
+        region.data.read(offset, &mut back);
+        assert!(back == data);
+    }
+    let more = len + limits.block_size as usize;
+    let longer = command::transfer(opcode::WRITE, 0, blocks_of(more), 0, more as u32, false);
+    assert_eq!(run(longer).0, status::INVALID_FIELD);
+}
+
+/// A user who may use a namespace's node and not the controller's.
+#[test]
+fn an_unprivileged_user() {
+    let Some(all) = writable("an_unprivileged_user") else {
+        return;
+    };
+    let namespace = &all[0];
+    let set_mode = |mode| {
+        fs::set_permissions(&namespace.node, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let before = fs::metadata(&namespace.node).unwrap().permissions().mode();
+    set_mode(0o666);
+    let result = std::panic::catch_unwind(|| {
+        seteuid(Uid::from_raw(65534)).unwrap();
+        assert!(File::open(format!("/dev/{}", namespace.controller())).is_err());
+        as_nobody(namespace);
+    });
+    seteuid(Uid::from_raw(0)).unwrap();
+    set_mode(before);
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn as_nobody(namespace: &Namespace) {
+    let context = Context::open(&namespace.config(Drive::Inline)).unwrap();
+    let frame = context.frame_alloc().unwrap();
+    let request = transfer(&context, frame, 0);
+    context.submit_write(&request).unwrap();
+    let done = complete(&context);
+    if kernel() < (6, 2) {
+        // Passthrough was root's alone.
+        assert_eq!(
+            (done.status, done.result),
+            (status::INTERNAL, -libc::EACCES)
+        );
+        return;
+    }
+    assert_eq!((done.status, done.result), (0, 0));
+    context.submit_read(&request).unwrap();
+    succeeded(&context, "read");
+    identify(&context, frame, namespace);
+}

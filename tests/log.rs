@@ -1,0 +1,355 @@
+//! The slot layout over a veth pair: recorded by the pipeline, read back, gone on with, killed.
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use common::{Scratch, Veth, is_root, payload};
+use unified::config::{Config, Drive};
+use unified::context::Context;
+use unified::log_reader::{Item, LogReader};
+use unified::pipeline::{AtEnd, Layout, Pipeline, PipelineConfig, PipelineStatus};
+use unified::recorder::Existing;
+
+const FRAME: u64 = 2048;
+
+fn config(veth: &str, path: &str, slots: u64, drive: Drive) -> Config {
+    let mut config = Config {
+        ifname: Some(veth.into()),
+        drive,
+        ..Config::default()
+    };
+    config.device.path = path.into();
+    config.device.file_size = (slots + 2) * FRAME;
+    config
+}
+
+fn slots() -> PipelineConfig {
+    PipelineConfig {
+        layout: Layout::Slot,
+        ..PipelineConfig::default()
+    }
+}
+
+/// Waits until the pipeline has seen so many packets, and stops it.
+fn finish(pipeline: Pipeline, packets: u64) -> PipelineStatus {
+    let start = Instant::now();
+    loop {
+        let status = pipeline.status();
+        if status.completed + status.no_space >= packets {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "{status:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let (status, result) = pipeline.stop();
+    result.unwrap();
+    status
+}
+
+/// Every record with its sequence number and payload; and no gap.
+fn read_all(path: &str) -> Vec<(u64, Vec<u8>)> {
+    let mut reader = LogReader::open(Path::new(path), 0).unwrap();
+    let mut all = Vec::new();
+    while let Some(item) = reader.next_item().unwrap() {
+        let Item::Record { header, packet } = item else {
+            panic!("{item:?}");
+        };
+        let at = usize::from(header.payload_offset - header.packet_offset);
+        let payload = &packet[at..at + usize::from(header.payload_len)];
+        assert_eq!(header.dst_port, 9999);
+        assert_eq!(packet.len(), at + payload.len());
+        all.push((header.sequence, payload.to_vec()));
+    }
+    all
+}
+
+fn payloads(first: u32, count: u32) -> Vec<Vec<u8>> {
+    (first..first + count)
+        .map(|i| payload(i, 1 + (i as usize * 131) % 1472))
+        .collect()
+}
+
+#[test]
+fn recorded_read_back_and_gone_on_with() {
+    if !is_root("recorded_read_back_and_gone_on_with") {
+        return;
+    }
+    for (drive, dir) in [
+        (Drive::Inline, env!("CARGO_TARGET_TMPDIR")),
+        (Drive::Thread, env!("CARGO_TARGET_TMPDIR")),
+        (Drive::Thread, "/dev/shm"),
+    ] {
+        let veth = Veth::new();
+        let file = Scratch::new(dir, "log");
+        let mut expected = Vec::new();
+        for round in 0..3u32 {
+            let sent = payloads(round * 500, 500);
+            let context = Context::open(&config(&veth.host, file.path(), 4000, drive)).unwrap();
+            let context = Arc::new(context);
+            let pipeline = Pipeline::start(context.clone(), slots()).unwrap();
+            assert_eq!(pipeline.status().first_sequence, u64::from(round) * 500);
+            veth.send(9999, sent.clone(), 20_000).join().unwrap();
+            let status = finish(pipeline, 500);
+            assert_eq!((status.stored, status.failed, status.error), (500, 0, 0));
+            assert_eq!((status.completed, status.durable), (500, 500));
+            let stats = context.statistics().unwrap();
+            common::check_sums(&stats, 4096);
+            assert_eq!(stats.bounced, 0);
+            expected.extend(sent);
+            let found = read_all(file.path());
+            assert_eq!(found.len(), expected.len());
+            for (i, (sequence, bytes)) in found.iter().enumerate() {
+                assert_eq!(*sequence, i as u64);
+                assert!(*bytes == expected[i], "record {i}");
+            }
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let mut reader = LogReader::open(Path::new(file.path()), 0).unwrap();
+        reader
+            .seek_time((now - Duration::from_secs(3600)).as_nanos() as u64)
+            .unwrap();
+        assert_eq!(reader.position(), 0, "timestamps are of today");
+        reader.seek_time(now.as_nanos() as u64).unwrap();
+        assert_eq!(reader.position(), 1500);
+    }
+}
+
+#[test]
+fn no_byte_of_another_packet_is_in_a_slot() {
+    if !is_root("no_byte_of_another_packet_is_in_a_slot") {
+        return;
+    }
+    let veth = Veth::new();
+    let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "clean");
+    let mut config = config(&veth.host, file.path(), 1000, Drive::Thread);
+    // Few frames, so that each is used many times: long packets first, then short ones in the same frames.
+    config.frame_count = 64;
+    config.fill_ring = 64;
+    config.rx_ring = 64;
+    let context = Arc::new(Context::open(&config).unwrap());
+    // All frames are in the fill ring: the log cannot be opened through it.
+    let error = Pipeline::start(context.clone(), slots()).err();
+    drop(context);
+    assert_eq!(error.unwrap().errno(), libc::ENOBUFS);
+    config.frame_count = 128;
+    let context = Arc::new(Context::open(&config).unwrap());
+    let pipeline = Pipeline::start(context.clone(), slots()).unwrap();
+    let mut sent: Vec<Vec<u8>> = (0..300).map(|i| payload(i, 1472)).collect();
+    sent.extend((300..600).map(|i| payload(i, 1 + i as usize % 50)));
+    veth.send(9999, sent.clone(), 2_000).join().unwrap();
+    let status = finish(pipeline, 600);
+    assert_eq!(status.stored, 600);
+    drop(context);
+    let bytes = std::fs::read(file.path()).unwrap();
+    for (i, payload) in sent.iter().enumerate() {
+        let slot = &bytes[(i + 2) * FRAME as usize..][..FRAME as usize];
+        assert!(slot[512..512 + payload.len()] == payload[..], "payload {i}");
+        assert!(slot[64..470].iter().all(|b| *b == 0), "before packet {i}");
+        let behind = &slot[512 + payload.len()..];
+        assert!(behind.iter().all(|b| *b == 0), "behind packet {i}");
+    }
+}
+
+#[test]
+fn the_end_of_the_range() {
+    if !is_root("the_end_of_the_range") {
+        return;
+    }
+    let veth = Veth::new();
+    let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "end");
+    let config = config(&veth.host, file.path(), 100, Drive::Thread);
+    let context = Arc::new(Context::open(&config).unwrap());
+    let pipeline = Pipeline::start(context.clone(), slots()).unwrap();
+    veth.send(9999, payloads(0, 130), 20_000).join().unwrap();
+    let status = finish(pipeline, 130);
+    assert_eq!((status.stored, status.no_space), (100, 30));
+    assert_eq!(status.error, libc::ENOSPC);
+    common::check_sums(&context.statistics().unwrap(), 4096);
+    assert_eq!(read_all(file.path()).len(), 100);
+
+    // The same log may go on by wrapping: the newest overwrite the oldest.
+    let wraps = PipelineConfig {
+        at_end: AtEnd::Wrap,
+        ..slots()
+    };
+    let pipeline = Pipeline::start(context.clone(), wraps).unwrap();
+    assert_eq!(pipeline.status().first_sequence, 100);
+    veth.send(9999, payloads(100, 150), 20_000).join().unwrap();
+    let status = finish(pipeline, 150);
+    assert_eq!((status.stored, status.no_space, status.wraps), (150, 0, 2));
+    let found = read_all(file.path());
+    assert_eq!((found[0].0, found.len()), (150, 100));
+    for (sequence, bytes) in found {
+        assert!(bytes == payloads(sequence as u32, 1)[0]);
+    }
+
+    // Another range is not taken for the same log; a new one may replace it.
+    let half = PipelineConfig {
+        blocks: 4 * 52,
+        ..slots()
+    };
+    let error = Pipeline::start(context.clone(), half).err().unwrap();
+    assert_eq!(error.errno(), libc::EINVAL);
+    assert!(error.message().contains("100 slots"), "{error}");
+    let replace = PipelineConfig {
+        existing: Existing::Replace,
+        ..half
+    };
+    let pipeline = Pipeline::start(context, replace).unwrap();
+    assert_eq!(pipeline.status().first_sequence, 0);
+    assert_eq!(finish(pipeline, 0).stored, 0);
+    assert!(read_all(file.path()).is_empty());
+}
+
+#[test]
+fn group_flushes_say_what_is_durable() {
+    if !is_root("group_flushes_say_what_is_durable") {
+        return;
+    }
+    let veth = Veth::new();
+    let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "flush");
+    let config = config(&veth.host, file.path(), 2000, Drive::Thread);
+    let context = Arc::new(Context::open(&config).unwrap());
+    let flushing = PipelineConfig {
+        flush_writes: Some(100),
+        flush_interval: Some(Duration::from_millis(20)),
+        ..slots()
+    };
+    let pipeline = Pipeline::start(context, flushing).unwrap();
+    veth.send(9999, payloads(0, 550), 5_000).join().unwrap();
+    let start = Instant::now();
+    loop {
+        let status = pipeline.status();
+        assert!(status.durable <= status.completed);
+        if status.durable == 550 {
+            assert!(status.flushes >= 2, "{status:?}");
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "{status:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    pipeline.stop().1.unwrap();
+}
+
+/// Runs in a process of its own (see below): records until it is killed, and says what is completed.
+fn record_until_killed(veth: &str, path: &str) {
+    let config = config(veth, path, 3000, Drive::Thread);
+    let context = Arc::new(Context::open(&config).unwrap());
+    let wraps = PipelineConfig {
+        at_end: AtEnd::Wrap,
+        ..slots()
+    };
+    let pipeline = Pipeline::start(context, wraps).unwrap();
+    loop {
+        let status = pipeline.status();
+        assert_eq!(status.failed, 0);
+        println!("completed {}", status.first_sequence + status.completed);
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
+#[test]
+fn killed_at_any_moment_it_loses_nothing_that_was_completed() {
+    if let Ok(args) = std::env::var("UNIFIED_TEST_RECORD") {
+        let (veth, path) = args.split_once(' ').unwrap();
+        return record_until_killed(veth, path);
+    }
+    if !is_root("killed_at_any_moment_it_loses_nothing_that_was_completed") {
+        return;
+    }
+    let rounds = if common::is_full_tier() { 50 } else { 8 };
+    let veth = Veth::new();
+    let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "killed");
+    let mut end = 0;
+    for round in 0..rounds {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture"])
+            .arg("killed_at_any_moment_it_loses_nothing_that_was_completed")
+            .env(
+                "UNIFIED_TEST_RECORD",
+                format!("{} {}", veth.host, file.path()),
+            )
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut completed = 0;
+        let mut number = |line: &str| {
+            if let Some(n) = line.strip_prefix("completed ") {
+                completed = n.parse().unwrap_or(completed);
+            }
+        };
+        // The libtest harness prints before the first one.
+        for line in lines.by_ref() {
+            let line = line.unwrap();
+            number(&line);
+            if line.starts_with("completed ") {
+                break;
+            }
+        }
+        let sender = veth.send(9999, payloads(round * 10_000, 2_000), 20_000);
+        // A moment that differs from round to round, in the middle of the traffic.
+        std::thread::sleep(Duration::from_micros(
+            15_000 + u64::from(round) * 7_919 % 80_000,
+        ));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // What it had said by then is still in the pipe; a line that was cut off is not a promise.
+        let rest: Vec<String> = lines.map_while(Result::ok).collect();
+        for line in rest.iter().take(rest.len().saturating_sub(1)) {
+            number(line);
+        }
+        sender.join().unwrap();
+
+        let mut reader = LogReader::open(Path::new(file.path()), 0).unwrap();
+        let new_end = reader.end().unwrap();
+        assert!(new_end >= completed, "{new_end} < {completed}");
+        assert!(new_end >= end);
+        let mut sequence = reader.position();
+        let sent = payloads(round * 10_000, 2_000);
+        let mut newest_of_round = None;
+        while let Some(item) = reader.next_item().unwrap() {
+            match item {
+                Item::Record { header, packet } => {
+                    assert_eq!(header.sequence, sequence);
+                    sequence += 1;
+                    if header.sequence >= end {
+                        // Of this round: in the order in which it was sent.
+                        let bytes = &packet[42..];
+                        let at = sent.iter().position(|p| p[..] == *bytes).unwrap();
+                        assert!(newest_of_round.is_none_or(|newest| at > newest));
+                        newest_of_round = Some(at);
+                    }
+                }
+                Item::Gap {
+                    first,
+                    count,
+                    damaged,
+                } => {
+                    assert_eq!(first, sequence);
+                    assert!(
+                        first >= completed || first < end,
+                        "{first} of {completed} lost"
+                    );
+                    assert!(!damaged || first >= completed || first < end);
+                    sequence += count;
+                }
+                Item::Overwritten { .. } => panic!("{item:?}"),
+            }
+        }
+        assert_eq!(sequence, new_end);
+        end = new_end;
+    }
+    // Takes over what the last one left, and takes it down.
+    drop(Context::open(&config(&veth.host, file.path(), 3000, Drive::Inline)).unwrap());
+    assert!(
+        end > u64::from(rounds) * 100,
+        "hardly anything was recorded: {end}"
+    );
+}

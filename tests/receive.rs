@@ -1,0 +1,829 @@
+//! Real traffic over a veth pair: what is received, what reaches the stack, what is dropped and counted,
+//! and what the pipeline makes of it. The sums of the statistics are checked after each.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::collections::VecDeque;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{Scratch, Veth, check_sums, ip, is_root, payload};
+use etherparse::{EtherType, Ethernet2Header, PacketBuilder, SingleVlanHeader, VlanId};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrLike, sendto, socket};
+use unified::config::{Config, Drive};
+use unified::context::Context;
+use unified::net::packet::{Headers, addresses};
+use unified::net::rx::Received;
+use unified::net::wire::Event;
+use unified::pipeline::{AtEnd, Pipeline, PipelineConfig, PipelineStatus};
+use unified::stats::Statistics;
+use unified::sys::event::monotonic_ns;
+use unified::wait::WAIT_RX;
+
+const PORT: u16 = 9999;
+const FRAMES: u32 = 1024;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn config(veth: &Veth) -> Config {
+    let mut config = Config {
+        ifname: Some(veth.host.clone()),
+        frame_count: FRAMES,
+        rx_ring: 512,
+        fill_ring: 512,
+        sq_entries: 64,
+        cq_entries: 64,
+        ..Config::default()
+    };
+    config.device.path = "null:".into();
+    config
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Got {
+    payload: Vec<u8>,
+    headers: Headers,
+    addresses: ([u8; 16], [u8; 16]),
+    timestamp: u64,
+    len: u32,
+}
+
+/// Receives until `count` packets have come, and releases them. Fails where they do not.
+fn receive(context: &Context, count: usize) -> Vec<Got> {
+    let mut all = Vec::new();
+    let mut packets = [Received::default(); 32];
+    let until = Instant::now() + PATIENCE;
+    while all.len() < count {
+        assert!(
+            Instant::now() < until,
+            "{} of {count} packets: {:#?}",
+            all.len(),
+            context.statistics()
+        );
+        context
+            .wait(WAIT_RX, Some(Duration::from_millis(50)))
+            .unwrap();
+        let got = context.receive(&mut packets).unwrap();
+        for packet in &packets[..got] {
+            let mut bytes = vec![0; packet.len as usize];
+            context.data().read(packet.offset as usize, &mut bytes);
+            let headers = packet.headers;
+            let at = usize::from(headers.payload_offset);
+            all.push(Got {
+                payload: bytes[at..at + usize::from(headers.payload_len)].to_vec(),
+                headers,
+                addresses: addresses(&bytes, &headers).unwrap(),
+                timestamp: packet.timestamp,
+                len: packet.len,
+            });
+            context.frame_release(packet.frame).unwrap();
+        }
+    }
+    all
+}
+
+fn contents(got: &[Got]) -> Vec<&[u8]> {
+    got.iter().map(|got| &got.payload[..]).collect()
+}
+
+/// The statistics once `done` says that everything has come, with their sums checked.
+fn quiet(context: &Context, done: impl Fn(&Statistics) -> bool) -> Statistics {
+    let until = Instant::now() + PATIENCE;
+    let mut before = context.statistics().unwrap();
+    loop {
+        // Neighbour discovery and the like come at any time: quiet is what does not change.
+        std::thread::sleep(Duration::from_millis(10));
+        let now = context.statistics().unwrap();
+        let same = now.xdp == before.xdp && now.received == before.received;
+        if same && done(&now) {
+            check_sums(&now, context.info().frame_count);
+            return now;
+        }
+        assert!(Instant::now() < until, "not quiet: {now:#?}");
+        before = now;
+    }
+}
+
+/// An ordinary socket on the near side.
+fn stack(veth: &Veth, port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind((veth.host_addr, port)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+fn read(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
+    let mut buffer = vec![0; 65536];
+    let mut one = || {
+        let len = socket.recv(&mut buffer).expect("a datagram for the stack");
+        buffer[..len].to_vec()
+    };
+    (0..count).map(|_| one()).collect()
+}
+
+fn assert_nothing(socket: &UdpSocket) {
+    socket.set_nonblocking(true).unwrap();
+    let error = socket.recv(&mut [0; 2048]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    socket.set_nonblocking(false).unwrap();
+}
+
+fn payloads(first: u32, count: usize) -> Vec<Vec<u8>> {
+    (0..count as u32)
+        .map(|i| payload(first + i, 1 + (i as usize * 61) % 1472))
+        .collect()
+}
+
+fn wide(from: IpAddr) -> [u8; 16] {
+    match from {
+        IpAddr::V6(addr) => addr.octets(),
+        IpAddr::V4(addr) => {
+            let mut wide = [0; 16];
+            wide[..4].copy_from_slice(&addr.octets());
+            wide
+        }
+    }
+}
+
+/// A port that was closed is taken for a moment longer where another thread is starting a program: its
+/// child has all descriptors until it runs.
+fn bind_patiently(addr: SocketAddr) -> UdpSocket {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match UdpSocket::bind(addr) {
+            Ok(socket) => return socket,
+            Err(e) => {
+                assert_eq!(e.kind(), std::io::ErrorKind::AddrInUse);
+                assert!(Instant::now() < until, "{addr} stays in use");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+/// Sends datagrams from the far end, each from a socket of its own port, to where each says.
+fn send_to(veth: &Veth, datagrams: Vec<(u16, SocketAddr, Vec<u8>)>) {
+    let far = veth.far(move || {
+        for (source, to, payload) in datagrams {
+            let any: IpAddr = match to {
+                SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let socket = bind_patiently((any, source).into());
+            assert_eq!(socket.send_to(&payload, to).unwrap(), payload.len());
+        }
+    });
+    far.join().unwrap();
+}
+
+/// Sends frames from the far end as they are.
+fn send_frames(veth: &Veth, frames: Vec<Vec<u8>>) {
+    let peer = veth.peer.clone();
+    let far = veth.far(move || {
+        let to = nix::ifaddrs::getifaddrs()
+            .unwrap()
+            .filter(|a| a.interface_name == peer)
+            .filter_map(|a| a.address)
+            .find(|a| a.family() == Some(AddressFamily::Packet))
+            .unwrap();
+        let socket = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .unwrap();
+        for frame in frames {
+            let sent = sendto(socket.as_raw_fd(), &frame, &to, MsgFlags::empty());
+            assert_eq!(sent, Ok(frame.len()));
+        }
+    });
+    far.join().unwrap();
+}
+
+#[test]
+fn other_ports_reach_the_stack_while_ours_are_received() {
+    if !is_root("other_ports_reach_the_stack_while_ours_are_received") {
+        return;
+    }
+    let veth = Veth::new();
+    let (other, ours) = (stack(&veth, 7777), stack(&veth, PORT));
+    let context = Context::open(&config(&veth)).unwrap();
+    let (mine, theirs) = (payloads(0, 100), payloads(1000, 100));
+    let mut datagrams = Vec::new();
+    for (mine, theirs) in mine.iter().zip(&theirs) {
+        let to = |port| SocketAddr::from((veth.host_addr, port));
+        datagrams.push((4000, to(PORT), mine.clone()));
+        datagrams.push((4001, to(7777), theirs.clone()));
+    }
+    send_to(&veth, datagrams);
+    assert_eq!(contents(&receive(&context, 100)), mine);
+    assert_eq!(read(&other, 100), theirs);
+    assert_nothing(&ours);
+    let stats = quiet(&context, |stats| stats.received == 100);
+    assert_eq!((stats.xdp.matched, stats.xdp.redirected), (100, 100));
+    assert!(stats.xdp.passed >= 100);
+    assert_eq!((stats.received, stats.released), (100, 100));
+    drop(context);
+    // With the context gone its port belongs to the stack.
+    send_to(
+        &veth,
+        vec![(4000, (veth.host_addr, PORT).into(), mine[7].clone())],
+    );
+    assert_eq!(read(&ours, 1), [mine[7].clone()]);
+}
+
+#[test]
+fn ports_change_while_packets_come() {
+    if !is_root("ports_change_while_packets_come") {
+        return;
+    }
+    let veth = Veth::new();
+    let port = 5000;
+    let socket = stack(&veth, port);
+    let context = Context::open(&config(&veth)).unwrap();
+    let send = |first| {
+        let payloads = payloads(first, 20);
+        let to = SocketAddr::from((veth.host_addr, port));
+        send_to(
+            &veth,
+            payloads.iter().map(|p| (4000, to, p.clone())).collect(),
+        );
+        payloads
+    };
+    for round in 0..3u32 {
+        let passed = send(100 * round);
+        assert_eq!(read(&socket, 20), passed);
+        context.port_add(port).unwrap();
+        let redirected = send(100 * round + 50);
+        assert_eq!(contents(&receive(&context, 20)), redirected);
+        assert_nothing(&socket);
+        context.port_remove(port).unwrap();
+        let stats = quiet(&context, |stats| {
+            stats.received == 20 * u64::from(round + 1)
+        });
+        assert_eq!(stats.xdp.redirected, stats.received);
+    }
+    // The last port of all: from then on everything passes.
+    context.port_remove(PORT).unwrap();
+    let passed = send(900);
+    assert_eq!(read(&socket, 20), passed);
+    quiet(&context, |stats| stats.received == 60);
+}
+
+#[test]
+fn events_tell_what_was_sent() {
+    if !is_root("events_tell_what_was_sent") {
+        return;
+    }
+    let veth = Veth::new();
+    let context = Context::open(&config(&veth)).unwrap();
+    let start = monotonic_ns();
+    let sent = payloads(0, 60);
+    let far = far_addr(&veth);
+    let datagrams = sent.iter().enumerate().map(|(i, payload)| {
+        let to = SocketAddr::from((veth.host_addr, PORT));
+        (4000 + i as u16 % 7, to, payload.clone())
+    });
+    send_to(&veth, datagrams.collect());
+    let got = receive(&context, sent.len());
+    let mut events = Vec::new();
+    // A limit is kept, and the rest is there afterwards.
+    assert_eq!(
+        context
+            .drain_events(7, |event| events.push(*event))
+            .unwrap(),
+        7
+    );
+    let rest = context.drain_events(1000, |event| events.push(*event));
+    assert_eq!((rest.unwrap(), events.len()), (sent.len() - 7, sent.len()));
+    for (i, event) in events.iter().enumerate() {
+        let want = Event {
+            timestamp: got[i].timestamp,
+            src_addr: wide(far.into()),
+            dst_addr: wide(veth.host_addr.into()),
+            src_port: 4000 + i as u16 % 7,
+            dst_port: PORT,
+            payload_len: sent[i].len() as u16,
+            vlan_tci: None,
+            queue: 0,
+            ip_version: 4,
+        };
+        assert_eq!(*event, want, "event {i}");
+        assert_eq!(got[i].addresses, (want.src_addr, want.dst_addr));
+    }
+    assert!(events.is_sorted_by_key(|event| event.timestamp));
+    assert!(events[0].timestamp >= start && events[59].timestamp <= monotonic_ns());
+    assert_eq!(
+        context
+            .drain_events(10, |_| panic!("none is left"))
+            .unwrap(),
+        0
+    );
+
+    context.set_event_sample(0).unwrap();
+    send_to(&veth, vec![(4000, (veth.host_addr, PORT).into(), vec![1])]);
+    receive(&context, 1);
+    assert_eq!(
+        context
+            .drain_events(10, |_| panic!("switched off"))
+            .unwrap(),
+        0
+    );
+    let stats = quiet(&context, |stats| stats.received == 61);
+    assert_eq!((stats.xdp.events, stats.xdp.events_lost), (60, 0));
+}
+
+fn far_addr(veth: &Veth) -> Ipv4Addr {
+    let [a, b, c, d] = veth.host_addr.octets();
+    Ipv4Addr::new(a, b, c, d + 1)
+}
+
+#[test]
+fn a_datagram_without_payload_is_a_packet_all_the_same() {
+    if !is_root("a_datagram_without_payload_is_a_packet_all_the_same") {
+        return;
+    }
+    let veth = Veth::new();
+    let context = Arc::new(Context::open(&config(&veth)).unwrap());
+    let to = SocketAddr::from((veth.host_addr, PORT));
+    let send = || {
+        send_to(
+            &veth,
+            vec![
+                (4000, to, vec![]),
+                (4000, to, vec![5; 5]),
+                (4000, to, vec![]),
+            ],
+        )
+    };
+    send();
+    let got = receive(&context, 3);
+    assert_eq!(contents(&got), [&[][..], &[5; 5], &[]]);
+    assert_eq!(got[0].headers.payload_offset, 42);
+    quiet(&context, |stats| stats.released == 3);
+    // Nothing can be written of it: the pipeline lets it go, and counts it.
+    let pipeline = Pipeline::start(context.clone(), PipelineConfig::default()).unwrap();
+    send();
+    let status = reached(&pipeline, |status| status.empty == 2 && status.stored == 1);
+    assert_eq!((status.submitted, status.payload_bytes), (1, 5));
+    pipeline.stop().1.unwrap();
+    let stats = quiet(&context, |stats| stats.received == 6);
+    assert_eq!((stats.stored, stats.released), (1, 5));
+}
+
+#[test]
+fn tagged_and_ipv6_packets_are_received_with_their_fields() {
+    if !is_root("tagged_and_ipv6_packets_are_received_with_their_fields") {
+        return;
+    }
+    let veth = Veth::new();
+    let (h, p, ns) = (&veth.host, &veth.peer, &veth.ns);
+    let near6: Ipv6Addr = "fd00:ab::1".parse().unwrap();
+    let far6: Ipv6Addr = "fd00:ab::2".parse().unwrap();
+    let mac = fs::read_to_string(format!("/sys/class/net/{h}/address")).unwrap();
+    let mac = mac.trim();
+    ip(&format!("addr add {near6}/64 dev {h} nodad"));
+    ip(&format!("-n {ns} addr add {far6}/64 dev {p} nodad"));
+    ip(&format!(
+        "-n {ns} neigh replace {near6} lladdr {mac} dev {p} nud permanent"
+    ));
+    let context = Context::open(&config(&veth)).unwrap();
+    let sent = payloads(0, 30);
+    let to = SocketAddr::from((near6, PORT));
+    // A 1472 byte payload and the IPv6 header would be a fragment.
+    let sent: Vec<_> = sent.into_iter().filter(|p| p.len() <= 1452).collect();
+    send_to(&veth, sent.iter().map(|p| (4006, to, p.clone())).collect());
+    let got = receive(&context, sent.len());
+    assert_eq!(contents(&got), sent);
+    for got in &got {
+        let headers = Headers {
+            l3_offset: 14,
+            payload_offset: 62,
+            payload_len: got.payload.len() as u16,
+            vlan_tci: None,
+            src_port: 4006,
+            dst_port: PORT,
+            ip_version: 6,
+        };
+        assert_eq!(got.headers, headers);
+        assert_eq!(got.addresses, (far6.octets(), near6.octets()));
+        assert!(got.timestamp > 0);
+    }
+
+    // Tags as they stand in the frame; the outermost is told.
+    let mut frames = Vec::new();
+    let (source, target) = ([10, 9, 8, 7], [10, 9, 8, 6]);
+    for (i, tags) in TAGS.iter().enumerate() {
+        let mut inner = Vec::new();
+        PacketBuilder::ipv4(source, target, 64)
+            .udp(4007, PORT)
+            .write(&mut inner, &payload(i as u32, 100 + i))
+            .unwrap();
+        frames.push(tagged(mac, tags, &inner));
+    }
+    send_frames(&veth, frames.clone());
+    let got = receive(&context, TAGS.len());
+    for (i, (got, tags)) in got.iter().zip(TAGS).enumerate() {
+        let l3_offset = 14 + 4 * tags.len() as u16;
+        let headers = Headers {
+            l3_offset,
+            payload_offset: l3_offset + 28,
+            payload_len: 100 + i as u16,
+            vlan_tci: tags.first().map(|tag| tag.1),
+            src_port: 4007,
+            dst_port: PORT,
+            ip_version: 4,
+        };
+        assert_eq!(got.headers, headers);
+        assert_eq!(got.payload, payload(i as u32, 100 + i));
+        assert_eq!(got.len as usize, frames[i].len());
+        assert_eq!(got.addresses, (wide(source.into()), wide(target.into())));
+    }
+    let mut tags = Vec::new();
+    context
+        .drain_events(1000, |event| tags.push((event.ip_version, event.vlan_tci)))
+        .unwrap();
+    let want = TAGS.map(|tags| (4, tags.first().map(|tag| tag.1)));
+    assert_eq!(tags[sent.len()..], want);
+    assert!(tags[..sent.len()].iter().all(|tag| *tag == (6, None)));
+    let all = (sent.len() + TAGS.len()) as u64;
+    quiet(&context, |stats| stats.released == all);
+}
+
+const TAGS: [&[(u16, u16)]; 4] = [
+    &[],
+    &[(0x8100, 0x6005)],
+    &[(0x88a8, 0x0fff), (0x8100, 0x0001)],
+    &[(0x8100, 0)],
+];
+
+fn tagged(mac: &str, tags: &[(u16, u16)], l3: &[u8]) -> Vec<u8> {
+    let mut destination = [0; 6];
+    for (byte, text) in destination.iter_mut().zip(mac.split(':')) {
+        *byte = u8::from_str_radix(text, 16).unwrap();
+    }
+    let mut types = tags.iter().map(|tag| tag.0).chain([0x0800]);
+    let ethernet = Ethernet2Header {
+        source: [2, 0, 0, 0, 0, 9],
+        destination,
+        ether_type: EtherType(types.next().unwrap()),
+    };
+    let mut frame = ethernet.to_bytes().to_vec();
+    for (tag, next) in tags.iter().zip(types) {
+        let header = SingleVlanHeader {
+            pcp: ((tag.1 >> 13) as u8).try_into().unwrap(),
+            drop_eligible_indicator: tag.1 & 0x1000 != 0,
+            vlan_id: VlanId::try_new(tag.1 & 0xfff).unwrap(),
+            ether_type: EtherType(next),
+        };
+        frame.extend(header.to_bytes());
+    }
+    frame.extend(l3);
+    frame
+}
+
+#[test]
+fn packets_longer_than_a_frame_are_dropped_and_counted() {
+    if !is_root("packets_longer_than_a_frame_are_dropped_and_counted") {
+        return;
+    }
+    // 3000 fits into a page and is one buffer; 9000 is several.
+    for (mtu, frame_size, longest) in [(3000, 2048, 2048 - 470), (9000, 4096, 4096 - 470)] {
+        let veth = Veth::new();
+        ip(&format!("link set {} mtu {mtu}", veth.host));
+        ip(&format!("-n {} link set {} mtu {mtu}", veth.ns, veth.peer));
+        let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "jumbo");
+        let mut config = Config {
+            frame_size,
+            ..config(&veth)
+        };
+        config.device.path = file.path().into();
+        config.device.file_size = 1 << 20;
+        let context = Arc::new(Context::open(&config).unwrap());
+        let block = context.info().limits.block_size as usize;
+        let pipeline = Pipeline::start(context.clone(), PipelineConfig::default()).unwrap();
+        let fits = longest - 42;
+        let mut datagrams = Vec::new();
+        let (mut kept, mut dropped) = (Vec::new(), 0);
+        for i in 0..40u32 {
+            let len = match i % 4 {
+                0 => 100 + i as usize,
+                1 => fits,
+                2 => fits + 1,
+                _ => mtu as usize - 28,
+            };
+            let payload = payload(i, len);
+            datagrams.push((4009, (veth.host_addr, PORT).into(), payload.clone()));
+            if len <= fits {
+                kept.push(payload);
+            } else {
+                dropped += 1;
+            }
+        }
+        send_to(&veth, datagrams);
+        let stored = kept.len() as u64;
+        reached(&pipeline, |status| status.stored == stored);
+        let (status, result) = pipeline.stop();
+        result.unwrap();
+        assert_eq!((status.failed, status.no_space), (0, 0));
+        let stats = quiet(&context, |stats| stats.xdp.redirected == 40);
+        assert_eq!(stats.xsk.rx_dropped, dropped, "{stats:#?}");
+        assert_eq!((stats.received, stats.stored), (stored, stored));
+        drop(context);
+        let mut want = Vec::new();
+        for payload in &kept {
+            want.extend_from_slice(payload);
+            want.resize(want.len().next_multiple_of(block), 0);
+        }
+        want.resize(1 << 20, 0);
+        assert!(fs::read(&file.0).unwrap() == want, "these and nothing else");
+    }
+}
+
+#[test]
+fn fragments_reach_the_stack_and_are_put_together_there() {
+    if !is_root("fragments_reach_the_stack_and_are_put_together_there") {
+        return;
+    }
+    let veth = Veth::new();
+    let socket = stack(&veth, PORT);
+    let context = Context::open(&config(&veth)).unwrap();
+    let (whole, small) = (payload(1, 4000), payload(2, 1000));
+    let to = SocketAddr::from((veth.host_addr, PORT));
+    send_to(
+        &veth,
+        vec![
+            (4010, to, whole.clone()),
+            (4010, to, small.clone()),
+            (4010, to, whole.clone()),
+        ],
+    );
+    assert_eq!(read(&socket, 2), [whole.clone(), whole]);
+    assert_eq!(contents(&receive(&context, 1)), [small]);
+    assert_nothing(&socket);
+    let stats = quiet(&context, |stats| stats.received == 1);
+    // 4008 bytes of UDP in pieces of 1480.
+    assert_eq!((stats.xdp.fragments, stats.xdp.matched), (6, 1));
+}
+
+// ---- The pipeline ----
+
+fn reached(pipeline: &Pipeline, done: impl Fn(&PipelineStatus) -> bool) -> PipelineStatus {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let status = pipeline.status();
+        if done(&status) {
+            return status;
+        }
+        assert!(Instant::now() < until, "{status:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+struct Store {
+    veth: Veth,
+    file: Scratch,
+    context: Arc<Context>,
+    block: usize,
+}
+
+const FILE_SIZE: usize = 2 << 20;
+
+impl Store {
+    fn new(drive: Drive) -> Store {
+        let veth = Veth::new();
+        let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "range");
+        let mut config = Config {
+            drive,
+            ..config(&veth)
+        };
+        config.device.path = file.path().into();
+        config.device.file_size = FILE_SIZE as u64;
+        let context = Arc::new(Context::open(&config).unwrap());
+        let block = context.info().limits.block_size as usize;
+        Store {
+            veth,
+            file,
+            context,
+            block,
+        }
+    }
+
+    fn blocks(&self, payload: &[u8]) -> u64 {
+        payload.len().div_ceil(self.block) as u64
+    }
+
+    fn send(&self, payloads: &[Vec<u8>]) {
+        self.veth
+            .send(PORT, payloads.to_vec(), 4000)
+            .join()
+            .unwrap();
+    }
+
+    /// Compares the whole file with payloads at their LBAs, later ones over earlier ones.
+    fn compare(&self, payloads: &[(u64, Vec<u8>)]) {
+        let mut want = vec![0; FILE_SIZE];
+        for (lba, payload) in payloads {
+            let at = *lba as usize * self.block;
+            let end = at + payload.len().next_multiple_of(self.block);
+            want[at..end].fill(0);
+            want[at..at + payload.len()].copy_from_slice(payload);
+        }
+        let got = fs::read(&self.file.0).unwrap();
+        let differs = got.iter().zip(&want).position(|(a, b)| a != b);
+        assert_eq!((got.len(), differs), (FILE_SIZE, None));
+    }
+}
+
+#[test]
+fn a_full_range_stops_the_pipeline_and_loses_nothing_that_was_acknowledged() {
+    if !is_root("a_full_range_stops_the_pipeline_and_loses_nothing_that_was_acknowledged") {
+        return;
+    }
+    for drive in [Drive::Inline, Drive::Thread] {
+        let store = Store::new(drive);
+        let block = store.block;
+        // Two blocks each; the range has room for 20 of them and one block more. The last is one that would
+        // still fit, but comes too late.
+        let mut sent: Vec<Vec<u8>> = (0..30).map(|i| payload(i, block + 1)).collect();
+        sent.push(payload(30, 1));
+        let (start, blocks) = (3, 41);
+        let config = PipelineConfig {
+            start_lba: start,
+            blocks,
+            at_end: AtEnd::Stop,
+            fua: false,
+            ..PipelineConfig::default()
+        };
+        assert!(
+            block < 1472,
+            "blocks of {block} bytes: take another directory"
+        );
+        let pipeline = Pipeline::start(store.context.clone(), config).unwrap();
+        store.send(&sent);
+        let status = reached(&pipeline, |s| s.stored + s.no_space == 31);
+        assert_eq!(status.error, libc::ENOSPC);
+        assert!(status.running, "it goes on letting packets go");
+        let (status, result) = pipeline.stop();
+        result.unwrap();
+        let want = PipelineStatus {
+            running: false,
+            error: libc::ENOSPC,
+            next_lba: start + 40,
+            submitted: 20,
+            stored: 20,
+            payload_bytes: 20 * (block as u64 + 1),
+            no_space: 11,
+            completed: 20,
+            durable: 20,
+            flushes: 1,
+            ..PipelineStatus::default()
+        };
+        assert_eq!(status, want);
+        let stats = quiet(&store.context, |stats| stats.received == 31);
+        assert_eq!((stats.stored, stats.failed, stats.released), (20, 0, 11));
+        let stored: Vec<_> = sent[..20]
+            .iter()
+            .enumerate()
+            .map(|(i, payload)| (start + 2 * i as u64, payload.clone()))
+            .collect();
+        store.compare(&stored);
+    }
+}
+
+#[test]
+fn a_wrapping_pipeline_keeps_the_newest() {
+    if !is_root("a_wrapping_pipeline_keeps_the_newest") {
+        return;
+    }
+    for drive in [Drive::Inline, Drive::Thread] {
+        let store = Store::new(drive);
+        // More blocks than can be in flight, so that no two writes overlap on their way.
+        let (start, end) = (5u64, 5 + 401);
+        let config = PipelineConfig {
+            start_lba: start,
+            blocks: end - start,
+            at_end: AtEnd::Wrap,
+            fua: true,
+            ..PipelineConfig::default()
+        };
+        let sent: Vec<Vec<u8>> = (0..600)
+            .map(|i| payload(i, 1 + (i as usize * 389) % 1472))
+            .collect();
+        let (mut next, mut wraps, mut stored) = (start, 0, Vec::new());
+        for payload in &sent {
+            if end - next < store.blocks(payload) {
+                next = start;
+                wraps += 1;
+            }
+            stored.push((next, payload.clone()));
+            next += store.blocks(payload);
+        }
+        assert!(wraps >= 1);
+        let pipeline = Pipeline::start(store.context.clone(), config).unwrap();
+        store.send(&sent);
+        reached(&pipeline, |status| status.stored == 600);
+        let (status, result) = pipeline.stop();
+        result.unwrap();
+        let want = PipelineStatus {
+            next_lba: next,
+            wraps,
+            submitted: 600,
+            stored: 600,
+            payload_bytes: sent.iter().map(|p| p.len() as u64).sum(),
+            completed: 600,
+            durable: 600,
+            flushes: 1,
+            ..PipelineStatus::default()
+        };
+        assert_eq!(status, want);
+        let stats = quiet(&store.context, |stats| stats.received == 600);
+        assert_eq!((stats.stored, stats.failed, stats.released), (600, 0, 0));
+        store.compare(&stored);
+    }
+}
+
+#[test]
+fn a_pipeline_can_be_started_again() {
+    if !is_root("a_pipeline_can_be_started_again") {
+        return;
+    }
+    for drive in [Drive::Inline, Drive::Thread] {
+        let store = Store::new(drive);
+        let mut queue = VecDeque::new();
+        let mut stored = Vec::new();
+        let mut total = 0;
+        for round in 0..3u32 {
+            // Packets that come while none runs wait in the RX ring, for the next one.
+            let early = payloads(1000 * round, 20);
+            store.send(&early);
+            queue.extend(early);
+            let waiting = quiet(&store.context, |stats| stats.rx_pending == 20);
+            assert_eq!(waiting.received, total);
+            let config = PipelineConfig {
+                start_lba: 500 * u64::from(round),
+                blocks: 500,
+                ..PipelineConfig::default()
+            };
+            let pipeline = Pipeline::start(store.context.clone(), config).unwrap();
+            let late = payloads(1000 * round + 500, 30);
+            store.send(&late);
+            queue.extend(late);
+            reached(&pipeline, |status| status.stored == 50);
+            let (status, result) = pipeline.stop();
+            result.unwrap();
+            assert_eq!((status.running, status.error), (false, 0));
+            assert_eq!(
+                (status.submitted, status.stored, status.failed),
+                (50, 50, 0)
+            );
+            total += 50;
+            let mut lba = config.start_lba;
+            for payload in queue.drain(..) {
+                stored.push((lba, payload.clone()));
+                lba += store.blocks(&payload);
+            }
+            assert_eq!(status.next_lba, lba);
+            let stats = quiet(&store.context, |stats| stats.received == total);
+            assert_eq!(stats.stored, total);
+            store.compare(&stored);
+        }
+        // And by hand again, once no pipeline has the roles.
+        store.send(&[payload(1, 9)]);
+        assert_eq!(contents(&receive(&store.context, 1)), [&payload(1, 9)]);
+    }
+}
+
+#[test]
+fn a_stopping_pipeline_stores_what_has_come() {
+    if !is_root("a_stopping_pipeline_stores_what_has_come") {
+        return;
+    }
+    for drive in [Drive::Inline, Drive::Thread] {
+        let store = Store::new(drive);
+        let sent = payloads(0, 200);
+        store.send(&sent);
+        quiet(&store.context, |stats| stats.rx_pending == 200);
+        // Stopped before its threads have hardly begun.
+        let pipeline = Pipeline::start(store.context.clone(), PipelineConfig::default()).unwrap();
+        let (status, result) = pipeline.stop();
+        result.unwrap();
+        assert_eq!(
+            (status.submitted, status.stored, status.failed),
+            (200, 200, 0)
+        );
+        let stats = quiet(&store.context, |stats| stats.received == 200);
+        assert_eq!((stats.stored, stats.rx_pending), (200, 0));
+        let mut lba = 0;
+        let mut stored = Vec::new();
+        for payload in sent {
+            let blocks = store.blocks(&payload);
+            stored.push((lba, payload));
+            lba += blocks;
+        }
+        store.compare(&stored);
+    }
+}
