@@ -1,0 +1,81 @@
+"""Each example does what it says, over a veth pair, and what it stored is compared."""
+
+import os
+import signal
+import sys
+
+import pytest
+from conftest import OUT, ROOT, call, must, verify
+
+COUNT = 400
+
+
+@pytest.mark.parametrize("name", ["minimal", "event-loop", "store.py"])
+def test_it_stores_what_was_sent(name, network, device, start):
+    command = [sys.executable, ROOT / "c-examples" / name] if name.endswith(".py") else [OUT / "bin" / name]
+    program = start(*command, network.near, device, COUNT, env=os.environ | {"UNIFIED_LIB": str(OUT / "lib/libunified.so.0")})
+    program.until("^Receiving on")
+    assert network.program()
+    network.send(COUNT, "1-1472")
+    assert program.end() == 0, program.text()
+    assert f"Stored {COUNT} of {COUNT}" in program.text()
+    verify(device, COUNT, "1-1472", "--sent", COUNT)
+    assert not network.program()
+
+
+@pytest.mark.parametrize("name", ["minimal", "event-loop", "unified-full-stack-test"])
+def test_bad_arguments_are_told(name, tmp_path):
+    program = OUT / "bin" / name
+    assert call(program).returncode == 2
+    absent = call(program, "nosuchif0", tmp_path / "file", "1" if name != "unified-full-stack-test" else "0")
+    assert absent.returncode == 1
+    assert "nosuchif0" in absent.stdout
+    assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--engine-thread"], ["--frame-size", "4096"]])
+def test_the_full_stack_program(options, network, device, start):
+    program = start(OUT / "bin/unified-full-stack-test", "--file-size", 8 << 20, *options, network.near, device, 0)
+    program.until("^System ready. Waiting for packets...$")
+    network.send(COUNT, "100-1472")
+    program.until(rf"^Stats: RX={COUNT} pps=\d+ \| Stored={COUNT} Bps=\d+ \| Errors=0$")
+    program.process.send_signal(signal.SIGINT)
+    assert program.end() == 0, program.text()
+    text = program.text()
+    for line in ("BPF program loaded successfully", f"AF_XDP socket created on {network.near} queue 0",
+                 "Unified interface registered successfully", "  SQ ring: 0x", "  CQ ring: 0x", "  Data buffers: 0x",
+                 "Packet processing thread started", "Storage thread started", "Final stats:",
+                 f"  Packets received: {COUNT}\n", f"  Packets stored: {COUNT}\n", "  Errors: 0\n", "  Bounced: 0\n",
+                 f"  Events: {COUNT} (read: {COUNT}, lost: 0)\n", "  Books: balanced\n"):
+        assert line in text
+    verify(device, COUNT, "100-1472", "--sent", COUNT)
+
+
+def test_a_full_device_is_told_and_counted(network, device, start):
+    program = start(OUT / "bin/unified-full-stack-test", "--file-size", 128 << 10, network.near, device, 0)
+    program.until("^System ready")
+    network.send(COUNT)
+    program.until(f"^Stats: RX={COUNT} ")
+    program.process.send_signal(signal.SIGTERM)
+    assert program.end() == 1
+    assert "  Packets stored: 128\n" in program.text()
+    assert f"  No space: {COUNT - 128}\n" in program.text()
+    assert "  Books: balanced\n" in program.text()
+    verify(device, 128)
+
+
+def test_ctrl_c_in_the_middle_loses_nothing(network, device, start):
+    program = start(OUT / "bin/unified-full-stack-test", "--file-size", 32 << 20, network.near, device, 0)
+    program.until("^System ready")
+    sender = start("ip", "netns", "exec", network.ns, OUT / "bin/unified-traffic", "send", "--to",
+                   f"{network.address}:9999", "--rate", "3000", "--duration", "3")
+    program.until("^Stats: RX=[1-9]")
+    program.process.send_signal(signal.SIGINT)
+    assert program.end() == 0, program.text()
+    assert sender.end() == 0
+    assert not network.program()
+    assert "  Books: balanced\n" in program.text()
+    stored = int(program.text().split("Packets stored: ")[1].split()[0])
+    assert stored > 0
+    verify(device, stored)
+    must("ip", "link", "show", network.near)

@@ -1,0 +1,277 @@
+"""bindings/python: what the module promises about frames, views, errors, pipelines, logs and asyncio."""
+
+import asyncio
+import errno
+import gc
+import ipaddress
+import logging
+import os
+import sys
+import warnings
+
+import pytest
+from conftest import OUT, ROOT, must, need, verify
+
+os.environ.setdefault("UNIFIED_LIB", str(OUT / "lib/libunified.so.0"))
+sys.path.insert(0, str(ROOT / "bindings/python"))
+import unified  # noqa: E402
+
+COUNT = 200
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_lost():
+    """A frame or context that nobody gave back fails its test."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", ResourceWarning)
+        yield
+        gc.collect()
+    assert not [str(w.message) for w in seen if "frame" in str(w.message) or "context" in str(w.message)]
+
+
+@pytest.fixture
+def storage(device):
+    with unified.Context(device=device, file_size=1 << 20) as ctx:
+        yield ctx
+
+
+def finished(ctx) -> unified.Completion:
+    while not (done := ctx.completions(1)):
+        assert ctx.wait(completions=True, timeout=5) == unified.WAIT_COMPLETIONS
+    return done[0]
+
+
+def received(ctx, count):
+    packets = []
+    while len(packets) < count:
+        assert ctx.wait(rx=True, timeout=5) == unified.WAIT_RX
+        packets += ctx.rx_batch(count - len(packets))
+    return packets
+
+
+def test_mypy_finds_nothing():
+    need("mypy")
+    must("mypy", "--strict", "--cache-dir", ROOT / "target/mypy", "unified.py", "store.py",
+         cwd=ROOT / "bindings/python", timeout=180)
+
+
+def test_an_error_has_an_errno_and_a_sentence(tmp_path):
+    with pytest.raises(unified.UnifiedError, match="nosuchif0") as caught:
+        unified.Context(interface="nosuchif0", device=tmp_path / "file", file_size=4096)
+    assert caught.value.errno == errno.ENODEV
+    assert isinstance(caught.value, OSError)
+
+
+def test_a_frame_goes_to_the_device_and_back(storage):
+    frame = storage.frame_alloc()
+    view = frame.view()
+    view[:5] = b"hello"
+    storage.submit_write(frame, 3, length=5, user_data=7, fua=True, keep=True)
+    assert not frame.held
+    with pytest.raises(ValueError):
+        view[0]
+    with pytest.raises(ValueError):
+        frame.view()
+    with pytest.raises(ValueError):
+        storage.submit_write(frame, 4)
+    done = finished(storage).check()
+    assert (done.user_data, done.len) == (7, storage.info.block_size)
+    back = done.frame
+    assert back.held and back.number == frame.number
+    back.view()[:5] = b"xxxxx"
+    storage.submit_read(back, 3, storage.info.block_size)
+    back = finished(storage).check().frame
+    assert bytes(back.view(0, 7)) == b"hello\0\0"
+    back.view()[0] = ord("j")
+    storage.submit_compare(back, 3, storage.info.block_size)
+    done = finished(storage)
+    assert done.status == 0x285
+    with pytest.raises(unified.UnifiedError, match=unified.status_string(0x285)):
+        done.check()
+    view = done.frame.view()
+    done.frame.release()
+    with pytest.raises(ValueError):
+        view[0]
+    with pytest.raises(ValueError):
+        done.frame.release()
+
+
+def test_a_submission_that_fails_leaves_the_frame(storage):
+    frame = storage.frame_alloc()
+    view = frame.view(0, 4)
+    with pytest.raises(unified.UnifiedError) as caught:
+        storage.submit_read(frame, 0, 100)
+    assert caught.value.errno == errno.EINVAL
+    view[:] = b"mine"
+    for wrong in ({"length": -1}, {"offset": -1}, {"length": 1 << 32}, {"offset": storage.info.frame_size + 1}):
+        with pytest.raises(ValueError):
+            storage.submit_write(frame, 0, **wrong)
+    with pytest.raises(ValueError):
+        storage.submit_write(frame, -1)
+    frame.release()
+
+
+def test_commands_without_data(storage):
+    storage.submit_write_zeroes(0, 8, user_data=1)
+    finished(storage).check()
+    storage.submit_deallocate(0, 8, user_data=2)
+    finished(storage).check()
+    storage.submit_flush(3)
+    assert finished(storage).check().user_data == 3
+    storage.submit_raw(unified.NvmeCommand(0xff), user_data=4)
+    assert finished(storage).status == 1
+    stats = storage.statistics()
+    assert (stats.submitted, stats.completed, stats.errors, stats.frames_held) == (4, 4, 1, 0)
+
+
+def test_a_closed_context_says_so_and_closes_once(storage):
+    frame = storage.frame_alloc()
+    view = frame.view()
+    storage.close()
+    storage.close()
+    assert not frame.held
+    with pytest.raises(ValueError):
+        view[0]
+    for call in (storage.statistics, storage.rx_batch, storage.completions, frame.view, frame.release):
+        with pytest.raises(ValueError, match="closed"):
+            call()
+
+
+def test_a_forgotten_frame_is_told(storage):
+    with pytest.warns(ResourceWarning, match="neither submitted nor released"):
+        storage.frame_alloc()
+        gc.collect()
+
+
+def test_log_lines_reach_a_logger(network, device, caplog):
+    logger = logging.getLogger("unified-test")
+    with caplog.at_level(logging.DEBUG, "unified-test"):
+        unified.log_to(logger, logging.DEBUG)
+        try:
+            with unified.Context(interface=network.near, device=device, file_size=1 << 20):
+                pass
+        finally:
+            unified.log_to(None)
+        seen = len(caplog.records)
+        assert seen > 0
+        with unified.Context(interface=network.near, device=device):
+            pass
+    assert len(caplog.records) == seen
+
+
+def test_packets_their_fields_and_events(network, device):
+    with unified.Context(interface=network.near, device=device, file_size=1 << 20, ports=(9999, 7)) as ctx:
+        network.send(3, 100)
+        packets = received(ctx, 3)
+        one = packets[0]
+        assert one.payload_len == 100 and len(one.payload) == 100 and len(one.data) == one.len == 142
+        assert bytes(one.data[-100:]) == bytes(one.payload)
+        assert one.dst_addr == ipaddress.ip_address(network.address) and one.ip_version == 4
+        assert (one.dst_port, one.vlan_tci, one.timestamp > 0) == (9999, None, True)
+        events = list(ctx.events())
+        assert [(e.dst_addr, e.src_port, e.payload_len) for e in events] == [(one.dst_addr, one.src_port, 100)] * 3
+        view = one.payload
+        ctx.submit_write(one, 0)
+        with pytest.raises(ValueError):
+            bytes(view)
+        finished(ctx).check()
+        for packet in packets[1:]:
+            packet.release()
+        ctx.port_remove(9999)
+        network.send(1, 100)
+        network.send(1, 100, port=7)
+        (last,) = received(ctx, 1)
+        assert last.dst_port == 7
+        last.release()
+        stats = ctx.statistics()
+        assert (stats.received, stats.stored, stats.released, stats.frames_held) == (4, 1, 3, 0)
+
+
+def test_a_pipeline_writes_a_log_and_the_log_reads_back(network, device):
+    with unified.Context(interface=network.near, device=device, file_size=4 << 20) as ctx:
+        with ctx.pipeline(layout=unified.LAYOUT_SLOT, flush_writes=50) as pipeline:
+            assert pipeline.status().running
+            with pytest.raises(unified.UnifiedError) as caught:
+                ctx.rx_batch()
+            assert caught.value.errno == errno.EBUSY
+            network.send(COUNT, 300)
+            with unified.Log(device) as log:
+                assert [r.sequence for _, r in zip(range(COUNT), log.follow(5))] == list(range(COUNT))
+        status = pipeline.status()
+        assert (status.stored, status.durable, status.failed, status.error) == (COUNT, COUNT, 0, 0)
+        assert not status.running
+    with unified.Log(device) as log:
+        first = log.next()
+        assert first.kind == unified.LOG_RECORD and first.dst_port == 9999
+        view = first.payload
+        assert len(view) == 300 and bytes(first.packet).endswith(bytes(view))
+        second = log.next()
+        with pytest.raises(ValueError):
+            bytes(view)
+        assert second.timestamp >= 0
+        log.seek(COUNT - 2)
+        assert [r.sequence for r in log] == [COUNT - 2, COUNT - 1]
+        log.seek_time(0)
+        assert log.next().sequence == 0
+        info = log.info()
+        assert (info.end, info.missing, info.damaged) == (COUNT, 0, 0)
+    with pytest.raises(ValueError, match="closed"):
+        log.next()
+
+
+def test_a_small_sq_ring_makes_a_stream_wait(network, device):
+    async def run(ctx):
+        lba = 0
+        async with ctx.stream() as stream:
+            async for packet in stream.packets():
+                await stream.submit_write(packet, lba, user_data=lba)
+                lba += 1
+                if lba == COUNT:
+                    break
+            done = []
+            async for completion in stream.completions():
+                done.append(completion.check().user_data)
+                if len(done) == COUNT:
+                    break
+        return done
+
+    with unified.Context(interface=network.near, device=device, file_size=1 << 20, sq_entries=4, cq_entries=4) as ctx:
+        network.send(COUNT, 512)
+        assert sorted(asyncio.run(asyncio.wait_for(run(ctx), 20))) == list(range(COUNT))
+        assert ctx.statistics().sq_full > 0
+    verify(device, COUNT, "512")
+
+
+def test_a_stream_that_is_closed_ends_its_iterators_and_frees_packets(network, device):
+    async def run(ctx):
+        stream = ctx.stream()
+
+        async def later():
+            await asyncio.sleep(0.3)
+            stream.close()
+
+        async def nothing():
+            return [c async for c in stream.completions()]
+
+        assert await asyncio.gather(nothing(), later()) == [[], None]
+        return [p async for p in stream.packets()]
+
+    with unified.Context(interface=network.near, device=device, file_size=1 << 20) as ctx:
+        network.send(5, 512)
+        assert asyncio.run(asyncio.wait_for(run(ctx), 20)) == []
+        stats = ctx.statistics()
+        assert (stats.released, stats.frames_held) == (5, 0)
+
+
+def test_an_error_ends_a_stream(network, device):
+    async def run(ctx):
+        async with ctx.stream() as stream:
+            with ctx.pipeline():
+                await asyncio.to_thread(network.send, 1, 512)
+                async for _ in stream.packets():
+                    pass
+
+    with unified.Context(interface=network.near, device=device, file_size=1 << 20) as ctx:
+        with pytest.raises(unified.UnifiedError) as caught:
+            asyncio.run(asyncio.wait_for(run(ctx), 20))
+        assert caught.value.errno == errno.EBUSY

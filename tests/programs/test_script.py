@@ -1,0 +1,114 @@
+"""run-full-stack-test.sh as a user runs it."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import OUT, ROOT, call, must
+
+SCRIPT = ROOT / "run-full-stack-test.sh"
+ENV = os.environ | {"UNIFIED_OUT": str(OUT)}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    if os.geteuid() != 0:
+        assert not os.environ.get("UNIFIED_REQUIRE_ROOT")
+        pytest.skip("needs root")
+    pages = Path("/proc/sys/vm/nr_hugepages").read_text()
+    yield
+    assert "ufs" not in must("ip", "netns")
+    assert not re.search(r"\bufs\d", must("ip", "-br", "link"))
+    assert not list(Path("/var/tmp").glob("unified-full-stack.*"))
+    assert Path("/proc/sys/vm/nr_hugepages").read_text() == pages
+
+
+def test_alone_it_stores_and_verifies_everything():
+    result = call(SCRIPT, "--duration", "2", "--rate", "1500", "--size", "64-1472", env=ENV)
+    assert result.returncode == 0, result.stdout
+    sent = int(re.search(r"^Sent: (\d+) packets", result.stdout, re.M)[1])
+    assert sent >= 2000
+    assert f"[SUCCESS] Every packet sent was stored and verified: {sent} of {sent}" in result.stdout
+    for line in ("[INFO] Full-Stack Unified Interface Test", "[SUCCESS] System requirements check passed",
+                 "[SUCCESS] Interface setup complete", "[SUCCESS] Test program built successfully",
+                 "[INFO] Starting full-stack test...", "[INFO] Listening port: 9999"):
+        assert line in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+def test_an_interface_and_a_device_of_the_users(network, device):
+    device.write_bytes(b"old data" * 100)
+    refused = call(SCRIPT, network.near, device, env=ENV, stdin=open(os.devnull))
+    assert refused.returncode == 1
+    assert "holds data" in refused.stdout and device.read_bytes() == b"old data" * 100
+    before = must("ethtool", "-k", network.near)
+    result = call(SCRIPT, "--yes", "--duration", "2", "--rate", "500", "--port", "4711", "--from-netns", network.ns,
+                  network.near, device, 0, env=ENV)
+    assert result.returncode == 0, result.stdout
+    assert "[INFO] Listening port: 4711" in result.stdout
+    assert "[SUCCESS] Every packet sent was stored and verified" in result.stdout
+    assert must("ethtool", "-k", network.near) == before
+    assert device.exists() and not network.program()
+
+
+def test_without_traffic_of_its_own(network, device):
+    result = call(SCRIPT, "--no-traffic", "--duration", "1", network.near, device, env=ENV)
+    assert result.returncode == 0, result.stdout
+    assert "[SUCCESS] Every packet received was stored: 0 of 0" in result.stdout
+
+
+def test_ctrl_c_takes_everything_down(start):
+    running = start(SCRIPT, "--duration", "60", env=ENV, start_new_session=True)
+    running.until("^Stats: RX=[1-9]")
+    os.killpg(running.process.pid, signal.SIGINT)
+    assert running.end(15) == 130
+    time.sleep(0.2)
+
+
+@pytest.mark.parametrize("size, rate", [("100", 4000), ("1024", 10000), ("1472", 2000)])
+def test_an_unchanged_program_of_the_registration_interface(size, rate, tmp_path):
+    program = tmp_path / "program"
+    must("make", "-s", "-f", "Makefile.full-stack", "selftest", "SRC=tests/capi/uapi-full-stack.c", f"OUT={program}",
+         cwd=ROOT)
+    result = call(SCRIPT, "--selftest", program, "--duration", "2", "--rate", rate, "--size", size, env=ENV)
+    assert result.returncode == 0, result.stdout
+    found = re.search(r"\[SUCCESS\] Everything that the program says it stored is on the device: (\d+) of (\d+)",
+                      result.stdout)
+    assert found and found[1] == found[2] and int(found[1]) > rate
+    assert f"Verified: {found[1]} of {found[1]} stored payloads intact" in result.stdout
+
+
+def test_a_selftest_that_does_not_store_fails(tmp_path):
+    program = tmp_path / "liar"
+    program.write_text("#!/bin/sh\necho System ready\ntrap 'echo RX=5 Stored=5 Errors=0; exit 0' INT TERM\n"
+                       "while :; do sleep 0.1; done\n")
+    program.chmod(0o755)
+    result = call(SCRIPT, "--selftest", program, "--duration", "1", env=ENV)
+    assert result.returncode == 1 and "Full-stack test failed" in result.stdout
+    assert "Verified: 0 of 5" in result.stdout
+
+
+@pytest.mark.parametrize("words, said", [
+    (["nosuchif0"], "there is no interface 'nosuchif0'"),
+    (["lo", "/dev/nosuchdevice"], "there is no device '/dev/nosuchdevice'"),
+])
+def test_what_is_not_there_is_named(words, said):
+    result = call(SCRIPT, *words, env=ENV)
+    assert result.returncode == 1 and said in result.stdout
+
+
+@pytest.mark.parametrize("words", [["--rate", "x"], ["--duration", "0"], ["--port", "65536"], ["--size", "0"],
+                                   ["--size", "2000"], ["--nonsense"], ["a", "b", "0", "d"], ["--rate"],
+                                   ["lo", "x", "-1"]])
+def test_wrong_usage(words):
+    assert call(SCRIPT, *words, env=ENV).returncode == 2
+
+
+def test_help():
+    result = call(SCRIPT, "--help")
+    assert result.returncode == 0
+    for option in ("--duration", "--rate", "--size", "--port", "--no-traffic", "--yes"):
+        assert option in result.stdout
