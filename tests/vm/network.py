@@ -1,0 +1,92 @@
+"""The host's end of the guest's network: a namespace with a tap device, and the sender that works in it."""
+
+import re
+import subprocess
+import threading
+
+HOST_ADDRESS = "10.77.0.1"
+GUEST_ADDRESS = "10.77.0.2"
+GUEST_MAC = "52:54:00:75:6e:69"
+HOST_MAC = "52:54:00:75:6e:01"
+TAP = "tap0"
+# The most that one request may ask for, so that no test floods anything for long.
+MOST_PACKETS, MOST_SECONDS = 1_000_000, 60
+
+
+def ip(*args):
+    done = subprocess.run(["ip", *args], text=True, capture_output=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"ip {' '.join(args)}: {done.stderr.strip()}")
+
+
+class Namespace:
+    """A network namespace with nothing but the tap device, removed at the end."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __enter__(self):
+        ip("netns", "add", self.name)
+        try:
+            inside = ("-n", self.name)
+            ip(*inside, "tuntap", "add", TAP, "mode", "tap")
+            ip(*inside, "link", "set", TAP, "address", HOST_MAC)
+            ip(*inside, "addr", "add", f"{HOST_ADDRESS}/30", "dev", TAP)
+            ip(*inside, "link", "set", TAP, "up")
+            # Nothing asks who has the address: the first packet is not held back for it.
+            neighbour = (GUEST_ADDRESS, "lladdr", GUEST_MAC, "dev", TAP, "nud", "permanent")
+            ip(*inside, "neigh", "replace", *neighbour)
+        except Exception:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        subprocess.run(["ip", "netns", "del", self.name], capture_output=True)
+
+    def command(self, *args):
+        return ["ip", "netns", "exec", self.name, *map(str, args)]
+
+
+class Sender(threading.Thread):
+    """Answers the guest's requests on its channel, one line each.
+
+    "send COUNT SIZE RATE PORT FIRST" sends that many payloads and answers "sent N" or "error WHY".
+    """
+
+    REQUEST = re.compile(r"send (\d+) (\d+(?:-\d+)?) (\d+) (\d+) (\d+)$")
+
+    def __init__(self, channel, namespace, traffic):
+        super().__init__(daemon=True)
+        self.channel, self.namespace, self.traffic = channel, namespace, traffic
+
+    def run(self):
+        with self.channel.makefile("rw", encoding="ascii", newline="\n") as lines:
+            try:
+                for line in lines:
+                    lines.write(self.answer(line.strip()) + "\n")
+                    lines.flush()
+            except OSError:
+                # The guest is gone.
+                pass
+
+    def answer(self, line):
+        asked = self.REQUEST.match(line)
+        if not asked:
+            return f"error not a request: {line}"
+        count, size, rate, port, first = asked.groups()
+        if not 0 < int(count) <= MOST_PACKETS:
+            return f"error {count} packets: 1 to {MOST_PACKETS} are sent"
+        done = subprocess.run(
+            self.namespace.command(
+                *(self.traffic, "send", "--to", f"{GUEST_ADDRESS}:{port}", "--size", size),
+                *("--rate", rate, "--count", count, "--first", first),
+                *("--duration", MOST_SECONDS),
+            ),
+            text=True,
+            capture_output=True,
+        )
+        sent = re.search(r"^Sent: (\d+) packets", done.stdout, re.M)
+        if done.returncode != 0 or not sent:
+            return f"error {' '.join((done.stderr or done.stdout).split())}"
+        return f"sent {sent[1]}"

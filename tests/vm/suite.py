@@ -1,0 +1,105 @@
+"""What runs in the guest: the project's integration test binaries, and scripts of its own."""
+
+import fnmatch
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+CARGO = os.environ.get("CARGO", "cargo")
+# What a guest has and the host has not: a drive, the dispatcher, zero-copy; and the way through all of it.
+GUEST = {"dispatcher", "end_to_end", "guest_nvme", "guest_zero_copy"}
+# Emulation is slow, and two guests share the host.
+LIMIT = 180
+
+
+class Failed(Exception):
+    pass
+
+
+class Test:
+    def __init__(self, name, command, limit=LIMIT):
+        self.name, self.command, self.limit = name, command, limit
+
+    def line(self):
+        return f"{self.name}\t{self.limit}\t{self.command}\n"
+
+
+class Suite:
+    """The tests, and the programs and files that they need in the guest."""
+
+    def __init__(self):
+        self.tests, self.programs, self.files = [], {}, {}
+        self.target = None
+        self.traffic = None
+
+    def select(self, patterns):
+        if not patterns:
+            return self.tests
+        chosen = []
+        for pattern in patterns:
+            hits = [
+                test
+                for test in self.tests
+                if fnmatch.fnmatchcase(test.name, pattern) or test.name.startswith(pattern + "::")
+            ]
+            if not hits:
+                raise Failed(f"no test is named '{pattern}': see --list")
+            chosen += [test for test in hits if test not in chosen]
+        return chosen
+
+
+def cargo(*args):
+    """Runs cargo and returns what it built, as its JSON messages."""
+    done = subprocess.run(
+        [CARGO, *args, "--message-format=json"], cwd=ROOT, text=True, stdout=subprocess.PIPE
+    )
+    messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode != 0:
+        for message in messages:
+            print((message.get("message") or {}).get("rendered") or "", end="")
+        raise Failed(f"cargo {' '.join(args)} failed")
+    return [m for m in messages if m["reason"] == "compiler-artifact" and m["executable"]]
+
+
+def build():
+    suite = Suite()
+    (traffic,) = cargo("build", "-p", "unified-traffic")
+    suite.traffic = Path(traffic["executable"])
+    suite.target = suite.traffic.parents[1]
+    suite.programs["usr/sbin/unified-traffic"] = suite.traffic
+    for artifact in sorted(cargo("test", "--no-run"), key=lambda a: a["target"]["name"]):
+        name = artifact["target"]["name"]
+        if "test" in artifact["target"]["kind"] and name in GUEST:
+            add_binary(suite, name, Path(artifact["executable"]))
+    for script in sorted((HERE / "guest").glob("*.sh")):
+        suite.files[f"tests/{script.name}"] = script
+        suite.tests.append(Test(script.stem, f"/bin/sh /tests/{script.name}"))
+    suite.files["tests/other.bpf.o"] = compile_bpf(suite, HERE / "guest" / "other.bpf.c")
+    return suite
+
+
+def add_binary(suite, name, executable):
+    """Each test of the binary is a test here, run in a process of its own."""
+    suite.programs[f"tests/{name}"] = executable
+    done = subprocess.run(
+        [executable, "--list", "--format", "terse"], text=True, capture_output=True, check=True
+    )
+    for line in done.stdout.splitlines():
+        test, _, kind = line.rpartition(": ")
+        if kind == "test":
+            command = f"/tests/{name} --exact {shlex.quote(test)} --nocapture --test-threads=1"
+            suite.tests.append(Test(f"{name}::{test}", command))
+
+
+def compile_bpf(suite, source):
+    out = suite.target / "vm" / source.with_suffix(".o").name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    include = f"/usr/include/{os.uname().machine}-linux-gnu"
+    clang = os.environ.get("CLANG", "clang")
+    flags = ["-O2", "-g", "-Wall", "-Werror", "-target", "bpf", f"-I{include}"]
+    subprocess.run([clang, *flags, "-c", source, "-o", out], check=True)
+    return out
