@@ -1,0 +1,3 @@
+module unified
+
+go 1.19

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+package unified
+
+import "unsafe"
+
+// Constants of the header.
+const (
+	DriveInline        = 0
+	DriveThread        = 1
+	XDPAuto            = 0
+	XDPNative          = 1
+	XDPSKB             = 2
+	CopyAuto           = 0
+	CopyOnly           = 1
+	CopyZero           = 2
+	HugePages          = 1
+	Force              = 2
+	ReadOnly           = 4
+	NoPassthrough      = 8
+	NoBounce           = 16
+	Headroom           = 32
+	NoEvents           = 64
+	XskMapFD           = 128
+	XskFD              = 256
+	DeviceFD           = 512
+	NoRetry            = 0xffffffff
+	FUA                = 1
+	Keep               = 2
+	More               = 4
+	WaitRX             = 1
+	WaitCompletions    = 2
+	PacketVLAN         = 1
+	CompletionDNR      = 1
+	CompletionFrame    = 2
+	CompletionBounced  = 4
+	LayoutPayload      = 0
+	LayoutSlot         = 1
+	LogNew             = 8
+	AtEndStop          = 0
+	AtEndWrap          = 1
+	LogRecordKind      = 1
+	LogMissingKind     = 2
+	LogDamagedKind     = 3
+	LogOverwrittenKind = 4
+)
+
+// The structs below are those of the header, field by field: the library fills them in directly. A test
+// compares their layout with C's.
+
+// Info is what a context turned out to be.
+type Info struct {
+	size            uint64
+	backend         unsafe.Pointer
+	region          unsafe.Pointer
+	RegionSize      uint64
+	SQRing          uint64
+	CQRing          uint64
+	SQEntriesOffset uint64
+	CQEntriesOffset uint64
+	Buffers         uint64
+	BuffersSize     uint64
+	Blocks          uint64
+	BlockSize       uint32
+	MaxTransfer     uint32
+	DMAAlignment    uint32
+	NSID            uint32
+	SQEntries       uint32
+	CQEntries       uint32
+	FrameSize       uint32
+	FrameCount      uint32
+	Headroom        uint32
+	Ifindex         uint32
+	Queue           uint32
+	RXQueues        uint32
+	XDPProgramID    uint32
+	HugePages       uint8
+	Native          uint8
+	ZeroCopy        uint8
+	Dispatcher      uint8
+	DirectIO        uint8
+	Writable        uint8
+	VolatileCache   uint8
+	Threaded        uint8
+}
+
+// Stats are all counters of a context, as unified_stats describes them.
+type Stats struct {
+	size             uint64
+	XDPSeen          uint64
+	XDPPassed        uint64
+	XDPRedirected    uint64
+	XDPMatched       uint64
+	XDPNoSocket      uint64
+	XDPMalformed     uint64
+	XDPFragments     uint64
+	Events           uint64
+	EventsLost       uint64
+	NoMetadata       uint64
+	RXDropped        uint64
+	RXRingFull       uint64
+	RXFillRingEmpty  uint64
+	RedirectErrors   uint64
+	RXPending        uint64
+	Received         uint64
+	ReceivedBytes    uint64
+	Stored           uint64
+	StoredBytes      uint64
+	Failed           uint64
+	Released         uint64
+	PacketsHeld      uint64
+	PacketsInFlight  uint64
+	Submitted        uint64
+	Completed        uint64
+	Errors           uint64
+	Operations       uint64
+	CommandsInFlight uint64
+	SQFull           uint64
+	Bounced          uint64
+	BouncedBytes     uint64
+	BytesWritten     uint64
+	BytesRead        uint64
+	FramesFree       uint64
+	FramesFilled     uint64
+	FramesHeld       uint64
+	FramesInFlight   uint64
+	Misplaced        uint64
+	BadDescriptors   uint64
+	LinkUp           uint64
+	LinkChanges      uint64
+	XDPAttached      uint64
+	XDPChanges       uint64
+}
+
+// Event is the metadata of one redirected packet.
+type Event struct {
+	// Timestamp is in ns of CLOCK_MONOTONIC.
+	Timestamp  uint64
+	SrcAddr    [16]byte
+	DstAddr    [16]byte
+	SrcPort    uint16
+	DstPort    uint16
+	PayloadLen uint16
+	VLANTCI    uint16
+	Queue      uint32
+	IPVersion  uint8
+	Flags      uint8
+	reserved   uint16
+}
+
+// Packet is a received packet. Its frame is the caller's until it is submitted or released.
+type Packet struct {
+	data    unsafe.Pointer
+	payload unsafe.Pointer
+	// Timestamp is in ns of CLOCK_MONOTONIC; 0 where it is not known.
+	Timestamp     uint64
+	Len           uint32
+	PayloadLen    uint32
+	Frame         uint32
+	Queue         uint32
+	L3Offset      uint16
+	PayloadOffset uint16
+	SrcPort       uint16
+	DstPort       uint16
+	VLANTCI       uint16
+	IPVersion     uint8
+	Flags         uint8
+	reserved      uint32
+}
+
+// NVMeCommand is a command for SubmitRaw.
+type NVMeCommand struct {
+	Opcode    uint8
+	reserved0 uint8
+	reserved1 uint16
+	NSID      uint32
+	CDW2      uint32
+	CDW3      uint32
+	CDW10     uint32
+	CDW11     uint32
+	CDW12     uint32
+	CDW13     uint32
+	CDW14     uint32
+	CDW15     uint32
+	DataLen   uint32
+	// Timeout is in ms; 0: the driver's default.
+	Timeout uint32
+}
+
+// Completion is one finished command.
+type Completion struct {
+	UserData uint64
+	Result   int32
+	Status   uint32
+	Len      uint32
+	// Frame is valid with the flag CompletionFrame.
+	Frame    uint32
+	Flags    uint32
+	reserved uint32
+}
+
+// PipelineConfig says what a pipeline stores, and where.
+type PipelineConfig struct {
+	size            uint64
+	StartLBA        uint64
+	Blocks          uint64
+	AtEnd           uint32
+	Flags           uint32
+	Layout          uint32
+	FlushWrites     uint32
+	FlushIntervalMS uint32
+	reserved        uint32
+}
+
+// PipelineStatus is where a pipeline stands.
+type PipelineStatus struct {
+	size          uint64
+	NextLBA       uint64
+	Wraps         uint64
+	Submitted     uint64
+	Stored        uint64
+	Failed        uint64
+	PayloadBytes  uint64
+	NoSpace       uint64
+	Empty         uint64
+	Running       uint32
+	Error         int32
+	FirstSequence uint64
+	Completed     uint64
+	Durable       uint64
+	Flushes       uint64
+}
+
+// LogRecord is one thing found in a log.
+type LogRecord struct {
+	size     uint64
+	Sequence uint64
+	Count    uint64
+	// Timestamp is in ns since 1970-01-01 UTC.
+	Timestamp  uint64
+	packet     unsafe.Pointer
+	payload    unsafe.Pointer
+	Len        uint32
+	PayloadLen uint32
+	Kind       uint32
+	SrcPort    uint16
+	DstPort    uint16
+	VLANTCI    uint16
+	Queue      uint16
+	IPVersion  uint8
+	Flags      uint8
+	reserved   uint16
+}
+
+// LogInfo is what a log is, and what has been read of it.
+type LogInfo struct {
+	size        uint64
+	LogID       uint64
+	Created     uint64
+	Slots       uint64
+	SlotSize    uint32
+	BlockSize   uint32
+	Oldest      uint64
+	End         uint64
+	Position    uint64
+	Records     uint64
+	Missing     uint64
+	Damaged     uint64
+	Overwritten uint64
+}
+
+// Data is the packet from its Ethernet header on: the frame's memory, not a copy. It must not be touched
+// once the frame was submitted or released.
+func (p *Packet) Data() []byte { return bytes(p.data, p.Len) }
+
+// Payload is the UDP payload, with the same lifetime as Data.
+func (p *Packet) Payload() []byte { return bytes(p.payload, p.PayloadLen) }
+
+// Packet is the packet from its Ethernet header on: the log's memory, valid until the next call with the
+// log. Nil for ranges.
+func (r *LogRecord) Packet() []byte { return bytes(r.packet, r.Len) }
+
+// Payload is the UDP payload, with the same lifetime as Packet.
+func (r *LogRecord) Payload() []byte { return bytes(r.payload, r.PayloadLen) }
+
+func bytes(at unsafe.Pointer, length uint32) []byte {
+	if at == nil {
+		return nil
+	}
+	return unsafe.Slice((*byte)(at), length)
+}

@@ -1,0 +1,448 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+// Package unified moves packets from AF_XDP to NVMe without a copy: the library of include/unified.h.
+//
+//	ctx, err := unified.Open(unified.Config{Interface: "eth0", Device: "/dev/ng0n1"})
+//	defer ctx.Close()
+//	packets := make([]unified.Packet, 64)
+//	n, err := ctx.Receive(packets)
+//	err = ctx.WritePacket(&packets[0], lba, 0, 0)
+//
+// A frame is the caller's until it is submitted or released: the garbage collector gives none back, and slices
+// of its bytes are the frame's own memory. The receiver's functions are for one goroutine at a time, and so
+// are the taker's; which threads they run on does not matter.
+package unified
+
+/*
+#cgo CFLAGS: -I${SRCDIR}/../../include
+#cgo LDFLAGS: -lunified
+#include <stdlib.h>
+#include <unified.h>
+*/
+import "C"
+
+import (
+	"fmt"
+	"runtime"
+	"syscall"
+	"time"
+	"unsafe"
+)
+
+// Error is what the library could not do. errors.Is(err, syscall.EAGAIN) looks at its errno.
+type Error struct {
+	Errno   syscall.Errno
+	Message string
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Unwrap gives the errno.
+func (e *Error) Unwrap() error { return e.Errno }
+
+// check calls the library in one thread together with the question what failed: the sentence is the thread's.
+func check(call func() C.int) (int, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	n := call()
+	if n < 0 {
+		return 0, &Error{syscall.Errno(-n), C.GoString(C.unified_last_error())}
+	}
+	return int(n), nil
+}
+
+func done(call func() C.int) error {
+	_, err := check(call)
+	return err
+}
+
+// Version is the library's.
+func Version() string { return C.GoString(C.unified_version_string()) }
+
+// StatusString is an NVMe status (type << 8 | code) in words.
+func StatusString(status uint32) string {
+	return C.GoString(C.unified_status_string(C.uint32_t(status)))
+}
+
+// Config is what a context is made of; zero means the default everywhere.
+type Config struct {
+	// Interface to receive from; empty: storage only.
+	Interface string
+	Device    string
+	// FileSize: a regular file is made and given at least this many bytes.
+	FileSize uint64
+	Queue    uint32
+	Flags    uint32
+	// Ports are UDP destination ports; 9999 where there is none.
+	Ports      []uint16
+	Drive      uint32
+	FrameSize  uint32
+	FrameCount uint32
+	// Headroom needs the flag of that name.
+	Headroom    uint32
+	SQEntries   uint32
+	CQEntries   uint32
+	RXRing      uint32
+	FillRing    uint32
+	XDPMode     uint32
+	CopyMode    uint32
+	RunPriority uint32
+	EventSample uint32
+	EventsBytes uint32
+	BlockSize   uint32
+}
+
+// Context is a network interface (or none), a device, and the memory between them.
+type Context struct {
+	ctx  *C.unified_ctx
+	info Info
+}
+
+// Open makes a context.
+func Open(config Config) (*Context, error) {
+	var c C.struct_unified_config
+	c.size = C.sizeof_struct_unified_config
+	c.device = C.CString(config.Device)
+	defer C.free(unsafe.Pointer(c.device))
+	if config.Interface != "" {
+		c.ifname = C.CString(config.Interface)
+		defer C.free(unsafe.Pointer(c.ifname))
+	}
+	if n := len(config.Ports); n > 0 {
+		ports := C.malloc(C.size_t(2 * n))
+		defer C.free(ports)
+		copy(unsafe.Slice((*uint16)(ports), n), config.Ports)
+		c.ports = (*C.uint16_t)(ports)
+		c.port_count = C.uint32_t(n)
+	}
+	c.file_size = C.uint64_t(config.FileSize)
+	c.queue = C.uint32_t(config.Queue)
+	c.flags = C.uint32_t(config.Flags)
+	c.drive = C.uint32_t(config.Drive)
+	c.frame_size = C.uint32_t(config.FrameSize)
+	c.frame_count = C.uint32_t(config.FrameCount)
+	c.headroom = C.uint32_t(config.Headroom)
+	c.sq_entries = C.uint32_t(config.SQEntries)
+	c.cq_entries = C.uint32_t(config.CQEntries)
+	c.rx_ring = C.uint32_t(config.RXRing)
+	c.fill_ring = C.uint32_t(config.FillRing)
+	c.xdp_mode = C.uint32_t(config.XDPMode)
+	c.copy_mode = C.uint32_t(config.CopyMode)
+	c.run_priority = C.uint32_t(config.RunPriority)
+	c.event_sample = C.uint32_t(config.EventSample)
+	c.events_bytes = C.uint32_t(config.EventsBytes)
+	c.block_size = C.uint32_t(config.BlockSize)
+	ctx := &Context{}
+	var handle *C.unified_ctx
+	if err := done(func() C.int { return C.unified_ctx_create(&c, &handle) }); err != nil {
+		return nil, err
+	}
+	ctx.ctx = handle
+	ctx.info.size = uint64(unsafe.Sizeof(ctx.info))
+	err := done(func() C.int {
+		return C.unified_ctx_info(ctx.ctx, (*C.struct_unified_info)(unsafe.Pointer(&ctx.info)))
+	})
+	if err != nil {
+		ctx.Close()
+		return nil, err
+	}
+	return ctx, nil
+}
+
+// Close takes the XDP program off, finishes what is in flight, frees everything. Slices of frames are invalid
+// from then on. Later calls return an error.
+func (c *Context) Close() error {
+	return done(func() C.int { return C.unified_ctx_destroy(c.ctx) })
+}
+
+// Info is what the context turned out to be.
+func (c *Context) Info() Info { return c.info }
+
+// Backend is "nvme passthrough", "block", "file" or "null".
+func (c *Context) Backend() string { return C.GoString((*C.char)(c.info.backend)) }
+
+// Device is the device's path as it was opened.
+func (c *Context) Device() (string, error) {
+	path := (*C.char)(C.malloc(4096))
+	defer C.free(unsafe.Pointer(path))
+	err := done(func() C.int { return C.unified_ctx_device(c.ctx, path, 4096) })
+	if err != nil {
+		return "", err
+	}
+	return C.GoString(path), nil
+}
+
+// Stats reads all counters.
+func (c *Context) Stats() (Stats, error) {
+	var stats Stats
+	stats.size = uint64(unsafe.Sizeof(stats))
+	err := done(func() C.int {
+		return C.unified_ctx_stats(c.ctx, (*C.struct_unified_stats)(unsafe.Pointer(&stats)))
+	})
+	return stats, err
+}
+
+// PortAdd receives one more UDP port.
+func (c *Context) PortAdd(port uint16) error {
+	return done(func() C.int { return C.unified_port_add(c.ctx, C.uint16_t(port)) })
+}
+
+// PortRemove receives a UDP port no more.
+func (c *Context) PortRemove(port uint16) error {
+	return done(func() C.int { return C.unified_port_remove(c.ctx, C.uint16_t(port)) })
+}
+
+// EventsSample logs one metadata event in so many packets from now on; 0: none.
+func (c *Context) EventsSample(sample uint32) error {
+	return done(func() C.int { return C.unified_events_sample(c.ctx, C.uint32_t(sample)) })
+}
+
+// Events fills in metadata events, oldest first: their number.
+func (c *Context) Events(events []Event) (int, error) {
+	if len(events) == 0 {
+		return 0, nil
+	}
+	return check(func() C.int {
+		return C.unified_events(c.ctx, (*C.struct_unified_event)(unsafe.Pointer(&events[0])), C.uint32_t(len(events)))
+	})
+}
+
+// EventsFd is readable when a quarter of the events' ring buffer is full; it belongs to the context.
+func (c *Context) EventsFd() (int, error) {
+	return check(func() C.int { return C.unified_events_fd(c.ctx) })
+}
+
+// PollFd is readable when packets or completions wait; it belongs to the context.
+func (c *Context) PollFd() (int, error) {
+	return check(func() C.int { return C.unified_poll_fd(c.ctx) })
+}
+
+// Receive fills in packets that have come: their number. Receiver.
+func (c *Context) Receive(packets []Packet) (int, error) {
+	if len(packets) == 0 {
+		return 0, nil
+	}
+	return check(func() C.int {
+		return C.unified_rx_batch(c.ctx, (*C.struct_unified_packet)(unsafe.Pointer(&packets[0])), C.uint32_t(len(packets)))
+	})
+}
+
+// Completions fills in completions that are there: their number. Taker.
+func (c *Context) Completions(completions []Completion) (int, error) {
+	if len(completions) == 0 {
+		return 0, nil
+	}
+	return check(func() C.int {
+		return C.unified_completions(c.ctx, (*C.struct_unified_completion)(unsafe.Pointer(&completions[0])), C.uint32_t(len(completions)))
+	})
+}
+
+// milliseconds are rounded up; below 0 is for ever.
+func milliseconds(timeout time.Duration) C.int {
+	if timeout < 0 {
+		return -1
+	}
+	return C.int((timeout + time.Millisecond - 1) / time.Millisecond)
+}
+
+// Wait waits for something of WaitRX and WaitCompletions: which, 0 for neither. Negative: for ever. It takes a
+// thread of the operating system meanwhile.
+func (c *Context) Wait(what uint32, timeout time.Duration) (uint32, error) {
+	n, err := check(func() C.int { return C.unified_wait(c.ctx, C.uint32_t(what), milliseconds(timeout)) })
+	return uint32(n), err
+}
+
+// FrameAlloc takes an empty frame. Receiver.
+func (c *Context) FrameAlloc() (uint32, error) {
+	var frame C.uint32_t
+	err := done(func() C.int { return C.unified_frame_alloc(c.ctx, &frame) })
+	return uint32(frame), err
+}
+
+// FrameRelease gives a frame back.
+func (c *Context) FrameRelease(frame uint32) error {
+	return done(func() C.int { return C.unified_frame_release(c.ctx, C.uint32_t(frame)) })
+}
+
+// FrameData is a frame's memory, not a copy, to be used only while the frame is the caller's. Nil for a number
+// that is no frame.
+func (c *Context) FrameData(frame uint32) []byte {
+	return bytes(C.unified_frame_data(c.ctx, C.uint32_t(frame)), c.info.FrameSize)
+}
+
+// inside is the address of length bytes at an offset of a frame.
+func (c *Context) inside(frame, offset, length uint32) (unsafe.Pointer, error) {
+	data := c.FrameData(frame)
+	if uint64(offset)+uint64(length) > uint64(len(data)) || int(offset) == len(data) {
+		return nil, &Error{syscall.EINVAL, fmt.Sprintf("%d bytes at %d are not in frame %d", length, offset, frame)}
+	}
+	return unsafe.Pointer(&data[offset]), nil
+}
+
+// WritePacket writes a packet's payload from block lba on. The frame is the library's then, except after an
+// error. Flags: FUA, Keep, More. Receiver.
+func (c *Context) WritePacket(p *Packet, lba, userData uint64, flags uint32) error {
+	return done(func() C.int {
+		return C.unified_submit_write(c.ctx, C.uint32_t(p.Frame), p.payload, C.uint32_t(p.PayloadLen), C.uint64_t(lba), C.uint64_t(userData), C.uint32_t(flags))
+	})
+}
+
+// Write writes length bytes at an offset of a frame. As WritePacket.
+func (c *Context) Write(frame, offset, length uint32, lba, userData uint64, flags uint32) error {
+	data, err := c.inside(frame, offset, length)
+	if err != nil {
+		return err
+	}
+	return done(func() C.int {
+		return C.unified_submit_write(c.ctx, C.uint32_t(frame), data, C.uint32_t(length), C.uint64_t(lba), C.uint64_t(userData), C.uint32_t(flags))
+	})
+}
+
+// Read reads whole blocks into a frame, which comes back with the completion. Receiver.
+func (c *Context) Read(frame, offset, length uint32, lba, userData uint64, flags uint32) error {
+	data, err := c.inside(frame, offset, length)
+	if err != nil {
+		return err
+	}
+	return done(func() C.int {
+		return C.unified_submit_read(c.ctx, C.uint32_t(frame), data, C.uint32_t(length), C.uint64_t(lba), C.uint64_t(userData), C.uint32_t(flags))
+	})
+}
+
+// Compare compares whole blocks with a frame, which comes back with the completion. Receiver.
+func (c *Context) Compare(frame, offset, length uint32, lba, userData uint64, flags uint32) error {
+	data, err := c.inside(frame, offset, length)
+	if err != nil {
+		return err
+	}
+	return done(func() C.int {
+		return C.unified_submit_compare(c.ctx, C.uint32_t(frame), data, C.uint32_t(length), C.uint64_t(lba), C.uint64_t(userData), C.uint32_t(flags))
+	})
+}
+
+// Flush makes durable what completed before. Receiver.
+func (c *Context) Flush(userData uint64) error {
+	return done(func() C.int { return C.unified_submit_flush(c.ctx, C.uint64_t(userData)) })
+}
+
+// WriteZeroes zeroes blocks. Receiver.
+func (c *Context) WriteZeroes(lba uint64, blocks uint32, userData uint64, flags uint32) error {
+	return done(func() C.int {
+		return C.unified_submit_write_zeroes(c.ctx, C.uint64_t(lba), C.uint32_t(blocks), C.uint64_t(userData), C.uint32_t(flags))
+	})
+}
+
+// Deallocate tells the device that blocks are not needed any more. Receiver.
+func (c *Context) Deallocate(lba uint64, blocks uint32, userData uint64) error {
+	return done(func() C.int {
+		return C.unified_submit_deallocate(c.ctx, C.uint64_t(lba), C.uint32_t(blocks), C.uint64_t(userData))
+	})
+}
+
+// SubmitRaw submits any NVMe command; its data, command.DataLen bytes, is at an offset of the frame. Receiver.
+func (c *Context) SubmitRaw(command *NVMeCommand, frame, offset uint32, userData uint64) error {
+	var data unsafe.Pointer
+	if command.DataLen > 0 {
+		var err error
+		if data, err = c.inside(frame, offset, command.DataLen); err != nil {
+			return err
+		}
+	}
+	return done(func() C.int {
+		return C.unified_submit_raw(c.ctx, (*C.struct_unified_nvme_command)(unsafe.Pointer(command)), C.uint32_t(frame), data, C.uint64_t(userData))
+	})
+}
+
+// SubmitPending shows the engine what was submitted with More. Receiver.
+func (c *Context) SubmitPending() error {
+	return done(func() C.int { return C.unified_submit_pending(c.ctx) })
+}
+
+// PipelineStart stores everything that is received, by threads of the library.
+func (c *Context) PipelineStart(config PipelineConfig) error {
+	config.size = uint64(unsafe.Sizeof(config))
+	return done(func() C.int {
+		return C.unified_pipeline_start(c.ctx, (*C.struct_unified_pipeline_config)(unsafe.Pointer(&config)))
+	})
+}
+
+// PipelineStatus is where the pipeline stands.
+func (c *Context) PipelineStatus() (PipelineStatus, error) {
+	var status PipelineStatus
+	status.size = uint64(unsafe.Sizeof(status))
+	err := done(func() C.int {
+		return C.unified_pipeline_status(c.ctx, (*C.struct_unified_pipeline_status)(unsafe.Pointer(&status)))
+	})
+	return status, err
+}
+
+// PipelineStop stores what was received, flushes, and says where it ended, also where a flush failed.
+func (c *Context) PipelineStop() (PipelineStatus, error) {
+	var status PipelineStatus
+	status.size = uint64(unsafe.Sizeof(status))
+	err := done(func() C.int {
+		return C.unified_pipeline_stop(c.ctx, (*C.struct_unified_pipeline_status)(unsafe.Pointer(&status)))
+	})
+	return status, err
+}
+
+// OK is nil where the command succeeded.
+func (d *Completion) OK() error {
+	switch {
+	case d.Result < 0:
+		errno := syscall.Errno(-d.Result)
+		return &Error{errno, errno.Error()}
+	case d.Status != 0:
+		return &Error{syscall.EIO, fmt.Sprintf("NVMe status %#x: %s", d.Status, StatusString(d.Status))}
+	}
+	return nil
+}
+
+// Log is a log written by a pipeline with LayoutSlot.
+type Log struct{ log *C.unified_log }
+
+// OpenLog opens the log that begins start bytes into a device or file.
+func OpenLog(path string, start uint64) (*Log, error) {
+	name := C.CString(path)
+	defer C.free(unsafe.Pointer(name))
+	var log *C.unified_log
+	err := done(func() C.int { return C.unified_log_open(name, C.uint64_t(start), &log) })
+	if err != nil {
+		return nil, err
+	}
+	return &Log{log}, nil
+}
+
+// Close closes the log.
+func (l *Log) Close() error {
+	return done(func() C.int { return C.unified_log_close(l.log) })
+}
+
+// Next fills in the next thing in the log; false at its end, for which it waits (negative: for ever).
+func (l *Log) Next(record *LogRecord, timeout time.Duration) (bool, error) {
+	record.size = uint64(unsafe.Sizeof(*record))
+	n, err := check(func() C.int {
+		return C.unified_log_next(l.log, (*C.struct_unified_log_record)(unsafe.Pointer(record)), milliseconds(timeout))
+	})
+	return n == 1, err
+}
+
+// Seek goes to a record by its sequence number.
+func (l *Log) Seek(sequence uint64) error {
+	return done(func() C.int { return C.unified_log_seek(l.log, C.uint64_t(sequence)) })
+}
+
+// SeekTime goes to the first record that is not older, ns since 1970-01-01 UTC.
+func (l *Log) SeekTime(timestamp uint64) error {
+	return done(func() C.int { return C.unified_log_seek_time(l.log, C.uint64_t(timestamp)) })
+}
+
+// Info is what the log is, and what has been read of it.
+func (l *Log) Info() (LogInfo, error) {
+	var info LogInfo
+	info.size = uint64(unsafe.Sizeof(info))
+	err := done(func() C.int {
+		return C.unified_log_info(l.log, (*C.struct_unified_log_info)(unsafe.Pointer(&info)))
+	})
+	return info, err
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+package unified
+
+import (
+	"errors"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func finished(t *testing.T, ctx *Context) Completion {
+	t.Helper()
+	var done [1]Completion
+	for {
+		n, err := ctx.Completions(done[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 1 {
+			return done[0]
+		}
+		if what, err := ctx.Wait(WaitCompletions, 5*time.Second); err != nil || what == 0 {
+			t.Fatal(what, err)
+		}
+	}
+}
+
+func storage(t *testing.T) *Context {
+	t.Helper()
+	ctx, err := Open(Config{Device: filepath.Join(t.TempDir(), "file"), FileSize: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ctx.Close() })
+	return ctx
+}
+
+func TestAFrameGoesToTheDeviceAndBack(t *testing.T) {
+	ctx := storage(t)
+	frame, err := ctx.FrameAlloc()
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(ctx.FrameData(frame), "hello")
+	if err := ctx.Write(frame, 0, 5, 3, 7, Keep|FUA); err != nil {
+		t.Fatal(err)
+	}
+	if err := ctx.Write(frame, 0, 5, 3, 7, 0); !errors.Is(err, syscall.EBUSY) {
+		t.Fatal("a frame in flight was taken:", err)
+	}
+	done := finished(t, ctx)
+	if done.OK() != nil || done.UserData != 7 || done.Flags&CompletionFrame == 0 || done.Frame != frame {
+		t.Fatalf("%+v", done)
+	}
+	copy(ctx.FrameData(frame), "xxxxxxx")
+	if err := ctx.Read(frame, 0, 512, 3, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	if done := finished(t, ctx); done.OK() != nil || string(ctx.FrameData(frame)[:6]) != "hello\x00" {
+		t.Fatalf("%+v %q", done, ctx.FrameData(frame)[:6])
+	}
+	ctx.FrameData(frame)[0] = 'j'
+	if err := ctx.Compare(frame, 0, 512, 3, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	if done := finished(t, ctx); done.Status != 0x285 || !strings.Contains(done.OK().Error(), StatusString(0x285)) {
+		t.Fatalf("%+v", done)
+	}
+	if err := ctx.SubmitRaw(&NVMeCommand{Opcode: 0xff}, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	if done := finished(t, ctx); done.Status != 1 {
+		t.Fatalf("%+v", done)
+	}
+	if err := ctx.FrameRelease(frame); err != nil {
+		t.Fatal(err)
+	}
+	if err := ctx.FrameRelease(frame); !errors.Is(err, syscall.EINVAL) {
+		t.Fatal(err)
+	}
+	if err := ctx.Write(frame, 2000, 100, 0, 0, 0); !errors.Is(err, syscall.EINVAL) {
+		t.Fatal(err)
+	}
+	if stats, err := ctx.Stats(); err != nil || stats.Submitted != 4 || stats.FramesHeld != 0 {
+		t.Fatalf("%+v %v", stats, err)
+	}
+}
+
+// Goroutines move between threads, and the library's sentence is the thread's.
+func TestEachErrorHasItsOwnSentence(t *testing.T) {
+	var all sync.WaitGroup
+	for _, name := range []string{"nosuchif1", "nosuchif2", "nosuchif3", "nosuchif4"} {
+		all.Add(1)
+		go func(name string) {
+			defer all.Done()
+			for i := 0; i < 200; i++ {
+				_, err := Open(Config{Interface: name, Device: "null:"})
+				if !errors.Is(err, syscall.ENODEV) || !strings.Contains(err.Error(), name) {
+					t.Error(name, err)
+				}
+				runtime.Gosched()
+			}
+		}(name)
+	}
+	all.Wait()
+}
+
+func TestAClosedContextSaysSo(t *testing.T) {
+	ctx := storage(t)
+	if err := ctx.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := ctx.Close(); !errors.Is(err, syscall.EBADF) {
+		t.Fatal(err)
+	}
+	if _, err := ctx.Stats(); !errors.Is(err, syscall.EBADF) {
+		t.Fatal(err)
+	}
+}

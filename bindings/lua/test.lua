@@ -1,0 +1,47 @@
+-- SPDX-License-Identifier: MIT OR Apache-2.0
+-- What the module promises that needs no network: test.lua FILE
+package.path = (arg[0]:match("^(.*)/") or ".") .. "/?.lua;" .. package.path
+local ffi = require "ffi"
+local unified = require "unified"
+
+local ctx, why, code = unified.open { interface = "nosuchif0", device = "null:" }
+assert(ctx == nil and why:find("nosuchif0") and code == 19)
+
+local function finished(ctx)
+    while true do
+        for done in ctx:completions(1) do
+            return done
+        end
+        assert(ctx:wait { completions = true, timeout = 5 } > 0)
+    end
+end
+
+ctx = assert(unified.open { device = arg[1], file_size = 1048576 })
+local frame = assert(ctx:frame_alloc())
+ffi.copy(ctx:frame_data(frame), "hello", 5)
+assert(ctx:submit_write(frame, 3, { length = 5, user_data = 7, keep = true, fua = true }))
+local ok, sentence, busy = ctx:submit_write(frame, 4)
+assert(ok == nil and #sentence > 0 and busy == 16)
+local done = finished(ctx)
+assert(done.user_data == 7 and done.status == 0 and done.frame == frame)
+ffi.fill(ctx:frame_data(frame), 512)
+assert(ctx:submit_read(frame, 3, 512))
+assert(finished(ctx).status == 0 and ffi.string(ctx:frame_data(frame), 6) == "hello\0")
+ctx:frame_data(frame)[0] = 0
+assert(ctx:submit_compare(frame, 3, 512))
+assert(finished(ctx).status == 0x285 and unified.status_string(0x285):find("Compare"))
+assert(ctx:submit_raw { opcode = 0xff })
+assert(finished(ctx).status == 1)
+assert(ctx:release(frame))
+assert(ctx:release(frame) == nil)
+assert(not pcall(ctx.packets, ctx))
+assert(ctx:statistics().submitted == 4)
+assert(ctx:close() and ctx:close())
+assert(not pcall(ctx.statistics, ctx))
+assert(select(3, unified.open_log(arg[1])) == 42)
+-- One that nobody closed, for the collector; and one for the end of the program.
+unified.open { device = arg[1] }
+collectgarbage()
+collectgarbage()
+left = assert(unified.open { device = arg[1] })
+print "ok"

@@ -1,0 +1,383 @@
+-- SPDX-License-Identifier: MIT OR Apache-2.0
+--- Packets from AF_XDP to NVMe without a copy: the library of include/unified.h, for LuaJIT.
+--
+--   local unified = require "unified"
+--   local ctx = assert(unified.open { interface = "eth0", device = "/dev/ng0n1" })
+--   ctx:wait { rx = true }
+--   for packet in ctx:packets() do assert(ctx:submit_write(packet, lba)) end
+--
+-- What can fail returns nil, the library's sentence and a positive errno; iterators raise it. Packets are
+-- structs of the header in an array that the next call of packets() fills again; `data` and `payload` point
+-- into the frame, and are good until it is submitted or released. Nothing collects frames.
+-- UNIFIED_LIB names the library where the loader does not find libunified.so.0 by itself.
+
+local ffi = require "ffi"
+local bit = require "bit"
+local constants = require "unified_h"
+local lib = ffi.load(os.getenv("UNIFIED_LIB") or "libunified.so.0")
+
+local M = { C = constants }
+
+--- The number, or nil, sentence, errno.
+local function check(result)
+    if result < 0 then
+        return nil, ffi.string(lib.unified_last_error()), -result
+    end
+    return result
+end
+
+--- The number; raises the sentence.
+local function must(result)
+    return result >= 0 and result or error(ffi.string(lib.unified_last_error()), 3)
+end
+
+--- true, or nil, sentence, errno.
+local function done(result)
+    if result < 0 then
+        return check(result)
+    end
+    return true
+end
+
+local function sized(name)
+    local struct = ffi.new("struct unified_" .. name)
+    struct.size = ffi.sizeof(struct)
+    return struct
+end
+
+--- Whole milliseconds, rounded up; nil is for ever.
+local function milliseconds(seconds)
+    return seconds and math.ceil(seconds * 1000) or -1
+end
+
+--- Fills a struct from a table. Strings live as long as the table does.
+local function fill(struct, values)
+    for name, value in pairs(values) do
+        struct[name] = value
+    end
+    return struct
+end
+
+--- Calls `close` when nobody has `object` any more. (A finalizer of cdata would run after the library is
+--- unloaded; that of a userdata made later than the library's runs before.)
+local function finally(object)
+    local proxy = newproxy(true)
+    getmetatable(proxy).__gc = function() object:close() end
+    return proxy
+end
+
+function M.version()
+    return ffi.string(lib.unified_version_string())
+end
+
+--- An NVMe status in words.
+function M.status_string(status)
+    return ffi.string(lib.unified_status_string(status))
+end
+
+-- --- packets
+
+local packet = {}
+
+--- A copy of the payload as a string.
+function packet:string()
+    return ffi.string(self.payload, self.payload_len)
+end
+
+ffi.metatype("struct unified_packet", { __index = packet })
+
+-- --- contexts
+
+local Context = {}
+Context.__index = Context
+local State = {}
+State.__index = State
+
+function State:close()
+    if self.handle then
+        local handle = self.handle
+        self.handle = nil
+        return done(lib.unified_ctx_destroy(handle))
+    end
+    return true
+end
+
+local function handle(self)
+    return self.state.handle or error("the context is closed", 3)
+end
+
+--- Opens a context. Fields as in unified_config, except: `interface` for ifname, `ports` a table.
+function M.open(options)
+    local config = sized("config")
+    local ports
+    for name, value in pairs(options) do
+        if name == "interface" then
+            config.ifname = value
+        elseif name == "ports" then
+            ports = ffi.new("uint16_t[?]", #value, value)
+            config.ports, config.port_count = ports, #value
+        else
+            config[name] = value
+        end
+    end
+    if options.headroom then
+        config.flags = bit.bor(config.flags, constants.HEADROOM)
+    end
+    local place = ffi.new("unified_ctx *[1]")
+    local result = lib.unified_ctx_create(config, place)
+    if result < 0 then
+        return check(result)
+    end
+    local state = setmetatable({ handle = place[0] }, State)
+    local self = setmetatable({ state = state, proxy = finally(state) }, Context)
+    local info = sized("info")
+    must(lib.unified_ctx_info(state.handle, info))
+    self.info = info
+    return self
+end
+
+--- Takes the XDP program off, finishes what is in flight, frees everything. Pointers into frames are bad then.
+function Context:close()
+    return self.state:close()
+end
+
+function Context:device()
+    local path = ffi.new("char[4096]")
+    return ffi.string(path, must(lib.unified_ctx_device(handle(self), path, 4096)))
+end
+
+--- struct unified_stats; its numbers are uint64_t.
+function Context:statistics()
+    local stats = sized("stats")
+    local result = lib.unified_ctx_stats(handle(self), stats)
+    if result < 0 then
+        return check(result)
+    end
+    return stats
+end
+
+function Context:port_add(port)
+    return done(lib.unified_port_add(handle(self), port))
+end
+
+function Context:port_remove(port)
+    return done(lib.unified_port_remove(handle(self), port))
+end
+
+function Context:events_sample(sample)
+    return done(lib.unified_events_sample(handle(self), sample))
+end
+
+function Context:events_fd()
+    return check(lib.unified_events_fd(handle(self)))
+end
+
+function Context:poll_fd()
+    return check(lib.unified_poll_fd(handle(self)))
+end
+
+--- An iterator over up to `most` structs, which `take` puts into the array of that name.
+local function batch(self, name, take, most)
+    most = most or 64
+    local array = self[name]
+    if not array or self[name .. "_size"] < most then
+        array = ffi.new("struct unified_" .. name .. "[?]", most)
+        self[name], self[name .. "_size"] = array, most
+    end
+    local count = must(take(handle(self), array, most))
+    local i = -1
+    return function()
+        i = i + 1
+        if i < count then
+            return array[i]
+        end
+    end, count
+end
+
+--- Iterates over the packets that have come, `most` (64) at once; the second result is their number.
+function Context:packets(most)
+    return batch(self, "packet", lib.unified_rx_batch, most)
+end
+
+--- Iterates over the completions that are there.
+function Context:completions(most)
+    return batch(self, "completion", lib.unified_completions, most)
+end
+
+--- Iterates over the metadata events that are there.
+function Context:events(most)
+    return batch(self, "event", lib.unified_events, most)
+end
+
+--- Waits for `rx`, `completions` or both, at most `timeout` seconds: which came (bits), 0 for none.
+function Context:wait(what)
+    local wanted = (what.rx and constants.WAIT_RX or 0) + (what.completions and constants.WAIT_COMPLETIONS or 0)
+    return check(lib.unified_wait(handle(self), wanted, milliseconds(what.timeout)))
+end
+
+--- The number of an empty frame.
+function Context:frame_alloc()
+    local frame = ffi.new("uint32_t[1]")
+    local result = lib.unified_frame_alloc(handle(self), frame)
+    if result < 0 then
+        return check(result)
+    end
+    return frame[0]
+end
+
+--- Takes a frame's number, or a packet.
+function Context:release(frame)
+    return done(lib.unified_frame_release(handle(self), type(frame) == "number" and frame or frame.frame))
+end
+
+--- The frame's bytes, uint8_t *; nil for a number that is none.
+function Context:frame_data(frame)
+    local data = lib.unified_frame_data(handle(self), frame)
+    return data ~= nil and ffi.cast("uint8_t *", data) or nil
+end
+
+local none = {}
+
+local function flags(options)
+    return (options.fua and constants.FUA or 0) + (options.keep and constants.KEEP or 0)
+        + (options.more and constants.MORE or 0)
+end
+
+--- Writes a packet's payload, or `length` bytes at `offset` of a frame (by number), from block `lba` on.
+--- Options: offset, length, user_data, fua, keep, more.
+function Context:submit_write(what, lba, options)
+    options = options or none
+    local frame, data, length
+    if type(what) == "number" then
+        frame, length = what, options.length or self.info.frame_size
+        data = lib.unified_frame_data(handle(self), what)
+    else
+        frame, data, length = what.frame, what.payload, options.length or what.payload_len
+    end
+    if options.offset then
+        data = self:frame_data(frame) + options.offset
+    end
+    return done(lib.unified_submit_write(handle(self), frame, data, length, lba, options.user_data or 0, flags(options)))
+end
+
+local function whole_blocks(submit)
+    return function(self, frame, lba, length, options)
+        options = options or none
+        local data = lib.unified_frame_data(handle(self), frame)
+        if options.offset and data ~= nil then
+            data = ffi.cast("uint8_t *", data) + options.offset
+        end
+        return done(submit(handle(self), frame, data, length, lba, options.user_data or 0, flags(options)))
+    end
+end
+
+--- Reads whole blocks into a frame (by number), which comes back with the completion.
+Context.submit_read = whole_blocks(lib.unified_submit_read)
+--- Compares whole blocks with a frame.
+Context.submit_compare = whole_blocks(lib.unified_submit_compare)
+
+function Context:submit_flush(user_data)
+    return done(lib.unified_submit_flush(handle(self), user_data or 0))
+end
+
+function Context:submit_write_zeroes(lba, blocks, options)
+    options = options or none
+    return done(lib.unified_submit_write_zeroes(handle(self), lba, blocks, options.user_data or 0, flags(options)))
+end
+
+function Context:submit_deallocate(lba, blocks, user_data)
+    return done(lib.unified_submit_deallocate(handle(self), lba, blocks, user_data or 0))
+end
+
+--- Any NVMe command: a table with the fields of unified_nvme_command. `frame` only where it has data.
+function Context:submit_raw(command, frame, user_data)
+    local raw = fill(ffi.new("struct unified_nvme_command"), command)
+    local data = frame and lib.unified_frame_data(handle(self), frame) or nil
+    return done(lib.unified_submit_raw(handle(self), raw, frame or 0, data, user_data or 0))
+end
+
+function Context:submit_pending()
+    return done(lib.unified_submit_pending(handle(self)))
+end
+
+--- Starts a pipeline; fields as in unified_pipeline_config.
+function Context:pipeline_start(options)
+    return done(lib.unified_pipeline_start(handle(self), fill(sized("pipeline_config"), options or none)))
+end
+
+local function status(ask)
+    return function(self)
+        local now = sized("pipeline_status")
+        local result = ask(handle(self), now)
+        if result < 0 then
+            return check(result)
+        end
+        return now
+    end
+end
+
+--- struct unified_pipeline_status.
+Context.pipeline_status = status(lib.unified_pipeline_status)
+--- Stores what was received, flushes, and says where it ended.
+Context.pipeline_stop = status(lib.unified_pipeline_stop)
+
+-- --- logs
+
+local Log = {}
+Log.__index = Log
+local LogState = {}
+LogState.__index = LogState
+
+function LogState:close()
+    if self.handle then
+        local handle = self.handle
+        self.handle = nil
+        return done(lib.unified_log_close(handle))
+    end
+    return true
+end
+
+--- Opens a log that begins `start` bytes into a device or file.
+function M.open_log(path, start)
+    local place = ffi.new("unified_log *[1]")
+    local result = lib.unified_log_open(path, start or 0, place)
+    if result < 0 then
+        return check(result)
+    end
+    local state = setmetatable({ handle = place[0] }, LogState)
+    return setmetatable({ state = state, proxy = finally(state), record = sized("log_record") }, Log)
+end
+
+function Log:close()
+    return self.state:close()
+end
+
+--- Iterates over what is in the log, and waits `timeout` seconds (0) for more at its end. The record is the
+--- same struct each time; its packet and payload are good until the next one.
+function Log:records(timeout)
+    return function()
+        if must(lib.unified_log_next(handle(self), self.record, milliseconds(timeout or 0))) == 1 then
+            return self.record
+        end
+    end
+end
+
+function Log:seek(sequence)
+    return done(lib.unified_log_seek(handle(self), sequence))
+end
+
+function Log:seek_time(timestamp)
+    return done(lib.unified_log_seek_time(handle(self), timestamp))
+end
+
+--- struct unified_log_info; write info["end"], a keyword of Lua.
+function Log:info()
+    local info = sized("log_info")
+    local result = lib.unified_log_info(handle(self), info)
+    if result < 0 then
+        return check(result)
+    end
+    return info
+end
+
+return M

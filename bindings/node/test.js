@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+// What the module promises that needs no network: test.js FILE
+'use strict';
+
+const assert = require('node:assert');
+const { Context, Log, UnifiedError, statusString } = require('./unified.js');
+
+const file = process.argv[2];
+assert.throws(() => new Context({ interface: 'nosuchif0', device: 'null:' }),
+  (error) => error instanceof UnifiedError && error.errno === 19 && error.message.includes('nosuchif0'));
+assert.throws(() => new Context({ device: 'null:', colour: 1 }), TypeError);
+
+async function main() {
+  const ctx = new Context({ device: file, file_size: 1 << 20 });
+  const done = async () => {
+    for await (const one of ctx.completions()) return one;
+  };
+  let frame = ctx.frameAlloc();
+  frame.view().write('hello');
+  ctx.submitWrite(frame, 3, { length: 5, userData: 2n ** 63n, keep: true, fua: true });
+  assert.throws(() => frame.view(), /submitted/);
+  assert.throws(() => ctx.submitWrite(frame, 3), /submitted/);
+  let one = (await done()).check();
+  assert.strictEqual(one.userData, 2n ** 63n);
+  frame = one.frame;
+  frame.view().fill(0x78);
+  ctx.submitRead(frame, 3, 512);
+  frame = (await done()).check().frame;
+  assert.strictEqual(frame.view(0, 6).toString(), 'hello\0');
+  frame.view()[0] = 0;
+  ctx.submitCompare(frame, 3, 512);
+  one = await done();
+  assert.strictEqual(one.status, 0x285);
+  assert.throws(() => one.check(), new RegExp(statusString(0x285)));
+  assert.throws(() => ctx.submitRead(one.frame, 0, 100), (error) => error.errno === 22);
+  assert.throws(() => ctx.submitRead(one.frame, 0, 4096), RangeError);
+  one.frame.release();
+  assert.throws(() => one.frame.release(), /released/);
+  ctx.submitRaw({ opcode: 0xff });
+  assert.strictEqual((await done()).status, 1);
+  ctx.submitWriteZeroes(0, 8);
+  (await done()).check();
+  ctx.submitFlush(9);
+  assert.strictEqual((await done()).check().userData, 9n);
+  const { submitted, frames_held: held } = ctx.statistics();
+  assert.deepStrictEqual([submitted, held], [6, 0]);
+  // One who waits is told of the end.
+  const last = done();
+  setTimeout(() => ctx.close(), 20);
+  assert.strictEqual(await last, undefined);
+  assert.throws(() => ctx.statistics(), /closed/);
+  ctx.close();
+  assert.throws(() => new Log(file), (error) => error.errno === 42);
+  console.log('ok');
+}
+
+main().catch((error) => {
+  console.error(error);
+  process.exit(1);
+});

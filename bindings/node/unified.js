@@ -1,0 +1,466 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+/**
+ * Packets from AF_XDP to NVMe without a copy: the library of include/unified.h, for Node.
+ *
+ *     const { Context } = require('unified');
+ *     const ctx = new Context({ interface: 'eth0', device: '/dev/ng0n1' });
+ *     for await (const packet of ctx.packets()) ctx.submitWrite(packet, lba++);
+ *
+ * A frame is its holder's until it is submitted or released; nothing collects it. Buffers of its bytes are
+ * not copies: do not touch one afterwards. Block addresses and user_data are numbers or BigInts.
+ * UNIFIED_LIB names the library where the loader does not find libunified.so.0 by itself.
+ */
+'use strict';
+
+const koffi = require('koffi');
+const { constants, structs, functions } = require('./header.js');
+
+const lib = koffi.load(process.env.UNIFIED_LIB || 'libunified.so.0');
+const call = {};
+for (const [name, [result, types]] of Object.entries(functions)) {
+  call[name.replace('unified_', '')] = lib.func(name, result, types);
+}
+
+/** What the library could not do: a positive `errno`, and its sentence as the message. */
+class UnifiedError extends Error {
+  constructor(errno, message) {
+    super(message);
+    this.name = 'UnifiedError';
+    this.errno = errno;
+  }
+}
+
+function check(result) {
+  if (result < 0) throw new UnifiedError(-result, call.last_error());
+  return result;
+}
+
+/** Bytes of a struct that is filled in, its size set. */
+function encoded(name, values = {}) {
+  const type = structs[`unified_${name}`];
+  for (const field of Object.keys(values)) {
+    if (!(field in koffi.introspect(type).members)) throw new TypeError(`${name} has no field '${field}'`);
+  }
+  const zero = Object.fromEntries(Object.entries(koffi.introspect(type).members).map(([field, { type: kind }]) =>
+    [field, ['uint64_t', 'uint32_t', 'uint16_t', 'uint8_t', 'int32_t'].includes(koffi.introspect(kind).name) ? 0 : null]));
+  const bytes = Buffer.alloc(koffi.sizeof(type));
+  koffi.encode(bytes, type, { ...zero, ...('size' in zero ? { size: bytes.length } : {}), ...values });
+  return bytes;
+}
+
+/** A struct that the library fills in, as an object. */
+function ask(name, fill) {
+  const bytes = encoded(name);
+  check(fill(bytes));
+  const { size, ...values } = koffi.decode(bytes, structs[`unified_${name}`]);
+  return values;
+}
+
+/** Offsets of a struct's fields, for reading many without making objects. */
+function offsets(name) {
+  const { members, size } = koffi.introspect(structs[`unified_${name}`]);
+  return { ...Object.fromEntries(Object.entries(members).map(([field, { offset }]) => [field, offset])), size };
+}
+
+const PACKET = offsets('packet');
+const COMPLETION = offsets('completion');
+const EVENT = offsets('event');
+
+const milliseconds = (ms) => (ms === undefined || ms === Infinity ? -1 : Math.max(0, Math.ceil(ms)));
+
+/** 16 bytes of an address, as text. */
+function address(bytes, version) {
+  if (version === 4) return bytes.subarray(0, 4).join('.');
+  const words = [];
+  for (let i = 0; i < 16; i += 2) words.push(bytes.readUInt16BE(i).toString(16));
+  return words.join(':');
+}
+
+/** A frame of the data buffers, its holder's until it is submitted or released. */
+class Frame {
+  constructor(context, number) {
+    this.context = context;
+    this.number = number;
+    this.held = true;
+  }
+
+  /** `length` bytes from `offset` on, not copied, writable. Throws once the frame is gone. */
+  view(offset = 0, length = this.context.info.frame_size - offset) {
+    this.context._check(this);
+    const size = this.context.info.frame_size;
+    if (!(offset >= 0 && length >= 0 && offset + length <= size)) {
+      throw new RangeError(`${length} bytes at ${offset} are not in a frame of ${size}`);
+    }
+    return Buffer.from(this.context._memory, this.number * size + offset, length);
+  }
+
+  /** Gives it back unwritten. */
+  release() {
+    const context = this.context;
+    context._check(this);
+    check(call.frame_release(context._handle, this.number));
+    this.held = false;
+  }
+
+  _part() {
+    return [0, this.context.info.frame_size];
+  }
+}
+
+/** A received packet and its frame. */
+class Packet extends Frame {
+  constructor(context, raw, at) {
+    super(context, raw.readUInt32LE(at + PACKET.frame));
+    const data = raw.readBigUInt64LE(at + PACKET.data);
+    this.offset = Number(data - context._buffers) - this.number * context.info.frame_size;
+    this.length = raw.readUInt32LE(at + PACKET.len);
+    this.payloadOffset = this.offset + raw.readUInt16LE(at + PACKET.payload_offset);
+    this.payloadLength = raw.readUInt32LE(at + PACKET.payload_len);
+    /** ns of CLOCK_MONOTONIC, a BigInt. */
+    this.timestamp = raw.readBigUInt64LE(at + PACKET.timestamp);
+    this.queue = raw.readUInt32LE(at + PACKET.queue);
+    this.sourcePort = raw.readUInt16LE(at + PACKET.src_port);
+    this.destinationPort = raw.readUInt16LE(at + PACKET.dst_port);
+    this.ipVersion = raw.readUInt8(at + PACKET.ip_version);
+    const tagged = raw.readUInt8(at + PACKET.flags) & constants.PACKET_VLAN;
+    this.vlan = tagged ? raw.readUInt16LE(at + PACKET.vlan_tci) : undefined;
+  }
+
+  /** The packet from its Ethernet header on, not copied. */
+  get data() {
+    return this.view(this.offset, this.length);
+  }
+
+  /** The UDP payload, not copied. */
+  get payload() {
+    return this.view(this.payloadOffset, this.payloadLength);
+  }
+
+  _part() {
+    return [this.payloadOffset, this.payloadLength];
+  }
+}
+
+/** One finished command. */
+class Completion {
+  constructor(context, raw, at) {
+    /** A BigInt. */
+    this.userData = raw.readBigUInt64LE(at + COMPLETION.user_data);
+    this.result = raw.readInt32LE(at + COMPLETION.result);
+    this.status = raw.readUInt32LE(at + COMPLETION.status);
+    this.length = raw.readUInt32LE(at + COMPLETION.len);
+    const flags = raw.readUInt32LE(at + COMPLETION.flags);
+    this.doNotRetry = (flags & constants.COMPLETION_DNR) !== 0;
+    this.bounced = (flags & constants.COMPLETION_BOUNCED) !== 0;
+    /** The frame, where its holder has it again. */
+    this.frame = flags & constants.COMPLETION_FRAME
+      ? new Frame(context, raw.readUInt32LE(at + COMPLETION.frame)) : undefined;
+  }
+
+  /** Itself; throws where the command failed. */
+  check() {
+    if (this.result < 0) throw new UnifiedError(-this.result, call.strerror(this.result));
+    if (this.status) throw new UnifiedError(5, `NVMe status 0x${this.status.toString(16)}: ${call.status_string(this.status)}`);
+    return this;
+  }
+}
+
+const BATCH = 64;
+
+/** A network interface (or none), a device, and the memory between them. */
+class Context {
+  /** Fields as in unified_config, except: `interface` for ifname, `ports` an array. */
+  constructor({ interface: ifname = null, ports = [], flags = 0, ...rest }) {
+    const wanted = Uint16Array.from(ports);
+    const config = encoded('config', {
+      ...rest,
+      ifname,
+      ports: ports.length ? wanted : null,
+      port_count: ports.length,
+      flags: flags | ('headroom' in rest ? constants.HEADROOM : 0),
+    });
+    const place = Buffer.alloc(8);
+    check(call.ctx_create(config, place));
+    this._handle = place.readBigUInt64LE(0);
+    this.info = ask('info', (bytes) => call.ctx_info(this._handle, bytes));
+    this._buffers = koffi.address(this.info.region) + BigInt(this.info.buffers);
+    const start = Buffer.alloc(8);
+    start.writeBigUInt64LE(this._buffers);
+    // One view of all frames; packets are parts of it.
+    this._memory = koffi.view(koffi.decode(start, 'void *'), this.info.buffers_size);
+    this._packets = Buffer.alloc(BATCH * PACKET.size);
+    this._completions = Buffer.alloc(BATCH * COMPLETION.size);
+    this._waiting = new Set();
+  }
+
+  get closed() {
+    return this._handle === null;
+  }
+
+  _open() {
+    if (this._handle === null) throw new Error('the context is closed');
+    return this._handle;
+  }
+
+  _check(frame) {
+    this._open();
+    if (frame.context !== this) throw new Error('the frame is of another context');
+    if (!frame.held) throw new Error(`frame ${frame.number} was submitted or released`);
+  }
+
+  /**
+   * Takes the XDP program off, finishes what is in flight, frees everything. A Buffer of its memory that is
+   * touched afterwards ends the process.
+   */
+  close() {
+    if (this._handle === null) return;
+    const handle = this._handle;
+    if (this._poll) this._poll.close();
+    this._poll = this._memory = this._handle = null;
+    this._wake();
+    check(call.ctx_destroy(handle));
+  }
+
+  get device() {
+    const path = Buffer.alloc(4096);
+    return path.toString('utf8', 0, check(call.ctx_device(this._open(), path, path.length)));
+  }
+
+  /** All counters, as unified_stats names them: numbers, BigInts above 2^53. */
+  statistics() {
+    return ask('stats', (bytes) => call.ctx_stats(this._open(), bytes));
+  }
+
+  portAdd(port) {
+    check(call.port_add(this._open(), port));
+  }
+
+  portRemove(port) {
+    check(call.port_remove(this._open(), port));
+  }
+
+  eventsSample(sample) {
+    check(call.events_sample(this._open(), sample));
+  }
+
+  /** The metadata events that are there. */
+  *events() {
+    const raw = Buffer.alloc(BATCH * EVENT.size);
+    for (;;) {
+      const count = check(call.events(this._open(), raw, BATCH));
+      for (let i = 0; i < count; i++) {
+        const one = raw.subarray(i * EVENT.size, (i + 1) * EVENT.size);
+        const version = one.readUInt8(EVENT.ip_version);
+        yield {
+          timestamp: one.readBigUInt64LE(EVENT.timestamp),
+          source: address(one.subarray(EVENT.src_addr), version),
+          destination: address(one.subarray(EVENT.dst_addr), version),
+          sourcePort: one.readUInt16LE(EVENT.src_port),
+          destinationPort: one.readUInt16LE(EVENT.dst_port),
+          payloadLength: one.readUInt16LE(EVENT.payload_len),
+          queue: one.readUInt32LE(EVENT.queue),
+        };
+      }
+      if (count < BATCH) return;
+    }
+  }
+
+  // --- data path
+
+  /** An empty frame. */
+  frameAlloc() {
+    const number = Buffer.alloc(4);
+    check(call.frame_alloc(this._open(), number));
+    return new Frame(this, number.readUInt32LE(0));
+  }
+
+  /** Up to 64 packets that have come. */
+  rxBatch(most = BATCH) {
+    const count = check(call.rx_batch(this._open(), this._packets, Math.min(most, BATCH)));
+    return Array.from({ length: count }, (_, i) => new Packet(this, this._packets, i * PACKET.size));
+  }
+
+  /** Up to 64 completions that are there. */
+  takeCompletions(most = BATCH) {
+    const count = check(call.completions(this._open(), this._completions, Math.min(most, BATCH)));
+    return Array.from({ length: count }, (_, i) => new Completion(this, this._completions, i * COMPLETION.size));
+  }
+
+  _transfer(submit, frame, lba, offset, length, userData, flags) {
+    this._check(frame);
+    if (!(offset >= 0 && length >= 0 && offset + length <= this.info.frame_size)) {
+      throw new RangeError(`${length} bytes at ${offset} are not in a frame of ${this.info.frame_size}`);
+    }
+    const at = this._buffers + BigInt(frame.number * this.info.frame_size + offset);
+    check(submit(this._handle, frame.number, at, length, lba, userData, flags));
+    frame.held = false;
+  }
+
+  /** Writes a packet's payload, or `length` bytes at `offset` of a frame, from block `lba` on. */
+  submitWrite(frame, lba, { offset, length, userData = 0, fua = false, keep = false, more = false } = {}) {
+    const [start, size] = offset === undefined ? frame._part() : [offset, this.info.frame_size - offset];
+    this._transfer(call.submit_write, frame, lba, start, length ?? size, userData,
+      fua * constants.FUA | keep * constants.KEEP | more * constants.MORE);
+  }
+
+  /** Reads whole blocks into a frame, which comes back with the completion. */
+  submitRead(frame, lba, length, { offset = 0, userData = 0, more = false } = {}) {
+    this._transfer(call.submit_read, frame, lba, offset, length, userData, more * constants.MORE);
+  }
+
+  /** Compares whole blocks with a frame, which comes back with the completion. */
+  submitCompare(frame, lba, length, { offset = 0, userData = 0, more = false } = {}) {
+    this._transfer(call.submit_compare, frame, lba, offset, length, userData, more * constants.MORE);
+  }
+
+  submitFlush(userData = 0) {
+    check(call.submit_flush(this._open(), userData));
+  }
+
+  submitWriteZeroes(lba, blocks, { userData = 0, fua = false } = {}) {
+    check(call.submit_write_zeroes(this._open(), lba, blocks, userData, fua * constants.FUA));
+  }
+
+  submitDeallocate(lba, blocks, userData = 0) {
+    check(call.submit_deallocate(this._open(), lba, blocks, userData));
+  }
+
+  /** Any NVMe command: fields as in unified_nvme_command. */
+  submitRaw(command, { frame, offset = 0, userData = 0 } = {}) {
+    const raw = encoded('nvme_command', command);
+    if (!frame) {
+      check(call.submit_raw(this._open(), raw, 0, null, userData));
+      return;
+    }
+    this._transfer((handle, number, at, length, lba, user) => call.submit_raw(handle, raw, number, at, user),
+      frame, 0, offset, command.data_len ?? 0, userData, 0);
+  }
+
+  submitPending() {
+    check(call.submit_pending(this._open()));
+  }
+
+  /** Waits without the event loop, which stands still meanwhile: bits of WAIT_RX, WAIT_COMPLETIONS, or 0. */
+  waitSync({ rx = false, completions = false, timeout } = {}) {
+    return check(call.wait(this._open(), rx * constants.WAIT_RX | completions * constants.WAIT_COMPLETIONS,
+      milliseconds(timeout)));
+  }
+
+  _wake() {
+    const waiting = this._waiting;
+    this._waiting = new Set();
+    for (const resolve of waiting) resolve();
+  }
+
+  /** Resolves when packets or completions may be there, or the context is closed. */
+  _ready() {
+    return new Promise((resolve) => {
+      this._waiting.add(resolve);
+      if (this._handle === null) return this._wake();
+      const ready = () => {
+        // Level-triggered: nobody who waits, no polling.
+        this._poll.stop();
+        this._wake();
+      };
+      if (this._poll) this._poll.start({ readable: true }, ready);
+      else this._poll = koffi.node.poll(check(call.poll_fd(this._handle)), { readable: true }, ready);
+    });
+  }
+
+  /**
+   * Packets as they come, until the context is closed. Whoever iterates over packets must also iterate over
+   * completions, or take them: with one left the descriptor stays readable. What a `break` leaves of a batch
+   * is released.
+   */
+  async *packets() {
+    let batch = [];
+    try {
+      while (this._handle !== null) {
+        batch = this.rxBatch();
+        const full = batch.length === BATCH;
+        while (batch.length) yield batch.shift();
+        if (!full && this._handle !== null) await this._ready();
+      }
+    } finally {
+      if (this._handle !== null) for (const packet of batch) packet.release();
+    }
+  }
+
+  /** Completions as they come, until the context is closed. */
+  async *completions() {
+    while (this._handle !== null) {
+      const batch = this.takeCompletions();
+      yield* batch;
+      if (batch.length < BATCH && this._handle !== null) await this._ready();
+    }
+  }
+
+  // --- pipeline
+
+  /** Stores everything that is received, by threads of the library. Fields as in unified_pipeline_config. */
+  pipelineStart(options = {}) {
+    check(call.pipeline_start(this._open(), encoded('pipeline_config', options)));
+  }
+
+  pipelineStatus() {
+    return ask('pipeline_status', (bytes) => call.pipeline_status(this._open(), bytes));
+  }
+
+  /** Stores what was received, flushes, and says where it ended. */
+  pipelineStop() {
+    return ask('pipeline_status', (bytes) => call.pipeline_stop(this._open(), bytes));
+  }
+}
+
+/** A log written by a pipeline with LAYOUT_SLOT. Iterating gives what is in it now. */
+class Log {
+  constructor(path, start = 0) {
+    const place = Buffer.alloc(8);
+    check(call.log_open(path, start, place));
+    this._log = place.readBigUInt64LE(0);
+  }
+
+  _open() {
+    if (this._log === null) throw new Error('the log is closed');
+    return this._log;
+  }
+
+  close() {
+    if (this._log === null) return;
+    const log = this._log;
+    this._log = null;
+    check(call.log_close(log));
+  }
+
+  /** The next thing, its packet and payload copied; undefined at the end, for which it waits `timeout` ms. */
+  next(timeout = 0) {
+    const bytes = encoded('log_record');
+    if (check(call.log_next(this._open(), bytes, milliseconds(timeout))) === 0) return undefined;
+    const { size, reserved, packet, payload, ...record } = koffi.decode(bytes, structs.unified_log_record);
+    const copy = (from, length) => Buffer.from(from ? new Uint8Array(koffi.view(from, length)) : []);
+    return { ...record, packet: copy(packet, record.len), payload: copy(payload, record.payload_len) };
+  }
+
+  *[Symbol.iterator]() {
+    for (let record; (record = this.next()) !== undefined;) yield record;
+  }
+
+  seek(sequence) {
+    check(call.log_seek(this._open(), sequence));
+  }
+
+  seekTime(timestamp) {
+    check(call.log_seek_time(this._open(), timestamp));
+  }
+
+  info() {
+    return ask('log_info', (bytes) => call.log_info(this._open(), bytes));
+  }
+}
+
+module.exports = {
+  Context, Completion, Frame, Log, Packet, UnifiedError,
+  constants,
+  statusString: (status) => call.status_string(status),
+  version: () => call.version_string(),
+};

@@ -1,0 +1,983 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Packets from AF_XDP to NVMe without a copy: the library of include/unified.h, by ctypes.
+
+    with unified.Context(interface="eth0", device="/dev/ng0n1") as ctx:
+        ctx.wait(rx=True)
+        for lba, packet in enumerate(ctx.rx_batch()):
+            ctx.submit_write(packet, lba)
+
+A frame has one owner, and no garbage collector gives it back: submit it, or release it. Its memoryviews
+end with that; using one later raises ValueError. UNIFIED_LIB names the library where the loader does
+not find libunified.so.0 by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import ctypes as c
+import dataclasses
+import errno as _errno
+import ipaddress
+import logging
+import os
+import warnings
+import weakref
+from types import TracebackType
+from typing import Any, AsyncIterator, Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
+
+__all__ = ["Completion", "Context", "Event", "Frame", "Info", "Log", "LogInfo", "NvmeCommand", "Packet", "Pipeline",
+           "PipelineStatus", "Record", "Statistics", "Stream", "UnifiedError", "log_to", "status_string", "version"]
+
+DRIVE_INLINE, DRIVE_THREAD = 0, 1
+XDP_AUTO, XDP_NATIVE, XDP_SKB = 0, 1, 2
+COPY_AUTO, COPY_ONLY, COPY_ZERO = 0, 1, 2
+HUGE_PAGES, FORCE, READ_ONLY, NO_PASSTHROUGH, NO_BOUNCE, HEADROOM, NO_EVENTS = 1, 2, 4, 8, 16, 32, 64
+XSK_MAP_FD, XSK_FD, DEVICE_FD = 128, 256, 512
+NO_RETRY = 0xFFFFFFFF
+FUA, KEEP, MORE = 1, 2, 4
+WAIT_RX, WAIT_COMPLETIONS = 1, 2
+PACKET_VLAN = 1
+COMPLETION_DNR, COMPLETION_FRAME, COMPLETION_BOUNCED = 1, 2, 4
+LAYOUT_PAYLOAD, LAYOUT_SLOT = 0, 1
+LOG_NEW = 8
+AT_END_STOP, AT_END_WRAP = 0, 1
+LOG_RECORD, LOG_MISSING, LOG_DAMAGED, LOG_OVERWRITTEN = 1, 2, 3, 4
+
+Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+
+# --- the structs, in the words of the header
+
+
+def _fields(types: str) -> List[Tuple[str, Any]]:
+    """'u32 a b, ptr c' as ctypes has it."""
+    known = {"u64": c.c_uint64, "u32": c.c_uint32, "u16": c.c_uint16, "u8": c.c_uint8, "i32": c.c_int32,
+             "str": c.c_char_p, "ptr": c.c_void_p, "addr": c.c_uint8 * 16}
+    return [(name, known[group.split()[0]]) for group in types.split(",") for name in group.split()[1:]]
+
+
+class _config(c.Structure):
+    _fields_ = _fields(
+        "u64 size, str ifname device, u64 file_size, u32 queue flags, ptr ports, u32 port_count drive"
+        " frame_size frame_count headroom sq_entries cq_entries rx_ring fill_ring xdp_mode copy_mode"
+        " run_priority event_sample events_bytes block_size reserved retries retry_backoff_us retry_give_up_ms,"
+        " i32 xsk_map_fd xsk_fd device_fd")
+
+
+class _info(c.Structure):
+    _fields_ = _fields(
+        "u64 size, str backend, ptr region, u64 region_size sq_ring cq_ring sq_entries_offset"
+        " cq_entries_offset buffers buffers_size blocks, u32 block_size max_transfer dma_alignment nsid"
+        " sq_entries cq_entries frame_size frame_count headroom ifindex queue rx_queues xdp_program_id,"
+        " u8 huge_pages native zero_copy dispatcher direct_io writable volatile_cache threaded")
+
+
+class _stats(c.Structure):
+    _fields_ = _fields(
+        "u64 size xdp_seen xdp_passed xdp_redirected xdp_matched xdp_no_socket xdp_malformed xdp_fragments"
+        " events events_lost no_metadata rx_dropped rx_ring_full rx_fill_ring_empty redirect_errors rx_pending"
+        " received received_bytes stored stored_bytes failed released packets_held packets_in_flight submitted"
+        " completed errors operations commands_in_flight sq_full bounced bounced_bytes bytes_written bytes_read"
+        " frames_free frames_filled frames_held frames_in_flight misplaced bad_descriptors"
+        " link_up link_changes xdp_attached xdp_changes")
+
+
+class _event(c.Structure):
+    _fields_ = _fields("u64 timestamp, addr src_addr dst_addr, u16 src_port dst_port payload_len vlan_tci, u32 queue,"
+                       " u8 ip_version flags, u16 reserved")
+
+
+class _packet(c.Structure):
+    _fields_ = _fields(
+        "ptr data payload, u64 timestamp, u32 len payload_len frame queue, u16 l3_offset payload_offset"
+        " src_port dst_port vlan_tci, u8 ip_version flags, u32 reserved")
+
+
+class _nvme_command(c.Structure):
+    _fields_ = _fields("u8 opcode reserved0, u16 reserved1, u32 nsid cdw2 cdw3 cdw10 cdw11 cdw12 cdw13 cdw14 cdw15"
+                       " data_len timeout")
+
+
+class _completion(c.Structure):
+    _fields_ = _fields("u64 user_data, i32 result, u32 status len frame flags reserved")
+
+
+class _pipeline_config(c.Structure):
+    _fields_ = _fields("u64 size start_lba blocks, u32 at_end flags layout flush_writes flush_interval_ms reserved")
+
+
+class _pipeline_status(c.Structure):
+    _fields_ = _fields("u64 size next_lba wraps submitted stored failed payload_bytes no_space empty, u32 running,"
+                       " i32 error, u64 first_sequence completed durable flushes")
+
+
+class _log_record(c.Structure):
+    _fields_ = _fields("u64 size sequence count timestamp, ptr packet payload, u32 len payload_len kind,"
+                       " u16 src_port dst_port vlan_tci queue, u8 ip_version flags, u16 reserved")
+
+
+class _log_info(c.Structure):
+    _fields_ = _fields("u64 size log_id created slots, u32 slot_size block_size, u64 oldest end position records"
+                       " missing damaged overwritten")
+
+
+_log_fn = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
+
+# --- the library
+
+
+def _load() -> c.CDLL:
+    lib = c.CDLL(os.environ.get("UNIFIED_LIB", "libunified.so.0"))
+    p, u16, u32, u64, i = c.c_void_p, c.c_uint16, c.c_uint32, c.c_uint64, c.c_int
+    transfer = [p, u32, p, u32, u64, u64, u32]
+    prototypes: Dict[str, List[Any]] = {
+        "set_log_callback": [p, i, p],
+        "ctx_create": [p, p], "ctx_destroy": [p], "ctx_info": [p, p], "ctx_stats": [p, p], "ctx_device": [p, p, u32],
+        "port_add": [p, u16], "port_remove": [p, u16],
+        "events_sample": [p, u32], "events": [p, p, u32], "events_fd": [p],
+        "frame_alloc": [p, p], "frame_release": [p, u32], "rx_batch": [p, p, u32],
+        "submit_write": transfer, "submit_read": transfer, "submit_compare": transfer, "submit_flush": [p, u64],
+        "submit_write_zeroes": [p, u64, u32, u64, u32], "submit_deallocate": [p, u64, u32, u64],
+        "submit_raw": [p, p, u32, p, u64], "submit_pending": [p],
+        "completions": [p, p, u32], "wait": [p, u32, i], "poll_fd": [p],
+        "pipeline_start": [p, p], "pipeline_status": [p, p], "pipeline_stop": [p, p],
+        "log_open": [p, u64, p], "log_close": [p], "log_next": [p, p, i], "log_seek": [p, u64],
+        "log_seek_time": [p, u64], "log_info": [p, p],
+    }
+    for name, arguments in prototypes.items():
+        function = getattr(lib, f"unified_{name}")
+        function.argtypes, function.restype = arguments, i
+    for name in ("version_string", "last_error", "status_string"):
+        getattr(lib, f"unified_{name}").restype = c.c_char_p
+    lib.unified_status_string.argtypes = [u32]
+    return lib
+
+
+_lib = _load()
+
+
+class UnifiedError(OSError):
+    """What the library could not do: `errno`, and in `strerror` its sentence: what, on what, what to do."""
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        raise UnifiedError(-result, _lib.unified_last_error().decode(errors="replace"))
+    return result
+
+
+def version() -> str:
+    """The library's version."""
+    text: bytes = _lib.unified_version_string()
+    return text.decode()
+
+
+def status_string(status: int) -> str:
+    """An NVMe status (type << 8 | code) in words."""
+    text: bytes = _lib.unified_status_string(status)
+    return text.decode()
+
+
+_log_callback: Any = None
+
+
+def log_to(logger: Optional[logging.Logger], level: int = logging.INFO) -> None:
+    """Sends the library's log lines, from any of its threads, to a logger; None: nowhere."""
+    global _log_callback
+    known = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+    if logger is None:
+        _check(_lib.unified_set_log_callback(None, 0, None))
+        _log_callback = None
+        return
+    to = logger
+
+    def line(at: int, text: bytes, user: Optional[int]) -> None:
+        to.log(known[at], "%s", text.decode(errors="replace"))
+
+    callback = _log_fn(line)
+    _check(_lib.unified_set_log_callback(callback, max(sum(level <= k for k in known) - 1, 0), None))
+    # Only now does nobody call the one before.
+    _log_callback = callback
+
+
+def _address(raw: Any, version: int) -> Address:
+    return ipaddress.IPv4Address(bytes(raw[:4])) if version == 4 else ipaddress.IPv6Address(bytes(raw))
+
+
+# --- values
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What a context turned out to be: unified_info, without the places of the rings."""
+
+    backend: str
+    region_size: int
+    blocks: int
+    block_size: int
+    max_transfer: int
+    dma_alignment: int
+    nsid: int
+    sq_entries: int
+    cq_entries: int
+    frame_size: int
+    frame_count: int
+    headroom: int
+    ifindex: int
+    queue: int
+    rx_queues: int
+    xdp_program_id: int
+    huge_pages: bool
+    native: bool
+    zero_copy: bool
+    dispatcher: bool
+    direct_io: bool
+    writable: bool
+    volatile_cache: int
+    """0 no, 1 yes: a flush is needed; 2 not known."""
+    threaded: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """All counters, as unified_stats describes them."""
+
+    xdp_seen: int
+    xdp_passed: int
+    xdp_redirected: int
+    xdp_matched: int
+    xdp_no_socket: int
+    xdp_malformed: int
+    xdp_fragments: int
+    events: int
+    events_lost: int
+    no_metadata: int
+    rx_dropped: int
+    rx_ring_full: int
+    rx_fill_ring_empty: int
+    redirect_errors: int
+    rx_pending: int
+    received: int
+    received_bytes: int
+    stored: int
+    stored_bytes: int
+    failed: int
+    released: int
+    packets_held: int
+    packets_in_flight: int
+    submitted: int
+    completed: int
+    errors: int
+    operations: int
+    commands_in_flight: int
+    sq_full: int
+    bounced: int
+    bounced_bytes: int
+    bytes_written: int
+    bytes_read: int
+    frames_free: int
+    frames_filled: int
+    frames_held: int
+    frames_in_flight: int
+    misplaced: int
+    bad_descriptors: int
+    link_up: int
+    link_changes: int
+    xdp_attached: int
+    xdp_changes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """Metadata of one redirected packet."""
+
+    timestamp: int
+    """ns of CLOCK_MONOTONIC."""
+    src_addr: Address
+    dst_addr: Address
+    src_port: int
+    dst_port: int
+    payload_len: int
+    queue: int
+    vlan_tci: Optional[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineStatus:
+    """Where a pipeline stands: unified_pipeline_status."""
+
+    next_lba: int
+    wraps: int
+    submitted: int
+    stored: int
+    failed: int
+    payload_bytes: int
+    no_space: int
+    empty: int
+    running: bool
+    error: int
+    first_sequence: int
+    completed: int
+    durable: int
+    flushes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LogInfo:
+    """What a log is, and what has been read of it: unified_log_info."""
+
+    log_id: int
+    created: int
+    slots: int
+    slot_size: int
+    block_size: int
+    oldest: int
+    end: int
+    position: int
+    records: int
+    missing: int
+    damaged: int
+    overwritten: int
+
+
+@dataclasses.dataclass(frozen=True)
+class NvmeCommand:
+    """A command for submit_raw, as unified_nvme_command."""
+
+    opcode: int
+    nsid: int = 0
+    cdw2: int = 0
+    cdw3: int = 0
+    cdw10: int = 0
+    cdw11: int = 0
+    cdw12: int = 0
+    cdw13: int = 0
+    cdw14: int = 0
+    cdw15: int = 0
+    data_len: int = 0
+    timeout: int = 0
+
+
+# --- frames
+
+
+class Frame:
+    """A frame of the data buffers, the caller's until it is submitted or released."""
+
+    __slots__ = ("__weakref__", "_context", "_views", "number")
+
+    def __init__(self, context: Context, number: int):
+        self.number = number
+        self._context: Optional[Context] = context
+        self._views: List[memoryview] = []
+
+    @property
+    def held(self) -> bool:
+        """Whether it is still the caller's."""
+        return self._context is not None and not self._context.closed
+
+    def _owner(self) -> Context:
+        if self._context is None:
+            raise ValueError(f"frame {self.number} was submitted or released")
+        return self._context
+
+    def view(self, offset: int = 0, length: Optional[int] = None) -> memoryview:
+        """Bytes of the frame, not copied, writable. Ends when the frame is submitted or released; slices
+        taken of it do not, and must not be used later."""
+        context = self._owner()
+        size = context.info.frame_size
+        end = size if length is None else offset + length
+        if not 0 <= offset <= end <= size:
+            raise ValueError(f"bytes {offset} to {end} are not in a frame of {size}")
+        view = context._region()[self.number * size + offset:self.number * size + end]
+        self._views.append(view)
+        context._viewed[self.number] = self
+        return view
+
+    def _end_views(self) -> None:
+        views, self._views = self._views, []
+        for view in views:
+            view.release()
+
+    def _end(self) -> None:
+        self._context = None
+        self._end_views()
+
+    def _part(self) -> Tuple[int, int]:
+        """What a write writes where nothing else is said."""
+        return 0, self._owner().info.frame_size
+
+    def release(self) -> None:
+        """Gives it back unwritten."""
+        context = self._owner()
+        _check(_lib.unified_frame_release(context._handle(), self.number))
+        self._end()
+
+    def __del__(self) -> None:
+        context = getattr(self, "_context", None)
+        if context is not None and not context.closed:
+            warnings.warn(f"frame {self.number} was neither submitted nor released: it is lost to its context",
+                          ResourceWarning, source=self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} in frame {self.number}{'' if self.held else ', gone'}>"
+
+
+class Packet(Frame):
+    """A received packet and its frame."""
+
+    __slots__ = ("timestamp", "len", "payload_len", "queue", "l3_offset", "src_port", "dst_port", "ip_version",
+                 "vlan_tci", "_offset", "_payload_offset")
+
+    def __init__(self, context: Context, p: _packet):
+        super().__init__(context, p.frame)
+        self.timestamp: int = p.timestamp
+        self.len: int = p.len
+        self.payload_len: int = p.payload_len
+        self.queue: int = p.queue
+        self.l3_offset: int = p.l3_offset
+        self.src_port: int = p.src_port
+        self.dst_port: int = p.dst_port
+        self.ip_version: int = p.ip_version
+        self.vlan_tci: Optional[int] = p.vlan_tci if p.flags & PACKET_VLAN else None
+        self._offset: int = p.data - context._buffers - p.frame * context.info.frame_size
+        self._payload_offset: int = self._offset + p.payload_offset
+
+    @property
+    def data(self) -> memoryview:
+        """The packet from its Ethernet header on, not copied."""
+        return self.view(self._offset, self.len)
+
+    @property
+    def payload(self) -> memoryview:
+        """The UDP payload, not copied."""
+        return self.view(self._payload_offset, self.payload_len)
+
+    def _part(self) -> Tuple[int, int]:
+        return self._payload_offset, self.payload_len
+
+    def _addresses(self) -> Tuple[Address, Address]:
+        with self.data as data:
+            at, size = (self.l3_offset + 12, 4) if self.ip_version == 4 else (self.l3_offset + 8, 16)
+            one, two = (bytes(data[at + i * size:at + (i + 1) * size]) for i in (0, 1))
+        return ipaddress.ip_address(one), ipaddress.ip_address(two)
+
+    @property
+    def src_addr(self) -> Address:
+        return self._addresses()[0]
+
+    @property
+    def dst_addr(self) -> Address:
+        return self._addresses()[1]
+
+
+class Completion:
+    """One finished command."""
+
+    __slots__ = ("user_data", "result", "status", "len", "frame", "dnr", "bounced")
+
+    def __init__(self, context: Context, d: _completion):
+        self.user_data: int = d.user_data
+        self.result: int = d.result
+        self.status: int = d.status
+        self.len: int = d.len
+        self.dnr = bool(d.flags & COMPLETION_DNR)
+        self.bounced = bool(d.flags & COMPLETION_BOUNCED)
+        self.frame: Optional[Frame] = Frame(context, d.frame) if d.flags & COMPLETION_FRAME else None
+        """The frame, where the caller has it again."""
+
+    def check(self) -> Completion:
+        """Itself; raises UnifiedError where the command failed."""
+        if self.result < 0:
+            raise UnifiedError(-self.result, os.strerror(-self.result))
+        if self.status:
+            raise UnifiedError(_errno.EIO, f"NVMe status {self.status:#x}: {status_string(self.status)}")
+        return self
+
+    def __repr__(self) -> str:
+        return f"<Completion of {self.user_data}: result {self.result}, status {self.status:#x}, {self.len} bytes>"
+
+
+# --- contexts
+
+
+class Context:
+    """A network interface (or none), a device, and the memory between them. Closed by `with` or close()."""
+
+    def __init__(self, *, device: Union[str, "os.PathLike[str]"], interface: Optional[str] = None, queue: int = 0,
+                 ports: Sequence[int] = (), file_size: int = 0, flags: int = 0, drive: int = DRIVE_INLINE,
+                 frame_size: int = 0, frame_count: int = 0, headroom: Optional[int] = None, sq_entries: int = 0,
+                 cq_entries: int = 0, rx_ring: int = 0, fill_ring: int = 0, xdp_mode: int = XDP_AUTO,
+                 copy_mode: int = COPY_AUTO, run_priority: int = 0, event_sample: int = 0, events_bytes: int = 0,
+                 block_size: int = 0):
+        self._ctx: Optional[c.c_void_p] = None
+        self._memory: Optional[memoryview] = None
+        # Frames with views, which end when the memory goes.
+        self._viewed: weakref.WeakValueDictionary[int, Frame] = weakref.WeakValueDictionary()
+        wanted = (c.c_uint16 * len(ports))(*ports) if ports else None
+        config = _config(
+            size=c.sizeof(_config), ifname=None if interface is None else os.fsencode(interface),
+            device=os.fsencode(device), file_size=file_size, queue=queue,
+            flags=flags if headroom is None else flags | HEADROOM,
+            ports=None if wanted is None else c.addressof(wanted), port_count=len(ports), drive=drive,
+            frame_size=frame_size, frame_count=frame_count, headroom=headroom or 0, sq_entries=sq_entries,
+            cq_entries=cq_entries, rx_ring=rx_ring, fill_ring=fill_ring, xdp_mode=xdp_mode, copy_mode=copy_mode,
+            run_priority=run_priority, event_sample=event_sample, events_bytes=events_bytes, block_size=block_size)
+        ctx = c.c_void_p()
+        _check(_lib.unified_ctx_create(c.byref(config), c.byref(ctx)))
+        self._ctx = ctx
+        info = _info(size=c.sizeof(_info))
+        _check(_lib.unified_ctx_info(ctx, c.byref(info)))
+        values = {f.name: getattr(info, f.name) for f in dataclasses.fields(Info)}
+        values["backend"] = info.backend.decode()
+        for name in ("huge_pages", "native", "zero_copy", "dispatcher", "direct_io", "writable", "threaded"):
+            values[name] = bool(values[name])
+        self.info = Info(**values)
+        self._buffers: int = info.region + info.buffers
+        memory = (c.c_uint8 * info.buffers_size).from_address(self._buffers)
+        self._memory = memoryview(memory).cast("B")
+        self._packets: Any = (_packet * 64)()
+        self._done: Any = (_completion * 64)()
+        self.device = self._device()
+
+    def _device(self) -> str:
+        path = c.create_string_buffer(4096)
+        _check(_lib.unified_ctx_device(self._ctx, path, len(path)))
+        return os.fsdecode(path.value)
+
+    @property
+    def closed(self) -> bool:
+        return self._ctx is None
+
+    def _handle(self) -> c.c_void_p:
+        if self._ctx is None:
+            raise ValueError("the context is closed")
+        return self._ctx
+
+    def _region(self) -> memoryview:
+        if self._memory is None:
+            raise ValueError("the context is closed")
+        return self._memory
+
+    def close(self) -> None:
+        """Takes the XDP program off, finishes what is in flight, frees everything. Views of its memory end; slices
+        of them, and views whose frame's object is gone, do not, and must not be used."""
+        if self._ctx is not None:
+            for frame in list(self._viewed.values()):
+                frame._end_views()
+            ctx, self._ctx, self._memory = self._ctx, None, None
+            _check(_lib.unified_ctx_destroy(ctx))
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, kind: Optional[Type[BaseException]], value: Optional[BaseException],
+                 trace: Optional[TracebackType]) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_ctx", None) is not None:
+            warnings.warn(f"context on {self.device} was not closed", ResourceWarning, source=self)
+            self.close()
+
+    # control
+
+    def statistics(self) -> Statistics:
+        stats = _stats(size=c.sizeof(_stats))
+        _check(_lib.unified_ctx_stats(self._handle(), c.byref(stats)))
+        return Statistics(**{f.name: getattr(stats, f.name) for f in dataclasses.fields(Statistics)})
+
+    def port_add(self, port: int) -> None:
+        _check(_lib.unified_port_add(self._handle(), _u16(port)))
+
+    def port_remove(self, port: int) -> None:
+        _check(_lib.unified_port_remove(self._handle(), _u16(port)))
+
+    def events_sample(self, sample: int) -> None:
+        """One event in so many packets from now on; 0: none."""
+        _check(_lib.unified_events_sample(self._handle(), sample))
+
+    def events_fd(self) -> int:
+        """Readable when a quarter of the events' ring buffer is full."""
+        return _check(_lib.unified_events_fd(self._handle()))
+
+    def events(self) -> Iterator[Event]:
+        """The metadata events that are there now, oldest first."""
+        raw = (_event * 64)()
+        while count := _check(_lib.unified_events(self._handle(), raw, len(raw))):
+            for e in raw[:count]:
+                yield Event(e.timestamp, _address(e.src_addr, e.ip_version), _address(e.dst_addr, e.ip_version),
+                            e.src_port, e.dst_port, e.payload_len, e.queue,
+                            e.vlan_tci if e.flags & PACKET_VLAN else None)
+
+    # data path
+
+    def frame_alloc(self) -> Frame:
+        """An empty frame."""
+        number = c.c_uint32()
+        _check(_lib.unified_frame_alloc(self._handle(), c.byref(number)))
+        return Frame(self, number.value)
+
+    def rx_batch(self, most: int = 64) -> List[Packet]:
+        """Packets that have come; none where none has."""
+        if most > len(self._packets):
+            self._packets = (_packet * most)()
+        count = _check(_lib.unified_rx_batch(self._handle(), self._packets, most))
+        return [Packet(self, p) for p in self._packets[:count]]
+
+    def _transfer(self, function: Callable[..., int], frame: Frame, lba: int, offset: Optional[int],
+                  length: Optional[int], user_data: int, flags: int) -> None:
+        if frame._owner() is not self:
+            raise ValueError("the frame is of another context")
+        if offset is None:
+            start, size = frame._part()
+        else:
+            start, size = offset, self.info.frame_size - offset
+        if length is not None:
+            size = length
+        # C would take a negative number for a big one, without a word.
+        if not (0 <= start <= self.info.frame_size and 0 <= size <= self.info.frame_size):
+            raise ValueError(f"{size} bytes at {start} are not in a frame of {self.info.frame_size}")
+        address = self._buffers + frame.number * self.info.frame_size + start
+        _check(function(self._handle(), frame.number, address, size, _u64(lba), _u64(user_data), flags))
+        frame._end()
+
+    def submit_write(self, frame: Frame, lba: int, *, offset: Optional[int] = None, length: Optional[int] = None,
+                     user_data: int = 0, fua: bool = False, keep: bool = False, more: bool = False) -> None:
+        """Writes a packet's payload (or `length` bytes at `offset` of the frame) from block `lba` on. The
+        frame and its views end here, except where this raises."""
+        self._transfer(_lib.unified_submit_write, frame, lba, offset, length, user_data,
+                       FUA * fua | KEEP * keep | MORE * more)
+
+    def submit_read(self, frame: Frame, lba: int, length: int, *, offset: int = 0, user_data: int = 0,
+                    more: bool = False) -> None:
+        """Reads whole blocks into the frame, which comes back with the completion."""
+        self._transfer(_lib.unified_submit_read, frame, lba, offset, length, user_data, MORE * more)
+
+    def submit_compare(self, frame: Frame, lba: int, length: int, *, offset: int = 0, user_data: int = 0,
+                       more: bool = False) -> None:
+        """Compares whole blocks; the frame comes back with the completion."""
+        self._transfer(_lib.unified_submit_compare, frame, lba, offset, length, user_data, MORE * more)
+
+    def submit_flush(self, user_data: int = 0) -> None:
+        """Makes durable what completed before."""
+        _check(_lib.unified_submit_flush(self._handle(), _u64(user_data)))
+
+    def submit_write_zeroes(self, lba: int, blocks: int, *, user_data: int = 0, fua: bool = False) -> None:
+        _check(_lib.unified_submit_write_zeroes(self._handle(), _u64(lba), _u32(blocks), _u64(user_data), FUA * fua))
+
+    def submit_deallocate(self, lba: int, blocks: int, *, user_data: int = 0) -> None:
+        _check(_lib.unified_submit_deallocate(self._handle(), _u64(lba), _u32(blocks), _u64(user_data)))
+
+    def submit_raw(self, command: NvmeCommand, frame: Optional[Frame] = None, *, offset: int = 0,
+                   user_data: int = 0) -> None:
+        """Any NVMe command; its data, `command.data_len` bytes, lies at `offset` of the frame."""
+        raw = _nvme_command(**dataclasses.asdict(command))
+        if frame is None:
+            _check(_lib.unified_submit_raw(self._handle(), c.byref(raw), 0, None, _u64(user_data)))
+            return
+        if frame._owner() is not self or not 0 <= offset <= self.info.frame_size:
+            raise ValueError("the frame is of another context, or the offset is not in it")
+        address = self._buffers + frame.number * self.info.frame_size + offset
+        _check(_lib.unified_submit_raw(self._handle(), c.byref(raw), frame.number, address, _u64(user_data)))
+        frame._end()
+
+    def submit_pending(self) -> None:
+        """Shows the engine what was submitted with `more`."""
+        _check(_lib.unified_submit_pending(self._handle()))
+
+    def completions(self, most: int = 64) -> List[Completion]:
+        """Commands that have finished; none where none has."""
+        if most > len(self._done):
+            self._done = (_completion * most)()
+        count = _check(_lib.unified_completions(self._handle(), self._done, most))
+        return [Completion(self, d) for d in self._done[:count]]
+
+    def wait(self, *, rx: bool = False, completions: bool = False, timeout: Optional[float] = None) -> int:
+        """Waits for packets, completions or either, `timeout` seconds at most: WAIT_RX, WAIT_COMPLETIONS, both,
+        or 0 when the time ran out or a signal came."""
+        return _check(_lib.unified_wait(self._handle(), WAIT_RX * rx | WAIT_COMPLETIONS * completions,
+                                        _milliseconds(timeout)))
+
+    def poll_fd(self) -> int:
+        """For event loops; see Stream for asyncio's. It belongs to the context."""
+        return _check(_lib.unified_poll_fd(self._handle()))
+
+    def stream(self) -> Stream:
+        """Packets and completions for the running asyncio loop."""
+        return Stream(self)
+
+    def pipeline(self, *, start_lba: int = 0, blocks: int = 0, at_end: int = AT_END_STOP, fua: bool = False,
+                 new_log: bool = False, layout: int = LAYOUT_PAYLOAD, flush_writes: int = 0,
+                 flush_interval: float = 0) -> Pipeline:
+        """Stores everything that is received, by threads of the library; to be used with `with`."""
+        config = _pipeline_config(
+            size=c.sizeof(_pipeline_config), start_lba=start_lba, blocks=blocks, at_end=at_end,
+            flags=FUA * fua | LOG_NEW * new_log, layout=layout, flush_writes=flush_writes,
+            flush_interval_ms=_milliseconds(flush_interval))
+        return Pipeline(self, config)
+
+
+def _milliseconds(seconds: Optional[float]) -> int:
+    """Rounded up, so that a short time does not become none."""
+    return -1 if seconds is None else max(0, -int(-seconds * 1000 // 1))
+
+
+def _within(value: int, bits: int) -> int:
+    # ctypes would cut it off.
+    if not 0 <= value < 1 << bits:
+        raise ValueError(f"{value} is no unsigned number of {bits} bits")
+    return value
+
+
+def _u16(value: int) -> int:
+    return _within(value, 16)
+
+
+def _u32(value: int) -> int:
+    return _within(value, 32)
+
+
+def _u64(value: int) -> int:
+    return _within(value, 64)
+
+
+class Pipeline:
+    """A pipeline that runs while its `with` does; `status()` afterwards is its last."""
+
+    def __init__(self, context: Context, config: _pipeline_config):
+        self._context, self._config = context, config
+        self._last: Optional[PipelineStatus] = None
+
+    def __enter__(self) -> Pipeline:
+        _check(_lib.unified_pipeline_start(self._context._handle(), c.byref(self._config)))
+        return self
+
+    def _ask(self, function: Callable[..., int], is_last: bool) -> PipelineStatus:
+        status = _pipeline_status(size=c.sizeof(_pipeline_status))
+        result = function(self._context._handle(), c.byref(status))
+        values = {f.name: getattr(status, f.name) for f in dataclasses.fields(PipelineStatus)}
+        values["running"] = bool(values["running"])
+        answer = PipelineStatus(**values)
+        if is_last:
+            self._last = answer
+        _check(result)
+        return answer
+
+    def status(self) -> PipelineStatus:
+        return self._last or self._ask(_lib.unified_pipeline_status, False)
+
+    def stop(self) -> PipelineStatus:
+        """Stores what was received, flushes, ends. Raises where a flush failed; status() then still tells."""
+        return self._last or self._ask(_lib.unified_pipeline_stop, True)
+
+    def __exit__(self, kind: Optional[Type[BaseException]], value: Optional[BaseException],
+                 trace: Optional[TracebackType]) -> None:
+        if not self._context.closed:
+            self.stop()
+
+
+# --- asyncio
+
+
+class Stream:
+    """Packets and completions of a context in an asyncio loop.
+
+    One task may iterate over packets() while another iterates over completions(). Both roles of the data path
+    are the loop's thread. Nothing limits the packets that wait here but the number of frames: where they run
+    out, the kernel drops, and the statistics say so.
+    """
+
+    def __init__(self, context: Context):
+        self._context = context
+        self._packets: Deque[Packet] = collections.deque()
+        self._completions: Deque[Completion] = collections.deque()
+        self._news = asyncio.Event()
+        self._error: Optional[BaseException] = None
+        self._loop = asyncio.get_running_loop()
+        # A copy: the loop must be able to let go of it also where the context was closed first.
+        self._fd = os.dup(context.poll_fd())
+        self._open = True
+        self._loop.add_reader(self._fd, self._take)
+
+    def close(self) -> None:
+        """Stops looking; packets that nobody took are released."""
+        if self._open:
+            self._open = False
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            while self._packets:
+                packet = self._packets.popleft()
+                if packet.held:
+                    packet.release()
+            self._tell()
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(self, kind: Optional[Type[BaseException]], value: Optional[BaseException],
+                        trace: Optional[TracebackType]) -> None:
+        self.close()
+
+    def _tell(self) -> None:
+        # Whoever waits holds the old one.
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    def _take(self) -> None:
+        """Takes all there is: the descriptor stays readable until both sides gave less than was asked for."""
+        try:
+            full = self._context.info.ifindex != 0
+            while full:
+                packets = self._context.rx_batch(64)
+                self._packets.extend(packets)
+                full = len(packets) == 64
+            full = True
+            while full:
+                completions = self._context.completions(64)
+                self._completions.extend(completions)
+                full = len(completions) == 64
+        except Exception as error:
+            # It would come again at once, for ever.
+            self._error = error
+            self._loop.remove_reader(self._fd)
+        self._tell()
+
+    async def _wait(self) -> bool:
+        """Waits for news; False once closed."""
+        if self._error is not None:
+            raise self._error
+        if self._open:
+            await self._news.wait()
+        return self._open
+
+    async def packets(self) -> AsyncIterator[Packet]:
+        """Packets as they come, until the stream is closed. Each is whoever's took it to submit or release."""
+        while self._packets or await self._wait():
+            if self._packets:
+                yield self._packets.popleft()
+
+    async def completions(self) -> AsyncIterator[Completion]:
+        """Completions as they come, until the stream is closed."""
+        while self._completions or await self._wait():
+            if self._completions:
+                yield self._completions.popleft()
+
+    async def submit_write(self, frame: Frame, lba: int, *, offset: Optional[int] = None,
+                           length: Optional[int] = None, user_data: int = 0, fua: bool = False,
+                           keep: bool = False) -> None:
+        """As Context.submit_write, but waits while the SQ ring is full."""
+        while True:
+            try:
+                self._context.submit_write(frame, lba, offset=offset, length=length, user_data=user_data, fua=fua,
+                                           keep=keep)
+                return
+            except UnifiedError as error:
+                if error.errno != _errno.EAGAIN:
+                    raise
+            # Taking completions is what makes room.
+            if not await self._wait():
+                raise ValueError("the stream is closed")
+
+
+# --- logs
+
+
+class Record:
+    """One thing found in a log: a record, or a range of sequence numbers that is not there."""
+
+    __slots__ = ("sequence", "count", "timestamp", "kind", "src_port", "dst_port", "vlan_tci", "queue", "ip_version",
+                 "packet", "payload")
+
+    def __init__(self, r: _log_record):
+        self.sequence: int = r.sequence
+        self.count: int = r.count
+        self.timestamp: int = r.timestamp
+        self.kind: int = r.kind
+        self.src_port: int = r.src_port
+        self.dst_port: int = r.dst_port
+        self.queue: int = r.queue
+        self.ip_version: int = r.ip_version
+        self.vlan_tci: Optional[int] = r.vlan_tci if r.flags & PACKET_VLAN else None
+        self.packet = _foreign(r.packet, r.len)
+        """The packet from its Ethernet header on, not copied; ends with the next record. Empty for ranges."""
+        self.payload = _foreign(r.payload, r.payload_len)
+        """Its UDP payload, likewise."""
+
+    def __repr__(self) -> str:
+        kind = {LOG_RECORD: "record", LOG_MISSING: "missing", LOG_DAMAGED: "damaged"}.get(self.kind, "overwritten")
+        return f"<Record {self.sequence}: {kind}, {self.count}>"
+
+
+def _foreign(address: Optional[int], length: int) -> memoryview:
+    if not address:
+        return memoryview(b"")
+    return memoryview((c.c_uint8 * length).from_address(address)).cast("B").toreadonly()
+
+
+class Log:
+    """A log written by a pipeline with LAYOUT_SLOT. Iterating gives what is in it now; follow() waits for more."""
+
+    def __init__(self, path: Union[str, "os.PathLike[str]"], start: int = 0):
+        self._log: Optional[c.c_void_p] = None
+        self._last: Optional[Record] = None
+        log = c.c_void_p()
+        _check(_lib.unified_log_open(os.fsencode(path), _u64(start), c.byref(log)))
+        self._log = log
+
+    def _handle(self) -> c.c_void_p:
+        if self._log is None:
+            raise ValueError("the log is closed")
+        return self._log
+
+    def _release(self) -> None:
+        if self._last is not None:
+            self._last.packet.release()
+            self._last.payload.release()
+            self._last = None
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._release()
+            log, self._log = self._log, None
+            _check(_lib.unified_log_close(log))
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, kind: Optional[Type[BaseException]], value: Optional[BaseException],
+                 trace: Optional[TracebackType]) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def next(self, timeout: Optional[float] = 0) -> Optional[Record]:
+        """The next thing; None at the end, for which it waits `timeout` seconds (None: for ever)."""
+        record = _log_record(size=c.sizeof(_log_record))
+        handle = self._handle()
+        self._release()
+        if _check(_lib.unified_log_next(handle, c.byref(record), _milliseconds(timeout))) == 0:
+            return None
+        self._last = Record(record)
+        return self._last
+
+    def __iter__(self) -> Iterator[Record]:
+        return self.follow(0)
+
+    def follow(self, timeout: Optional[float]) -> Iterator[Record]:
+        """Until nothing new came for `timeout` seconds."""
+        while (record := self.next(timeout)) is not None:
+            yield record
+
+    def seek(self, sequence: int) -> None:
+        _check(_lib.unified_log_seek(self._handle(), _u64(sequence)))
+
+    def seek_time(self, timestamp: int) -> None:
+        """To the first record not older than `timestamp`, ns since 1970-01-01 UTC."""
+        _check(_lib.unified_log_seek_time(self._handle(), _u64(timestamp)))
+
+    def info(self) -> LogInfo:
+        info = _log_info(size=c.sizeof(_log_info))
+        _check(_lib.unified_log_info(self._handle(), c.byref(info)))
+        return LogInfo(**{f.name: getattr(info, f.name) for f in dataclasses.fields(LogInfo)})
