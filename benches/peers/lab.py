@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Where measurements happen: two namespaces with a veth pair between them, a sender, and the clocks of the CPUs.
+
+The sender is on one core. A veth's receive work runs in softirq on the sender's core, for every recorder; the
+recorder's own threads are on the other core.
+"""
+
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+SENDER_CORE, RECORDER_CORE = "0", "1"
+PORT = 9999
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def run(*command: str, **options) -> str:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def build(out: Path) -> None:
+    """The programs of this directory, against the release build of the library."""
+    library = ROOT / "target/full-stack/lib"
+    flags = ["-O2", "-g", "-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    for name in ["sender", "by-hand", "recorder", "write-only"]:
+        run(os.environ.get("CC", "cc"), *flags, f"-I{ROOT}/include", f"{HERE}/{name}.c", "-o", f"{out}/{name}",
+            f"-L{library}", "-lunified", "-pthread", f"-Wl,-rpath,{library}")
+    machine = run("cc", "-print-multiarch").strip()
+    run(os.environ.get("CLANG", "clang"), "-O2", "-g", "-target", "bpf", f"-I/usr/include/{machine}",
+        "-c", f"{HERE}/drop.bpf.c", "-o", f"{out}/drop.bpf.o")
+
+
+def words(text: str) -> dict[str, float | str]:
+    """key=value words."""
+    found = {}
+    for key, value in re.findall(r"(\w+)=(.*?)(?=\s+\w+=|\s*$)", text, re.MULTILINE):
+        try:
+            found[key] = float(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def busy_seconds() -> float:
+    """CPU time of the whole system: all but idle, waiting for I/O, and what the hypervisor took."""
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
+    return (user + nice + system + irq + softirq) / TICKS
+
+
+def foreign_seconds() -> float:
+    """CPU time of all processes that this one did not start, those that they have waited for included.
+
+    On a machine that others use, this much of `busy_seconds` is not ours."""
+    parents, seconds = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, rest = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[pid] = int(rest[1])
+        if parents[pid] != 2:  # Kernel threads work for everybody: they count as ours.
+            seconds[pid] = sum(map(int, rest[11:15])) / TICKS
+
+    def is_ours(pid: int) -> bool:
+        while pid > 1:
+            if pid == os.getpid():
+                return True
+            pid = parents.get(pid, 0)
+        return False
+
+    return sum(spent for pid, spent in seconds.items() if not is_ours(pid))
+
+
+class Clock:
+    """CPU seconds of the system since it was made, less those of others."""
+
+    def __init__(self):
+        self.start, self.busy, self.foreign = time.monotonic(), busy_seconds(), foreign_seconds()
+
+    def read(self) -> dict[str, float]:
+        busy, foreign = busy_seconds() - self.busy, max(0.0, foreign_seconds() - self.foreign)
+        return {"cpu": max(0.0, busy - foreign), "foreign_cpu": foreign, "window": time.monotonic() - self.start,
+                "load": float(Path("/proc/loadavg").read_text().split()[0])}
+
+
+class Lab:
+    def __init__(self, programs: Path, niceness: int):
+        self.programs, self.niceness = programs, niceness
+        self.near, self.far = f"bench-rx-{os.getpid()}", f"bench-tx-{os.getpid()}"
+        self.iface, self.far_iface = "rx0", "tx0"
+
+    def __enter__(self) -> "Lab":
+        try:
+            for netns in (self.near, self.far):
+                run("ip", "netns", "add", netns)
+                # No neighbour discovery: nothing but the sender's packets.
+                run("ip", "netns", "exec", netns, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1",
+                    "net.ipv6.conf.default.disable_ipv6=1")
+            run("ip", "link", "add", self.iface, "netns", self.near, "type", "veth",
+                "peer", "name", self.far_iface, "netns", self.far)
+            for netns, iface, address in ((self.near, self.iface, "192.0.2.2/24"),
+                                          (self.far, self.far_iface, "192.0.2.1/24")):
+                run("ip", "-n", netns, "addr", "add", address, "dev", iface)
+                run("ip", "-n", netns, "link", "set", iface, "up")
+            link = json.loads(run("ip", "-n", self.near, "-j", "link", "show", self.iface))[0]
+            self.mac = link["address"]
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        for netns in (self.near, self.far):
+            subprocess.run(["ip", "netns", "del", netns], stderr=subprocess.DEVNULL)
+
+    def _prefix(self, netns: str, core: str) -> list[str]:
+        return ["ip", "netns", "exec", netns, "nice", "-n", str(self.niceness), "taskset", "-c", core]
+
+    def here(self, command: list[str]) -> list[str]:
+        """A command on the recorders' core, in their namespace."""
+        return [*self._prefix(self.near, RECORDER_CORE), *command]
+
+    def send(self, size: int, rate: float, seconds: float) -> dict[str, float]:
+        """`rate` 0: as many as go."""
+        sent = words(run(*self._prefix(self.far, SENDER_CORE), f"{self.programs}/sender", self.far_iface, self.mac,
+                         str(size), str(rate), str(seconds), timeout=seconds + 60))
+        sent["offered"] = sent["sent"] + sent["refused"]
+        return sent
+
+    def drop_everything(self, on: bool) -> None:
+        program = ["obj", f"{self.programs}/drop.bpf.o", "sec", "xdp"] if on else ["off"]
+        run("ip", "-n", self.near, "link", "set", self.iface, "xdpdrv", *program)
