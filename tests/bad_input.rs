@@ -628,7 +628,7 @@ fn wrong(veth: &Veth) -> Vec<(Change, i32, String)> {
         EINVAL,
         "headroom 4294967295",
     );
-    add(|w| w.c.known.flags = 128, EINVAL, "flags 0x80");
+    add(|w| w.c.known.flags = 1024, EINVAL, "flags 0x400");
     add(
         |w| w.c.known.flags = 1 << 31 | UNIFIED_FORCE,
         EINVAL,

@@ -82,7 +82,7 @@ enum News {
 impl Watch {
     /// After the XDP program was attached.
     pub fn start(link: Link, program: Option<u32>) -> Result<Watch> {
-        let socket = RouteSocket::open()
+        let socket = RouteSocket::open(link.index)
             .map_err(|e| Error::os(&e, "opening a netlink socket to watch the interface"))?;
         let mut buffer = vec![0; 32 << 10].into_boxed_slice();
         let (mut up, mut hook) = (false, 0);
@@ -110,7 +110,7 @@ impl Watch {
         })
     }
 
-    /// Readable when something changed on any interface of the namespace.
+    /// Readable when something changed on the interface.
     pub fn fd(&self) -> RawFd {
         self.socket.fd()
     }

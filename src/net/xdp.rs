@@ -388,7 +388,7 @@ impl Xdp {
         self.disown();
         let errno = e.raw_os_error();
         // Gone with its interface; the pins of libxdp's dispatcher are not.
-        if !sys_link::exists(self.link.index) {
+        if sys_link::is_gone(self.link.index) {
             remove_pins(self.link.index, self.program.id());
             return Ok(());
         }

@@ -33,11 +33,13 @@ fn request(name: &str) -> Option<libc::ifreq> {
     Some(request)
 }
 
-/// Whether there is an interface of that number in this network namespace.
-pub fn exists(index: u32) -> bool {
+/// Whether it is sure that no interface of this network namespace has that number. Looking takes a
+/// descriptor: without one nothing is sure.
+pub fn is_gone(index: u32) -> bool {
     let mut name = [0; libc::IF_NAMESIZE];
     // SAFETY: the buffer has the room that the call demands.
-    !unsafe { libc::if_indextoname(index, name.as_mut_ptr()) }.is_null()
+    let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr()) };
+    found.is_null() && std::io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO)
 }
 
 /// Whether it is administratively up.

@@ -1,4 +1,4 @@
-//! A route netlink socket: what happens to the interfaces of its network namespace.
+//! A route netlink socket: what happens to an interface.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -11,8 +11,9 @@ const REQUEST_LEN: usize = 16 + 16;
 pub struct RouteSocket(OwnedFd);
 
 impl RouteSocket {
-    /// Subscribed to changes of interfaces. Needs no privilege.
-    pub fn open() -> io::Result<RouteSocket> {
+    /// Subscribed to changes of the interface with that index, and of no other one: where containers come
+    /// and go, whoever waits here sleeps on. Needs no privilege.
+    pub fn open(index: u32) -> io::Result<RouteSocket> {
         // SAFETY: no memory is passed; the result is a new descriptor or -1.
         let fd = unsafe {
             libc::socket(
@@ -26,6 +27,7 @@ impl RouteSocket {
         }
         // SAFETY: just made, and owned by nobody else.
         let socket = RouteSocket(unsafe { OwnedFd::from_raw_fd(fd) });
+        only(fd, index)?;
         // SAFETY: sockaddr_nl is integers, for which zero is a value.
         let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
         address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
@@ -69,4 +71,45 @@ impl RouteSocket {
         let rc = unsafe { libc::recv(self.fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
         usize::try_from(rc).map_err(|_| io::Error::last_os_error())
     }
+}
+
+/// A filter for answers that are errors, and for messages about one interface. The kernel sends changes of
+/// interfaces one message a datagram.
+fn only(fd: RawFd, index: u32) -> io::Result<()> {
+    // Offsets in struct nlmsghdr and, after it, struct ifinfomsg; a load converts from network order.
+    const TYPE: u32 = 4;
+    const INDEX: u32 = 16 + 4;
+    let step = |code: u32, jt, jf, k| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let mut steps = [
+        step(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, TYPE),
+        step(equal, 2, 0, u16::to_be(libc::NLMSG_ERROR as u16).into()),
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, INDEX),
+        step(equal, 0, 1, index.to_be()),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+    ];
+    let program = libc::sock_fprog {
+        len: steps.len() as u16,
+        filter: steps.as_mut_ptr(),
+    };
+    // SAFETY: the program and its steps are live and as long as said; the kernel copies and checks them.
+    let rc = unsafe {
+        libc::setsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            std::ptr::from_ref(&program).cast(),
+            size_of_val(&program) as libc::socklen_t,
+        )
+    };
+    if rc < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
