@@ -150,8 +150,9 @@ later() { undo+=("$(printf '%q ' "$@")"); }
 check_system() {
 	info "Checking system requirements..."
 	[ "$(id -u)" = 0 ] || die "root is needed: for the XDP program, the AF_XDP socket and the network namespace"
-	local tool missing=
-	for tool in ip ethtool make; do
+	local tool missing= tools="ip ethtool"
+	[ -n "${UNIFIED_OUT:-}" ] || tools+=" make"
+	for tool in $tools; do
 		command -v "$tool" >/dev/null || missing+=" $tool"
 	done
 	[ -z "$missing" ] || die "missing:$missing; run: make -f Makefile.full-stack install-deps-debian (or -fedora)"
@@ -278,6 +279,17 @@ has_data() {
 	[ -n "$(head -c 1048576 "$device" 2>/dev/null | tr -d '\0' | head -c 1)" ]
 }
 
+# Payloads of an earlier run are like those of this one: what is found afterwards must be from now.
+clear_device() {
+	local bytes
+	bytes=$(blockdev --getsize64 "$1" 2>/dev/null || stat -c %s "$1" 2>/dev/null || echo 0)
+	((bytes > need)) && bytes=$need
+	((bytes >= 4096)) || return 0
+	dd if=/dev/zero of="$1" bs=4096 count=$((bytes / 4096)) conv=notrunc,fsync 2>"$scratch/dd" ||
+		die "'$device' could not be cleared: $(tail -n 1 "$scratch/dd")"
+	info "The first $bytes bytes of '$device' are zeroes now"
+}
+
 prepare_device() {
 	need=$(file_bytes)
 	if [ -z "$device" ]; then
@@ -296,6 +308,7 @@ prepare_device() {
 		read -r -p "'$device' holds data, which will be overwritten. Go on? [y/N] " answer
 		[[ $answer == [yY]* ]] || die "'$device' was left as it is"
 	fi
+	[ "$make_traffic$verify" = noauto ] || clear_device "$node"
 	local name scheduler
 	name=$(basename "$node") scheduler=/sys/block/$(basename "$node")/queue/scheduler
 	if [ -w "$scheduler" ] && ! grep -q '\[none\]' "$scheduler"; then

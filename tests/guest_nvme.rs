@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::storing::store_and_compare;
 use common::{is_root, log_to_stderr, payload, skip};
 use nix::unistd::{Uid, seteuid};
-use unified::config::{Config, Drive};
+use unified::config::{Config, DEFAULT_HEADROOM, Drive, KERNEL_HEADROOM};
 use unified::context::{Completion, Context};
 use unified::region::{Layout, Region};
 use unified::ring::{Consumer, Producer};
@@ -164,6 +164,74 @@ fn kernel() -> (u32, u32) {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split('.').map(|n| n.parse().unwrap());
     (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+/// How often the kernel copied data of this process's into pages of its own (`bio_copy_from_iter`, the block layer's) for the
+/// threads that may drive a device, while `action` ran.
+fn kernel_copies(action: impl FnOnce()) -> usize {
+    const TRACING: &str = "/sys/kernel/tracing";
+    let set = |file: &str, text: &str| {
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(format!("{TRACING}/{file}"))
+            .unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    };
+    let enable = "events/kprobes/unified_copy/enable";
+    set("kprobe_events", "p:unified_copy bio_copy_from_iter");
+    File::create(format!("{TRACING}/trace")).unwrap();
+    set(enable, "1");
+    action();
+    set(enable, "0");
+    let trace = fs::read_to_string(format!("{TRACING}/trace")).unwrap();
+    set("kprobe_events", "-:unified_copy");
+    // The test's own thread, the engine's, and the kernel's helpers of both.
+    let drives = |line: &&str| {
+        ["unified-engine", "kernel_itself", "iou-wrk"]
+            .iter()
+            .any(|name| line.trim_start().starts_with(name))
+    };
+    let hits = trace.lines().filter(|line| line.contains("unified_copy:"));
+    hits.filter(drives).count()
+}
+
+#[test]
+fn nothing_is_copied_by_the_kernel_itself() {
+    nix::sys::prctl::set_name(c"kernel_itself").unwrap();
+    let all = writable("nothing_is_copied_by_the_kernel_itself");
+    for namespace in all.into_iter().flatten() {
+        if namespace.number("queue/logical_block_size") != 512 {
+            continue;
+        }
+        for drive in BOTH {
+            eprintln!("{} {drive:?}", namespace.node);
+            namespace.clear();
+            let mut config = namespace.config(drive);
+            config.frame_count = 4096;
+            assert_eq!(config.headroom, DEFAULT_HEADROOM);
+            let copies = kernel_copies(|| {
+                let (_, stats) = store_and_compare(config, Some(&|| namespace.read()));
+                assert_eq!(stats.bounced, 0, "{stats:#?}");
+            });
+            assert_eq!(copies, 0, "with the library's headroom");
+            // So the probe sees what there is to see: without headroom a payload begins here. One after the
+            // other, because under load the kernel has no memory for it (ENOMEM).
+            let mut config = namespace.config(drive);
+            config.bounce = false;
+            let context = Context::open(&config).unwrap();
+            let frame = context.frame_alloc().unwrap();
+            let copies = kernel_copies(|| {
+                for _ in 0..20 {
+                    let mut write = transfer(&context, frame, 0);
+                    write.offset += u64::from(KERNEL_HEADROOM) + 42;
+                    write.len = 1024;
+                    context.submit_write(&write).unwrap();
+                    assert!(!succeeded(&context, "a misaligned write").bounced);
+                }
+            });
+            assert!(copies >= 20, "{copies} copies of 20 misaligned payloads");
+        }
+    }
 }
 
 /// Waits for one completion, which must be there soon.

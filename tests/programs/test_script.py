@@ -52,6 +52,10 @@ def test_an_interface_and_a_device_of_the_users(network, device):
     assert "[SUCCESS] Every packet sent was stored and verified" in result.stdout
     assert must("ethtool", "-k", network.near) == before
     assert device.exists() and not network.program()
+    # Smaller payloads on the same device: what the first run left is not taken for theirs.
+    result = call(SCRIPT, "--yes", "--duration", "1", "--rate", "500", "--size", "100", "--port", "4711",
+                  "--from-netns", network.ns, network.near, device, 0, env=ENV)
+    assert result.returncode == 0 and "0 damaged" in result.stdout, result.stdout
 
 
 def test_without_traffic_of_its_own(network, device):

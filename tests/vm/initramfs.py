@@ -10,7 +10,10 @@ import tempfile
 from pathlib import Path
 
 # Loaded at boot, with what they depend on. What a kernel has built in has no file and is left out.
-MODULES = ["virtio_pci", "virtio_console", "virtio_net", "veth", "xsk_diag", "loop"]
+MODULES = [
+    *("virtio_pci", "virtio_console", "virtio_net", "veth", "xsk_diag", "loop"),
+    *("nvmet_tcp", "nvme_tcp"),
+]
 # Debian package by tool.
 TOOLS = {
     "ip": "iproute2",
@@ -19,6 +22,10 @@ TOOLS = {
     "xdp-loader": "xdp-tools",
     "nvme": "nvme-cli",
     "strace": "strace",
+    "bash": "bash",
+    "ss": "iproute2",
+    "iostat": "sysstat",
+    "stdbuf": "coreutils",
 }
 
 
@@ -46,7 +53,9 @@ def needed_libraries(binary):
         return []
     if "not found" in done.stdout:
         raise Missing(f"{binary}: {done.stdout}")
-    return [Path(p) for p in re.findall(r"(?:=> |^\s+)(/\S+) \(0x", done.stdout, re.M)]
+    found = [Path(p) for p in re.findall(r"(?:=> |^\s+)(/\S+) \(0x", done.stdout, re.M)]
+    # The library itself has one place in the guest, wherever it was found here.
+    return [path for path in found if not path.name.startswith("libunified.so")]
 
 
 def modules_in_order(kernel, names):
@@ -109,6 +118,12 @@ class Archive:
         for library in needed_libraries(source):
             self.bytes(library, library.read_bytes())
 
+    def tree(self, source):
+        """A directory of data, at the same place."""
+        for path in sorted(source.rglob("*")):
+            if path.is_file():
+                self.bytes(path, path.read_bytes(), 0o644)
+
     def module(self, source, to):
         data = source.read_bytes()
         self.bytes(to, lzma.decompress(data) if source.suffix == ".xz" else data)
@@ -128,10 +143,10 @@ def stripped(source):
     return Path(source).read_bytes()
 
 
-def build(path, kernel, tools, programs, files, directories):
+def build(path, kernel, tools, programs, files, directories, heavy=()):
     """Writes the archive. `programs` and `files` are {place in the guest: path or bytes}."""
     archive = Archive(path)
-    for name in ["bin", "dev", "proc", "sys", "run", "tmp", "root", *directories]:
+    for name in ["bin", "dev", "proc", "sys", "run", "tmp", "var/tmp", "root", *directories]:
         archive.directory(name)
     archive.program(Path("/bin/busybox"), "bin/busybox")
     # Not busybox's shell, which would take its own `ip` before any on the PATH.
@@ -144,6 +159,12 @@ def build(path, kernel, tools, programs, files, directories):
     for to, source in files.items():
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         archive.bytes(to, data)
+    for program, trees in heavy:
+        # Where it looks for its own parts, and on the PATH.
+        archive.program(program, program)
+        archive.link("usr/sbin/clang", program)
+        for tree in trees:
+            archive.tree(tree)
     loaded = []
     for module in modules_in_order(kernel, MODULES):
         to = f"lib/unified/{module.name.removesuffix('.xz')}"

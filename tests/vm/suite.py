@@ -4,12 +4,14 @@ import fnmatch
 import json
 import os
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 CARGO = os.environ.get("CARGO", "cargo")
+CLANG = os.environ.get("CLANG", "clang")
 # What a guest has and the host has not: a drive, the dispatcher, zero-copy; and the way through all of it.
 GUEST = {"dispatcher", "end_to_end", "guest_nvme", "guest_zero_copy"}
 # Emulation is slow, and two guests share the host.
@@ -33,6 +35,8 @@ class Suite:
 
     def __init__(self):
         self.tests, self.programs, self.files = [], {}, {}
+        # A compiler and its headers by the test that alone needs them: 190 MB.
+        self.heavy = {}
         self.target = None
         self.traffic = None
 
@@ -75,11 +79,40 @@ def build():
         name = artifact["target"]["name"]
         if "test" in artifact["target"]["kind"] and name in GUEST:
             add_binary(suite, name, Path(artifact["executable"]))
+    add_installed(suite)
     for script in sorted((HERE / "guest").glob("*.sh")):
         suite.files[f"tests/{script.name}"] = script
         suite.tests.append(Test(script.stem, f"/bin/sh /tests/{script.name}"))
     suite.files["tests/other.bpf.o"] = compile_bpf(suite, HERE / "guest" / "other.bpf.c")
     return suite
+
+
+def add_installed(suite):
+    """The built library, its program and its script, and an unchanged program of the registration interface."""
+    make = ["make", "-s", "-f", "Makefile.full-stack"]
+    program = suite.target / "vm" / "uapi-full-stack"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    selftest = ["selftest", "SRC=tests/capi/uapi-full-stack.c", f"OUT={program}"]
+    for target in [["all"], selftest]:
+        done = subprocess.run([*make, *target], cwd=ROOT, text=True, capture_output=True)
+        if done.returncode != 0:
+            raise Failed(f"make {' '.join(target)}: {done.stdout}{done.stderr}")
+    built = ROOT / "target" / "full-stack"
+    (soname,) = [path for path in (built / "lib").glob("libunified.so.*") if path.suffix[1:].isdigit() and path.is_symlink()]
+    suite.programs[f"usr/lib/{soname.name}"] = soname
+    for name in ["unified-full-stack-test", "unified-traffic"]:
+        suite.programs[f"opt/unified/bin/{name}"] = built / "bin" / name
+    suite.programs["opt/unified/bin/uapi-full-stack"] = program
+    suite.files["opt/unified/run-full-stack-test.sh"] = ROOT / "run-full-stack-test.sh"
+    # What stdbuf puts into the programs that it starts.
+    stdbuf = Path("/usr/libexec/coreutils/libstdbuf.so")
+    suite.files[str(stdbuf)[1:]] = stdbuf
+    suite.files["tests/common"] = HERE / "guest" / "common"
+    # That program calls the compiler when it starts.
+    clang = Path(shutil.which(CLANG)).resolve()
+    machine = f"{os.uname().machine}-linux-gnu"
+    trees = ["linux", "asm-generic", "bpf", f"{machine}/asm"]
+    suite.heavy["registration"] = clang, [Path("/usr/include") / tree for tree in trees]
 
 
 def add_binary(suite, name, executable):
@@ -99,7 +132,6 @@ def compile_bpf(suite, source):
     out = suite.target / "vm" / source.with_suffix(".o").name
     out.parent.mkdir(parents=True, exist_ok=True)
     include = f"/usr/include/{os.uname().machine}-linux-gnu"
-    clang = os.environ.get("CLANG", "clang")
     flags = ["-O2", "-g", "-Wall", "-Werror", "-target", "bpf", f"-I{include}"]
-    subprocess.run([clang, *flags, "-c", source, "-o", out], check=True)
+    subprocess.run([CLANG, *flags, "-c", source, "-o", out], check=True)
     return out

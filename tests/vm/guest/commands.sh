@@ -1,0 +1,46 @@
+# What docs/operations.md shows: the usual commands, on a recorder that runs. What they print is on the console.
+. /tests/common
+
+drive=$(drive plain)
+"$UNIFIED_OUT/bin/unified-full-stack-test" eth0 "/dev/${drive}n1" 0 >"$scratch/recorder" 2>&1 &
+running=$!
+until_said 30 "$scratch/recorder" '^System ready'
+send 500 1024 1000
+until_said 10 "$scratch/recorder" '^Stats: RX=500 '
+
+try() { # NAME COMMAND: what it prints is in $scratch/NAME
+    name=$1
+    shift
+    echo "\$ $*" >/dev/ttyS0
+    "$@" >"$scratch/$name" 2>&1 || fail "$*: exit code $?: $(cat "$scratch/$name")"
+    cat "$scratch/$name" >/dev/ttyS0
+}
+
+try net bpftool net show dev eth0
+says "$scratch/net" 'eth0([0-9]*) driver id [0-9]'
+try progs bpftool prog show
+says "$scratch/progs" 'name unified_xdp' 'name xdp_dispatcher'
+try status xdp-loader status eth0
+says "$scratch/status" 'xdp_dispatcher' '50 *unified_xdp'
+try maps bpftool map show
+says "$scratch/maps" 'name unified_xsks' 'name unified_ports' 'name unified_stats' 'name unified_events'
+try ports bpftool map dump name unified_ports
+try counters bpftool map dump name unified_stats
+# Per-CPU counters: the 500 packets are among them.
+grep -Eq '"?redirected"?:? *[0-9]' "$scratch/counters" || fail "no counter has a name: $(cat "$scratch/counters")"
+sum=$(grep -Eo '"redirected": [0-9]+' "$scratch/counters" | awk '{ n += $2 } END { print n + 0 }')
+[ "$sum" = 500 ] || fail "bpftool counts $sum redirected packets: $(cat "$scratch/counters")"
+try sockets ss -a -A xdp -p -e
+says "$scratch/sockets" 'eth0:q0' 'unified-full-st'
+try link ip -s link show dev eth0
+says "$scratch/link" 'prog/xdp id [0-9]' 'RX: *bytes *packets'
+try list nvme list
+says "$scratch/list" "/dev/${drive}n1" 'plain'
+try identify nvme id-ctrl "/dev/$drive"
+says "$scratch/identify" '^mdts *: 7' '^sn *: plain'
+try io iostat -x "${drive}n1" 1 2
+says "$scratch/io" "^${drive}n1 " 'w/s'
+
+kill -INT $running
+wait $running || fail "exit code $?: $(cat "$scratch/recorder")"
+running=
