@@ -1,6 +1,6 @@
 # An unchanged program of the registration interface, through passthrough. It brings an XDP program of its own,
-# which it compiles here, and binds its socket before it fills the fill ring: virtio_net of kernel 7.2 with
-# zero-copy never looks at that ring again, so its packets come over a veth pair.
+# which it compiles here. virtio_net of kernel 7.2 with zero-copy gives it no packets (docs/kernel-features.md), so
+# they come over a veth pair.
 . /tests/common
 
 node=/dev/$(drive plain)n1
