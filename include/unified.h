@@ -936,6 +936,18 @@ int unified_ctx_info(const unified_ctx *ctx, struct unified_info *info);
 int unified_ctx_stats(const unified_ctx *ctx, struct unified_stats *stats);
 
 /**
+ * Writes all counters as OpenMetrics text (openmetrics.io), labelled with interface, queue and device: what an
+ * HTTP endpoint for Prometheus answers, with the type `application/openmetrics-text; version=1.0.0`. Counters are
+ * named as in unified_stats behind `unified_`; docs/monitoring.md has the list. At most `size` bytes are
+ * written, a zero byte at their end included; `text` may be NULL where `size` is 0. The length of the whole text
+ * without the zero byte, so that a result of `size` or more says that it was cut; or -EINVAL, -EBADF, or what the
+ * kernel said. Any thread, as unified_ctx_stats. Allocates.
+ */
+int unified_stats_render(const unified_ctx *ctx,
+                         char *text,
+                         uint32_t size);
+
+/**
  * Receives one more UDP port from now on. 0, -EINVAL (port 0), -ENOTCONN (no interface). Any thread.
  */
 int unified_port_add(const unified_ctx *ctx,

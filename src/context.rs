@@ -578,6 +578,11 @@ impl Context {
         Ok(stats)
     }
 
+    /// The interface's name, where there is one.
+    pub fn ifname(&self) -> Option<&str> {
+        self.watch.as_ref().map(Watch::name)
+    }
+
     /// Stops receiving: takes the XDP program off, so that packets go to the stack. Control.
     pub fn detach(&self) -> Result<()> {
         self.check_process()?;

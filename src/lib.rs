@@ -35,6 +35,7 @@ pub mod error;
 pub mod frame;
 pub mod log;
 pub mod log_reader;
+pub mod metrics;
 pub mod net;
 pub mod pipeline;
 pub mod record;

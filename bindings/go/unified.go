@@ -182,6 +182,23 @@ func (c *Context) Stats() (Stats, error) {
 	return stats, err
 }
 
+// OpenMetrics renders all counters as text for Prometheus and its like.
+func (c *Context) OpenMetrics() (string, error) {
+	for size := 32768; ; {
+		text := make([]byte, size)
+		length, err := check(func() C.int {
+			return C.unified_stats_render(c.ctx, (*C.char)(unsafe.Pointer(&text[0])), C.uint32_t(size))
+		})
+		if err != nil {
+			return "", err
+		}
+		if length < size {
+			return string(text[:length]), nil
+		}
+		size = length + 1024
+	}
+}
+
 // PortAdd receives one more UDP port.
 func (c *Context) PortAdd(port uint16) error {
 	return done(func() C.int { return C.unified_port_add(c.ctx, C.uint16_t(port)) })

@@ -89,6 +89,9 @@ func TestAFrameGoesToTheDeviceAndBack(t *testing.T) {
 	if stats, err := ctx.Stats(); err != nil || stats.Submitted != 4 || stats.FramesHeld != 0 {
 		t.Fatalf("%+v %v", stats, err)
 	}
+	if text, err := ctx.OpenMetrics(); err != nil || !strings.Contains(text, "unified_submitted_total{") || !strings.Contains(text, "} 4\n") || !strings.HasSuffix(text, "# EOF\n") {
+		t.Fatalf("%s %v", text, err)
+	}
 }
 
 // Goroutines move between threads, and the library's sentence is the thread's.

@@ -156,6 +156,21 @@ function Context:statistics()
     return stats
 end
 
+--- All counters as OpenMetrics text.
+function Context:openmetrics()
+    local size = 32768
+    while true do
+        local text = ffi.new("char[?]", size)
+        local result = lib.unified_stats_render(handle(self), text, size)
+        if result < 0 then
+            return check(result)
+        elseif result < size then
+            return ffi.string(text, result)
+        end
+        size = result + 1024
+    end
+end
+
 function Context:port_add(port)
     return done(lib.unified_port_add(handle(self), port))
 end

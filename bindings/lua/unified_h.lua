@@ -244,6 +244,9 @@ int unified_ctx_create(const struct unified_config *config,
 int unified_ctx_destroy(unified_ctx *ctx);
 int unified_ctx_info(const unified_ctx *ctx, struct unified_info *info);
 int unified_ctx_stats(const unified_ctx *ctx, struct unified_stats *stats);
+int unified_stats_render(const unified_ctx *ctx,
+                         char *text,
+                         uint32_t size);
 int unified_port_add(const unified_ctx *ctx,
                      uint16_t port);
 int unified_port_remove(const unified_ctx *ctx, uint16_t port);

@@ -285,6 +285,7 @@ exports.functions = {
   unified_ctx_destroy: ['int', ['void *']],
   unified_ctx_info: ['int', ['void *', 'void *']],
   unified_ctx_stats: ['int', ['void *', 'void *']],
+  unified_stats_render: ['int', ['void *', 'void *', 'uint32_t']],
   unified_port_add: ['int', ['void *', 'uint16_t']],
   unified_port_remove: ['int', ['void *', 'uint16_t']],
   unified_events_sample: ['int', ['void *', 'uint32_t']],

@@ -43,6 +43,7 @@ async function main() {
   ctx.submitFlush(9);
   assert.strictEqual((await done()).check().userData, 9n);
   const { submitted, frames_held: held } = ctx.statistics();
+  assert.match(ctx.openmetrics(), /unified_submitted_total\{[^}]*\} 6\n/);
   assert.deepStrictEqual([submitted, held], [6, 0]);
   // One who waits is told of the end.
   const last = done();

@@ -231,6 +231,16 @@ class Context {
     return ask('stats', (bytes) => call.ctx_stats(this._open(), bytes));
   }
 
+  /** All counters as OpenMetrics text. */
+  openmetrics() {
+    for (let size = 32768; ;) {
+      const text = Buffer.alloc(size);
+      const length = check(call.stats_render(this._open(), text, size));
+      if (length < size) return text.toString('utf8', 0, length);
+      size = length + 1024;
+    }
+  }
+
   portAdd(port) {
     check(call.port_add(this._open(), port));
   }

@@ -132,7 +132,8 @@ def _load() -> c.CDLL:
     transfer = [p, u32, p, u32, u64, u64, u32]
     prototypes: Dict[str, List[Any]] = {
         "set_log_callback": [p, i, p],
-        "ctx_create": [p, p], "ctx_destroy": [p], "ctx_info": [p, p], "ctx_stats": [p, p], "ctx_device": [p, p, u32],
+        "ctx_create": [p, p], "ctx_destroy": [p], "ctx_info": [p, p], "ctx_stats": [p, p], "stats_render": [p, p, u32],
+        "ctx_device": [p, p, u32],
         "port_add": [p, u16], "port_remove": [p, u16],
         "events_sample": [p, u32], "events": [p, p, u32], "events_fd": [p],
         "frame_alloc": [p, p], "frame_release": [p, u32], "rx_batch": [p, p, u32],
@@ -586,6 +587,13 @@ class Context:
         stats = _stats(size=c.sizeof(_stats))
         _check(_lib.unified_ctx_stats(self._handle(), c.byref(stats)))
         return Statistics(**{f.name: getattr(stats, f.name) for f in dataclasses.fields(Statistics)})
+
+    def openmetrics(self) -> str:
+        """All counters as OpenMetrics text, labelled with interface, queue and device."""
+        text = c.create_string_buffer(32 << 10)
+        while (size := _check(_lib.unified_stats_render(self._handle(), text, len(text)))) >= len(text):
+            text = c.create_string_buffer(2 * size)
+        return text.value.decode()
 
     def port_add(self, port: int) -> None:
         _check(_lib.unified_port_add(self._handle(), _u16(port)))

@@ -1,6 +1,7 @@
 //! Contexts: create, destroy, what they are, what they count, their ports and events.
 
 use std::ffi::{CStr, c_char, c_int};
+use std::ptr;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
@@ -10,6 +11,7 @@ use super::{count, get_sized, guard, null, optional_str, put, put_sized, unified
 use crate::config::{Config, Drive};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::metrics;
 use crate::net::socket::ZeroCopy;
 use crate::net::wire::Event;
 use crate::net::xdp::XdpMode;
@@ -324,6 +326,38 @@ pub unsafe extern "C" fn unified_ctx_stats(
         // SAFETY: the caller's promise.
         unsafe { put_sized(stats, filled, "the statistics")? };
         Ok(0)
+    })
+}
+
+/// Writes all counters as OpenMetrics text (openmetrics.io), labelled with interface, queue and device: what an
+/// HTTP endpoint for Prometheus answers, with the type `application/openmetrics-text; version=1.0.0`. Counters are
+/// named as in unified_stats behind `unified_`; docs/monitoring.md has the list. At most `size` bytes are
+/// written, a zero byte at their end included; `text` may be NULL where `size` is 0. The length of the whole text
+/// without the zero byte, so that a result of `size` or more says that it was cut; or -EINVAL, -EBADF, or what the
+/// kernel said. Any thread, as unified_ctx_stats. Allocates.
+///
+/// # Safety
+/// `ctx` must be a handle; `text` must have `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_stats_render(
+    ctx: *const unified_ctx,
+    text: *mut c_char,
+    size: u32,
+) -> c_int {
+    guard(|| {
+        if text.is_null() && size > 0 {
+            return Err(null("the place for the text"));
+        }
+        let rendered = with(ctx, |_, context| metrics::render(context))?;
+        if size > 0 {
+            let part = rendered.len().min(size as usize - 1);
+            // SAFETY: the caller's promise: `size` bytes, of which part + 1 are written; the text is ours.
+            unsafe {
+                ptr::copy_nonoverlapping(rendered.as_ptr(), text.cast(), part);
+                *text.add(part) = 0;
+            }
+        }
+        Ok(rendered.len() as c_int)
     })
 }
 

@@ -115,6 +115,10 @@ impl Watch {
         self.socket.fd()
     }
 
+    pub fn name(&self) -> &str {
+        &self.link.name
+    }
+
     pub fn state(&self) -> LinkState {
         LinkState {
             up: self.up.load(Ordering::Relaxed),

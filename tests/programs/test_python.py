@@ -1,11 +1,13 @@
 """bindings/python: what the module promises about frames, views, errors, pipelines, logs and asyncio."""
 
 import asyncio
+import dataclasses
 import errno
 import gc
 import ipaddress
 import logging
 import os
+import re
 import sys
 import warnings
 
@@ -122,6 +124,11 @@ def test_commands_without_data(storage):
     assert finished(storage).status == 1
     stats = storage.statistics()
     assert (stats.submitted, stats.completed, stats.errors, stats.frames_held) == (4, 4, 1, 0)
+    # The text has the same numbers, all but those that it groups by a label.
+    text = dict(re.findall(r"^unified_(\w+?)(?:_total)?\{[^}]*\} (\d+)$", storage.openmetrics(), re.M))
+    for name, value in dataclasses.asdict(stats).items():
+        if name not in ("rx_dropped", "rx_ring_full", "redirect_errors") and not name.startswith("frames_"):
+            assert text[name] == str(value), name
 
 
 def test_a_closed_context_says_so_and_closes_once(storage):

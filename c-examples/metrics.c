@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * Records a port with a pipeline, and answers http://127.0.0.1:HTTP_PORT/metrics for Prometheus, all but the pipeline's
+ * own work in one thread. It answers one request after the other, whatever they ask for, and reads nothing else.
+ *
+ *     metrics IFACE DEVICE HTTP_PORT
+ *
+ * Ends with Ctrl-C. Exit code: 0 all that was received is stored; 1 something failed; 2 wrong usage.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <unistd.h>
+#include <unified.h>
+
+/* Room for the text; one that is longer is an error and not cut. */
+#define TEXT (64 << 10)
+
+static int fail(const char *what, const char *why)
+{
+	fprintf(stderr, "%s: %s\n", what, why);
+	return 1;
+}
+
+/* On loopback only: who may read the figures from elsewhere is for a proxy to decide. */
+static int listener(uint16_t port)
+{
+	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(port),
+				       .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), yes = 1;
+
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
+	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 16) < 0)
+		return -1;
+	return fd;
+}
+
+static void answer(int listening, unified_ctx *ctx)
+{
+	static char text[TEXT], request[4096];
+	struct timeval patience = { .tv_sec = 1 };
+	int fd = accept4(listening, NULL, NULL, SOCK_CLOEXEC), length = unified_stats_render(ctx, text, sizeof(text));
+	int good = length >= 0 && length < TEXT;
+
+	if (fd < 0)
+		return;
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+	if (recv(fd, request, sizeof(request), 0) > 0) {
+		const char *body = good ? text : unified_last_error();
+
+		dprintf(fd, "HTTP/1.1 %s\r\nContent-Type: %s; charset=utf-8\r\nContent-Length: %zu\r\nConnection: close\r\n\r\n",
+			good ? "200 OK" : "500 Internal Server Error",
+			good ? "application/openmetrics-text; version=1.0.0" : "text/plain", strlen(body));
+		for (size_t at = 0, all = strlen(body); at < all;) {
+			ssize_t n = send(fd, body + at, all - at, MSG_NOSIGNAL);
+
+			if (n <= 0)
+				break;
+			at += n;
+		}
+	}
+	close(fd);
+}
+
+int main(int argc, char **argv)
+{
+	struct unified_config config = { .size = sizeof(config), .file_size = 1 << 30 };
+	struct unified_pipeline_config pipeline = { .size = sizeof(pipeline), .at_end = UNIFIED_AT_END_WRAP };
+	struct unified_pipeline_status status = { .size = sizeof(status) };
+	struct pollfd waits[2] = { { .events = POLLIN }, { .events = POLLIN } };
+	unified_ctx *ctx;
+	sigset_t signals;
+	int rc;
+
+	if (argc != 4 || atoi(argv[3]) < 1 || atoi(argv[3]) > 65535)
+		return fprintf(stderr, "usage: %s IFACE DEVICE HTTP_PORT\n", argv[0]), 2;
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGINT);
+	sigaddset(&signals, SIGTERM);
+	sigprocmask(SIG_BLOCK, &signals, NULL);
+	/* Writing to a client that is gone is no reason to end. */
+	signal(SIGPIPE, SIG_IGN);
+	waits[0].fd = signalfd(-1, &signals, SFD_CLOEXEC);
+	waits[1].fd = listener(atoi(argv[3]));
+	if (waits[0].fd < 0 || waits[1].fd < 0)
+		return perror("listening"), 1;
+	config.ifname = argv[1];
+	config.device = argv[2];
+	if (unified_ctx_create(&config, &ctx) < 0 || unified_pipeline_start(ctx, &pipeline) < 0)
+		return fail("recording", unified_last_error());
+	printf("Recording %s to %s; http://127.0.0.1:%s/metrics\n", argv[1], argv[2], argv[3]);
+	fflush(stdout);
+	do {
+		poll(waits, 2, -1);
+		if (waits[1].revents)
+			answer(waits[1].fd, ctx);
+	} while (!waits[0].revents);
+	rc = unified_pipeline_stop(ctx, &status);
+	if (rc < 0)
+		fail("stopping", unified_last_error());
+	printf("Stored %" PRIu64 " of %" PRIu64 "\n", status.stored, status.submitted);
+	unified_ctx_destroy(ctx);
+	return rc < 0 || status.stored != status.submitted;
+}

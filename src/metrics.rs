@@ -1,0 +1,288 @@
+//! Statistics as OpenMetrics text, which Prometheus and its like read.
+//!
+//! A metric is `unified_` and the counter's name in `struct unified_stats`, with two exceptions: packets that were
+//! lost are one metric with a label for the cause, and so are frames with their state.
+
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::stats::Statistics;
+
+#[derive(Debug)]
+struct Snapshot(Statistics);
+
+struct Encoder<'a>(DescriptorEncoder<'a>);
+
+impl Encoder<'_> {
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let metric = ConstCounter::new(value);
+        // The name of a unit is written behind the metric's.
+        let (name, unit) = match name.strip_suffix("_bytes") {
+            Some(name) => (name, Some(&Unit::Bytes)),
+            None => (name, None),
+        };
+        let encoder = self
+            .0
+            .encode_descriptor(name, help, unit, metric.metric_type())?;
+        metric.encode(encoder)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let metric = ConstGauge::new(value as i64);
+        let encoder = self
+            .0
+            .encode_descriptor(name, help, None, metric.metric_type())?;
+        metric.encode(encoder)
+    }
+
+    /// One metric with a label that says which.
+    fn family(
+        &mut self,
+        (name, help, label): (&str, &str, &str),
+        values: &[(&str, u64)],
+        counts: bool,
+    ) -> fmt::Result {
+        let kind = match counts {
+            true => ConstCounter::new(0u64).metric_type(),
+            false => ConstGauge::new(0i64).metric_type(),
+        };
+        let mut encoder = self.0.encode_descriptor(name, help, None, kind)?;
+        for (which, value) in values {
+            let labels = [(label, *which)];
+            let labelled = encoder.encode_family(&labels)?;
+            match counts {
+                true => ConstCounter::new(*value).encode(labelled)?,
+                false => ConstGauge::new(*value as i64).encode(labelled)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+        let (s, mut to) = (&self.0, Encoder(encoder));
+        for (name, help, value) in [
+            ("xdp_seen", "Packets that the XDP program saw", s.xdp.seen),
+            (
+                "xdp_passed",
+                "Packets handed on to the kernel's stack",
+                s.xdp.passed,
+            ),
+            (
+                "xdp_redirected",
+                "Packets sent to the AF_XDP socket",
+                s.xdp.redirected,
+            ),
+            (
+                "xdp_matched",
+                "UDP packets to one of the ports",
+                s.xdp.matched,
+            ),
+            (
+                "xdp_no_socket",
+                "Matching packets on a queue without a socket, passed",
+                s.xdp.no_socket,
+            ),
+            (
+                "xdp_malformed",
+                "Matching packets with lengths that cannot be, passed",
+                s.xdp.malformed,
+            ),
+            ("xdp_fragments", "IP fragments, passed", s.xdp.fragments),
+            ("events", "Metadata events written", s.xdp.events),
+            (
+                "events_lost",
+                "Metadata events that found no room",
+                s.xdp.events_lost,
+            ),
+            (
+                "no_metadata",
+                "Packets without a timestamp",
+                s.xdp.no_metadata,
+            ),
+            (
+                "rx_fill_ring_empty",
+                "Times the fill ring was found empty",
+                s.xsk.rx_fill_ring_empty,
+            ),
+            ("received", "Packets handed out", s.received),
+            (
+                "received_bytes",
+                "Bytes of packets handed out",
+                s.received_bytes,
+            ),
+            ("stored", "Packets written with success", s.stored),
+            (
+                "stored_bytes",
+                "Bytes of these writes, padding included",
+                s.stored_bytes,
+            ),
+            ("failed", "Packets whose write failed", s.failed),
+            ("released", "Packets let go unwritten", s.released),
+            ("submitted", "Commands taken by the engine", s.submitted),
+            ("completed", "Commands completed", s.completed),
+            ("errors", "Commands completed with an error", s.errors),
+            ("operations", "Operations given to the device", s.operations),
+            (
+                "sq_full",
+                "Submissions refused because the SQ ring was full",
+                s.sq_full,
+            ),
+            (
+                "bounced",
+                "Commands whose data the library copied",
+                s.bounced,
+            ),
+            (
+                "bounced_bytes",
+                "Bytes that the library copied",
+                s.bounced_bytes,
+            ),
+            (
+                "bytes_written",
+                "Bytes written with success",
+                s.bytes_written,
+            ),
+            ("bytes_read", "Bytes read with success", s.bytes_read),
+            (
+                "misplaced",
+                "Packets not where the headroom should have put them",
+                s.misplaced,
+            ),
+            (
+                "bad_descriptors",
+                "RX descriptors that made no sense",
+                s.bad_descriptors,
+            ),
+            (
+                "link_changes",
+                "Changes of the interface between up and down",
+                s.link.changes,
+            ),
+            (
+                "xdp_changes",
+                "Changes of the XDP program by somebody else",
+                s.link.xdp_changes,
+            ),
+        ] {
+            to.counter(name, help, value)?;
+        }
+        to.family(
+            (
+                "dropped",
+                "Redirected packets that the kernel lost",
+                "cause",
+            ),
+            &[
+                ("no_frame", s.xsk.rx_dropped),
+                ("rx_ring_full", s.xsk.rx_ring_full),
+                ("redirect_errors", s.redirect_errors),
+            ],
+            true,
+        )?;
+        for (name, help, value) in [
+            ("rx_pending", "Packets in the RX ring", s.rx_pending),
+            (
+                "packets_held",
+                "Packets in the program's hands",
+                s.frames.packets_held,
+            ),
+            (
+                "packets_in_flight",
+                "Packets on their way to the device",
+                s.frames.packets_in_flight,
+            ),
+            (
+                "commands_in_flight",
+                "Commands that the device has",
+                s.commands_in_flight(),
+            ),
+            (
+                "link_up",
+                "1: the interface is up and has a carrier",
+                s.link.up.into(),
+            ),
+            (
+                "xdp_attached",
+                "1: the XDP program is where it was put",
+                s.link.xdp_attached.into(),
+            ),
+        ] {
+            to.gauge(name, help, value)?;
+        }
+        to.family(
+            ("frames", "Frames by state", "state"),
+            &[
+                ("free", s.frames.free),
+                ("filled", s.frames.filled),
+                ("held", s.frames.held),
+                ("in_flight", s.frames.in_flight),
+            ],
+            false,
+        )
+    }
+}
+
+/// The statistics of one context, with labels for its interface, queue and device. Ends in "# EOF".
+pub fn render(context: &Context) -> Result<String> {
+    let (info, statistics) = (context.info(), context.statistics()?);
+    let label = |name: &'static str, value: String| (Cow::from(name), Cow::from(value));
+    let labels = [
+        label("interface", context.ifname().unwrap_or_default().into()),
+        label(
+            "queue",
+            info.network.map_or(String::new(), |n| n.queue.to_string()),
+        ),
+        label("device", info.device.clone()),
+    ];
+    let mut registry = Registry::with_prefix_and_labels("unified", labels.into_iter());
+    registry.register_collector(Box::new(Snapshot(statistics)));
+    let mut text = String::new();
+    encode(&mut text, &registry)
+        .map_err(|_| Error::new(libc::EINVAL, "the statistics cannot be written as text"))?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_has_its_own_line() {
+        // Every number another one, so that none can stand in for another.
+        let mut s = Statistics::default();
+        s.xdp.seen = 101;
+        s.xsk.rx_dropped = 102;
+        s.received_bytes = 103;
+        s.frames.in_flight = 104;
+        s.link.up = true;
+        let mut text = String::new();
+        let mut registry = Registry::with_prefix("unified");
+        registry.register_collector(Box::new(Snapshot(s)));
+        encode(&mut text, &registry).unwrap();
+        for line in [
+            "unified_xdp_seen_total 101",
+            "unified_dropped_total{cause=\"no_frame\"} 102",
+            "unified_received_bytes_total 103",
+            "# UNIT unified_received_bytes bytes",
+            "unified_frames{state=\"in_flight\"} 104",
+            "unified_link_up 1",
+            "unified_stored_total 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

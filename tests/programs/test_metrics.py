@@ -1,0 +1,73 @@
+"""OpenMetrics: the text, the example that serves it, and the dashboard that reads it."""
+
+import json
+import re
+import signal
+import socket
+import urllib.request
+
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from conftest import OUT, ROOT, must
+
+
+def parse(text):
+    """{(name, labels but those that all have): value}"""
+    assert text.endswith("# EOF\n")
+    found = {}
+    for family in text_string_to_metric_families(text):
+        assert family.documentation
+        for sample in family.samples:
+            labels = {k: v for k, v in sample.labels.items() if k not in ("interface", "queue", "device")}
+            assert set(sample.labels) - set(labels) == {"interface", "queue", "device"}
+            found[(sample.name, *labels.values())] = (sample.value, sample.labels)
+    return found
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def get(port):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        assert answer.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+        return answer.read().decode()
+
+
+def test_the_example_serves_what_was_counted(network, device, start):
+    port = free_port()
+    running = start(OUT / "bin/metrics", network.near, device, port)
+    running.until("^Recording")
+    with socket.create_connection(("127.0.0.1", port)):
+        # One that says nothing holds nobody up for long.
+        before = parse(get(port))
+    assert before["unified_received_total",][0] == 0
+    network.send(300)
+    after = {}
+    for _ in range(50):
+        after = parse(get(port))
+        if after["unified_stored_total",][0] == 300:
+            break
+    assert after["unified_stored_total",] == (300, {"interface": network.near, "queue": "0", "device": str(device)})
+    assert after["unified_xdp_redirected_total",][0] == after["unified_received_total",][0] == 300
+    assert after["unified_link_up",][0] == after["unified_xdp_attached",][0] == 1
+    frames = [after["unified_frames", state][0] for state in ("free", "filled", "held", "in_flight")]
+    assert sum(frames) == 4096
+    assert sum(after["unified_dropped_total", cause][0] for cause in ("no_frame", "rx_ring_full", "redirect_errors")) == 0
+    running.process.send_signal(signal.SIGINT)
+    assert running.end(10) == 0 and "Stored 300 of 300" in running.text()
+
+
+def test_dashboard_and_document_name_what_there_is(network, device, start):
+    port = free_port()
+    start(OUT / "bin/metrics", network.near, device, port).until("^Recording")
+    names = {name for name, *_ in parse(get(port))}
+    dashboard = json.loads((ROOT / "docs/grafana/dashboard.json").read_text())
+    expressions = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    document = (ROOT / "docs/monitoring.md").read_text()
+    shown, told = (set(re.findall(r"\bunified_[a-z_]+", text)) for text in (expressions, document))
+    assert len(shown) > 10 and shown <= names, shown - names
+    functions = {"unified_stats", "unified_ctx_stats", "unified_stats_render"}
+    assert told - functions == names, told ^ names
