@@ -18,6 +18,13 @@ def test_it_exports_its_functions_and_nothing_else():
     # What -Wl,--wrap calls in programs of the registration interface.
     wraps = {"__wrap_syscall", "__wrap_xsk_umem__create", "__wrap_setrlimit"}
     assert declared | wraps == exported
+    # A release must not lose one of them; whoever adds one writes it down.
+    assert sorted(exported) == (ROOT / "abi/symbols").read_text().split()
+
+
+def test_the_static_library_shows_its_functions_and_nothing_else():
+    lines = must("nm", "-g", "--defined-only", OUT / "lib/libunified.a").splitlines()
+    assert sorted(line.split()[2] for line in lines if len(line.split()) == 3) == (ROOT / "abi/symbols").read_text().split()
 
 
 def test_it_has_a_soname():
@@ -48,6 +55,63 @@ def test_installed_files_serve_a_program_outside(tmp_path):
     assert result.returncode == 2 and "usage" in result.stdout
     must("make", "-s", "-f", "Makefile.full-stack", "uninstall", f"DESTDIR={tmp_path}", "PREFIX=/usr", cwd=ROOT)
     assert not list(tmp_path.glob("usr/lib/libunified*"))
+
+
+CONSUMER = r"""
+#include <stdio.h>
+#include <string.h>
+#include <unified.h>
+#ifdef OWN
+/* What libbpf calls it too, and libxdp's own library is linked beside. */
+#ifdef __cplusplus
+extern "C"
+#endif
+int bpf_object__load(void *object);
+int bpf_object__load(void *object) { return object == NULL; }
+#endif
+int main(void)
+{
+	struct unified_config config;
+	struct unified_completion done;
+	unified_ctx *ctx;
+
+	memset(&config, 0, sizeof(config));
+	config.size = sizeof(config);
+	config.device = "null:1048576";
+	if (unified_ctx_create(&config, &ctx) < 0 || unified_submit_flush(ctx, 7) < 0)
+		return fprintf(stderr, "%s\n", unified_last_error()), 1;
+	while (unified_completions(ctx, &done, 1) == 0)
+		unified_wait(ctx, UNIFIED_WAIT_COMPLETIONS, 1000);
+	printf("%s %d %d\n", unified_version_string(), (int)done.user_data, (int)done.status);
+	return unified_ctx_destroy(ctx);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    root = tmp_path_factory.mktemp("installed")
+    must("make", "-s", "-f", "Makefile.full-stack", "install", f"PREFIX={root}", cwd=ROOT, timeout=600)
+    return root
+
+
+@pytest.mark.parametrize("kind", ["shared", "static", "static beside libbpf"])
+@pytest.mark.parametrize("compiler, standard", [("gcc", "c11"), ("clang", "c11"), ("g++", "c++17"), ("clang++", "c++17")])
+def test_a_consumer_of_the_installed_files(installed, compiler, standard, kind, tmp_path):
+    static = kind != "shared"
+    env = os.environ | {"PKG_CONFIG_PATH": str(installed / "lib/pkgconfig")}
+    flags = must("pkg-config", "--cflags", "--libs", *["--static"] * static, "unified", env=env).split()
+    if static:
+        flags = ["-l:libunified.a" if flag == "-lunified" else flag for flag in flags]
+    if kind.endswith("libbpf"):
+        flags += ["-DOWN", "-lxdp"]
+    source = tmp_path / ("consumer.cc" if "++" in standard else "consumer.c")
+    source.write_text(CONSUMER)
+    must(compiler, f"-std={standard}", "-Wall", "-Wextra", "-Wpedantic", "-Werror", source, "-o", tmp_path / "consumer", *flags)
+    needed = must("readelf", "-d", tmp_path / "consumer")
+    assert ("libunified.so" in needed) == (not static)
+    result = call(tmp_path / "consumer", env=os.environ | {"LD_LIBRARY_PATH": str(installed / "lib")})
+    assert result.returncode == 0 and result.stdout.endswith(" 7 0\n"), result.stdout
 
 
 def test_a_new_build_leaves_the_library_of_running_programs_alone():
