@@ -22,8 +22,17 @@ DRIVES = {
     "nocache": ("", [(64 * MIB, "write-cache=off")]),
     # Every write fails. (QEMU has no write protection of namespaces that Identify would show.)
     "unwritable": ("", [(16 * MIB, "|readonly=on")]),
+    # One block that cannot be written, and a flush that always fails: see FAULTS.
+    "badblock": ("", [(64 * MIB, "")]),
+    "noflush": ("", [(64 * MIB, "")]),
     # Holds a file system: the tests' own directory for files.
     "files": ("", [(96 * MIB, "")]),
+}
+# Below the emulated drive, so that passthrough meets them: rules of QEMU's blkdebug. Sectors have 512 bytes.
+BAD_SECTOR = 4096
+FAULTS = {
+    "badblock": f'[inject-error]\nevent = "write_aio"\niotype = "write"\nerrno = "5"\nsector = "{BAD_SECTOR}"\n',
+    "noflush": '[inject-error]\nevent = "none"\niotype = "flush"\nerrno = "5"\n',
 }
 CHANNELS = ["results", "requests"]
 
@@ -122,12 +131,17 @@ class Guest:
             for number, (size, special) in enumerate(namespaces, 1):
                 name = f"{serial}-{number}"
                 image = self.dir / f"{name}.img"
-                with open(image, "wb") as file:
-                    file.truncate(size)
+                with open(image, "wb") as made:
+                    made.truncate(size)
                 if serial == "files":
                     subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
                 space = [f"nvme-ns,drive={name},bus={serial},nsid={number}"]
-                drive = [f"file={image},if=none,id={name},format=raw,discard=unmap"]
+                file = image
+                if serial in FAULTS:
+                    rules = self.dir / f"{name}.rules"
+                    rules.write_text(FAULTS[serial])
+                    file = f"blkdebug:{rules}:{image}"
+                drive = [f"file={file},if=none,id={name},format=raw,discard=unmap"]
                 ours, _, image_options = special.partition("|")
                 options += ["-drive", ",".join(drive + [image_options] * bool(image_options))]
                 options += ["-device", ",".join(space + [ours] * bool(ours))]

@@ -1,0 +1,26 @@
+# Every flush of the drive fails: what was stored is not called durable.
+. /tests/common
+
+drive=$(drive noflush)
+"$UNIFIED_OUT/bin/unified-full-stack-test" eth0 "/dev/${drive}n1" 0 >"$scratch/recorder" 2>&1 &
+running=$!
+until_said 30 "$scratch/recorder" '^System ready'
+send 500 1024 1000
+until_said 10 "$scratch/recorder" '^Stats: RX=500 .*Stored=500 .*Errors=0'
+kill -INT $running
+wait $running && fail "exit code 0: $(cat "$scratch/recorder")"
+running=
+says "$scratch/recorder" 'The flush at the end failed: what was stored may not be durable' '^  Books: balanced'
+
+# A log, with a flush every 20 ms: none of its records is ever durable.
+"$UNIFIED_OUT/bin/recorder" record eth0 "/dev/${drive}n1" 500 >"$scratch/log" 2>&1 &
+running=$!
+until_said 30 "$scratch/log" '^Recording from sequence number'
+send 500 1024 1000
+sleep 1
+kill -0 $running || fail "it took them for durable: $(cat "$scratch/log")"
+kill -INT $running
+wait $running && fail "exit code 0: $(cat "$scratch/log")"
+running=
+cat "$scratch/log" >/dev/ttyS0
+says "$scratch/log" '^500 recorded, 0 failed, 0 durable'
