@@ -52,13 +52,15 @@ class Sender(threading.Thread):
     """Answers the guest's requests on its channel, one line each.
 
     "send COUNT SIZE RATE PORT FIRST" sends that many payloads and answers "sent N" or "error WHY".
+    "throttle DRIVE IOPS" lets that namespace do so many operations a second (0: any number), and answers "throttled".
     """
 
     REQUEST = re.compile(r"send (\d+) (\d+(?:-\d+)?) (\d+) (\d+) (\d+)$")
+    THROTTLE = re.compile(r"throttle (\w+-\d+) (\d+)$")
 
-    def __init__(self, channel, namespace, traffic):
+    def __init__(self, channel, namespace, traffic, qmp):
         super().__init__(daemon=True)
-        self.channel, self.namespace, self.traffic = channel, namespace, traffic
+        self.channel, self.namespace, self.traffic, self.qmp = channel, namespace, traffic, qmp
 
     def run(self):
         with self.channel.makefile("rw", encoding="ascii", newline="\n") as lines:
@@ -71,6 +73,10 @@ class Sender(threading.Thread):
                 pass
 
     def answer(self, line):
+        if asked := self.THROTTLE.match(line):
+            others = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0)
+            self.qmp.execute("block_set_io_throttle", device=asked[1], iops=int(asked[2]), **others)
+            return "throttled"
         asked = self.REQUEST.match(line)
         if not asked:
             return f"error not a request: {line}"
