@@ -6,9 +6,7 @@ drive=$(drive plain)
 account=/sys/block/${drive}n1/queue/iostats_passthrough
 [ ! -e "$account" ] || echo 1 >"$account"
 written=$(awk '{ print $5 }' "/sys/block/${drive}n1/stat")
-"$UNIFIED_OUT/bin/unified-full-stack-test" eth0 "/dev/${drive}n1" 0 >"$scratch/recorder" 2>&1 &
-running=$!
-until_said 30 "$scratch/recorder" '^System ready'
+record "/dev/${drive}n1"
 send 500 1024 1000
 until_said 10 "$scratch/recorder" '^Stats: RX=500 '
 
@@ -53,6 +51,4 @@ else
     [ $written = 0 ] || fail "iostat's counters show $written writes, which docs/operations.md denies"
 fi
 
-kill -INT $running
-wait $running || fail "exit code $?: $(cat "$scratch/recorder")"
-running=
+finished fine

@@ -2,14 +2,10 @@
 . /tests/common
 
 drive=$(drive noflush)
-"$UNIFIED_OUT/bin/unified-full-stack-test" eth0 "/dev/${drive}n1" 0 >"$scratch/recorder" 2>&1 &
-running=$!
-until_said 30 "$scratch/recorder" '^System ready'
+record "/dev/${drive}n1"
 send 500 1024 1000
 until_said 10 "$scratch/recorder" '^Stats: RX=500 .*Stored=500 .*Errors=0'
-kill -INT $running
-wait $running && fail "exit code 0: $(cat "$scratch/recorder")"
-running=
+finished failed
 says "$scratch/recorder" 'The flush at the end failed: what was stored may not be durable' '^  Books: balanced'
 
 # A log, with a flush every 20 ms: none of its records is ever durable.

@@ -20,8 +20,9 @@ wait $running
 code=$?
 running=
 cat "$scratch/out" >/dev/ttyS0
-number() { awk -v name="  $1:" 'index($0, name) == 1 { print $NF; exit }' "$scratch/out"; }
-received=$(number 'Packets received') stored=$(number 'Packets stored') errors=$(number Errors)
+received=$(final "$scratch/out" 'Packets received')
+stored=$(final "$scratch/out" 'Packets stored')
+errors=$(final "$scratch/out" Errors)
 [ "$stored" -gt 1000 ] && [ $((stored + errors)) = "$received" ] ||
     fail "received $received, stored $stored, errors $errors: $(cat "$scratch/out")"
 # A write that failed is an error of the program; none failed: everything is fine.

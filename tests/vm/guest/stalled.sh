@@ -4,9 +4,7 @@
 
 drive=$(drive mdts64)
 dd if=/dev/zero of="/dev/${drive}n1" bs=1M conv=fsync 2>/dev/null
-"$UNIFIED_OUT/bin/unified-full-stack-test" eth0 "/dev/${drive}n1" 0 >"$scratch/recorder" 2>&1 &
-running=$!
-until_said 30 "$scratch/recorder" '^System ready'
+record "/dev/${drive}n1"
 send 1000 1024 2000
 until_said 10 "$scratch/recorder" '^Stats: RX=1000 .*Stored=1000 '
 ask "throttle mdts64-1 1" throttled
@@ -20,12 +18,9 @@ sleep 3
 before=$(sed -n 's/^Stats: RX=\([0-9]*\).*/\1/p' "$scratch/recorder" | tail -n 1)
 ask "send 500 1024 1000 9999 7000" "sent 500"
 until_said 10 "$scratch/recorder" "^Stats: RX=$((before + 500)) .*Stored=$((before + 500)) "
-kill -INT $running
-wait $running || fail "exit code $?: $(cat "$scratch/recorder")"
-running=
-cat "$scratch/recorder" >/dev/ttyS0
-number() { awk -v name="  $1:" 'index($0, name) == 1 { print $NF; exit }' "$scratch/recorder"; }
-received=$(number 'Packets received') stored=$(number 'Packets stored')
+finished fine
+received=$(final "$scratch/recorder" 'Packets received')
+stored=$(final "$scratch/recorder" 'Packets stored')
 dropped=$(sed -n 's/^  Dropped: \([0-9]*\) .*/\1/p' "$scratch/recorder")
 redirected=$(sed -n 's/^  Packets seen .*redirected: \([0-9]*\).*/\1/p' "$scratch/recorder")
 says "$scratch/recorder" '^  Errors: 0$' '^  Books: balanced'
