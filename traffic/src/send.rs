@@ -51,6 +51,7 @@ pub fn run(options: &Options) -> Result<()> {
     let until = options.duration.map(Duration::from_secs);
     let start = Instant::now();
     let (mut sent, mut bytes) = (0u64, 0u64);
+    let mut not_before = Duration::ZERO;
     while sent < count {
         let elapsed = start.elapsed();
         if until.is_some_and(|until| elapsed >= until) {
@@ -58,7 +59,8 @@ pub fn run(options: &Options) -> Result<()> {
         }
         let mut batch = (count - sent).min(BATCH as u64);
         if options.rate > 0 {
-            // What is due by now; behind a stall no more than a batch is made up for at once.
+            // What is due by now. What a stall held back is made up for at twice the rate, no faster: a
+            // rate is also how close packets may follow one another.
             let due = (elapsed.as_secs_f64() * options.rate as f64) as u64 + 1;
             batch = batch.min(due.saturating_sub(sent));
             if batch == 0 {
@@ -66,6 +68,9 @@ pub fn run(options: &Options) -> Result<()> {
                 sleep(next.saturating_sub(elapsed).min(Duration::from_millis(20)));
                 continue;
             }
+            sleep(not_before.saturating_sub(elapsed));
+            not_before =
+                start.elapsed() + Duration::from_secs_f64(batch as f64 / options.rate as f64 / 2.0);
         }
         let batch = batch as usize;
         let mut slices = Vec::with_capacity(batch);
