@@ -148,3 +148,51 @@ fn another_program_is_there_first_and_goes() {
     is(ifname, &[]);
     no_pins();
 }
+
+/// Somebody unloads the library's program, alone or with all others: that is reported, nothing is put back,
+/// and at the end nothing of somebody else's is touched.
+#[test]
+fn somebody_unloads_ours() {
+    let Some(object) = other("somebody_unloads_ours") else {
+        return;
+    };
+    for all in [false, true] {
+        let veth = Veth::new();
+        let ifname = veth.host.as_str();
+        let context = open(&veth);
+        loader(&["load", "-m", "native", ifname, &object]);
+        receives(&veth, &context);
+        let link = context.statistics().unwrap().link;
+        assert_eq!(
+            (link.xdp_attached, link.xdp_changes),
+            (true, 0),
+            "beside ours"
+        );
+        if all {
+            loader(&["unload", ifname, "--all"]);
+        } else {
+            loader(&["unload", ifname, "--id", &id_of(ifname, OURS)]);
+        }
+        let left: &[(u32, &str)] = if all { &[] } else { &[(70, OTHER)] };
+        let start = Instant::now();
+        while context.statistics().unwrap().link.xdp_attached {
+            assert!(start.elapsed() < Duration::from_secs(5), "not noticed");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(context.statistics().unwrap().link.xdp_changes, 1);
+        std::thread::sleep(Duration::from_secs(1));
+        is(ifname, left);
+        drop(context);
+        is(ifname, left);
+        if !all {
+            loader(&["unload", ifname, "--all"]);
+        }
+        // And again from the beginning.
+        let context = open(&veth);
+        is(ifname, &[(50, OURS)]);
+        receives(&veth, &context);
+        drop(context);
+        is(ifname, &[]);
+        no_pins();
+    }
+}

@@ -30,6 +30,8 @@ DRIVES = {
 }
 # Below the emulated drive, so that passthrough meets them: rules of QEMU's blkdebug. Sectors have 512 bytes.
 BAD_SECTOR = 4096
+# Drives of the guest that loses its power (power_cut.py), the one for its recorder.
+CUT = {"cut": ("", [(20 * MIB, "")])}
 FAULTS = {
     "badblock": f'[inject-error]\nevent = "write_aio"\niotype = "write"\nerrno = "5"\nsector = "{BAD_SECTOR}"\n',
     "noflush": '[inject-error]\nevent = "none"\niotype = "flush"\nerrno = "5"\n',
@@ -99,8 +101,9 @@ def connect(path, patience=10.0):
 class Guest:
     """One guest, from start to end. Use it as a context: nothing of it is left behind."""
 
-    def __init__(self, kernel, initramfs, directory, namespace, console=None):
+    def __init__(self, kernel, initramfs, directory, namespace, console=None, drives=DRIVES):
         """The console goes to a file, or, without one, a shell on it to this terminal."""
+        self.kinds = drives
         self.kernel, self.initramfs, self.dir = kernel, initramfs, Path(directory)
         self.namespace, self.console = namespace, console
         self.shell = console is None
@@ -125,7 +128,7 @@ class Guest:
 
     def drives(self):
         options = []
-        for serial, (controller, namespaces) in DRIVES.items():
+        for serial, (controller, namespaces) in self.kinds.items():
             extra = f",{controller}" if controller else ""
             options += ["-device", f"nvme,id={serial},serial={serial}{extra}"]
             for number, (size, special) in enumerate(namespaces, 1):
@@ -137,6 +140,13 @@ class Guest:
                     subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
                 space = [f"nvme-ns,drive={name},bus={serial},nsid={number}"]
                 file = image
+                if serial in CUT:
+                    # Every write and flush in its order, in the format of dm-log-writes.
+                    log = self.dir / f"{name}.log"
+                    log.touch()
+                    node = f"driver=blklogwrites,node-name={name},log-sector-size=512,file.driver=file,file.filename={image}"
+                    options += ["-blockdev", f"{node},log.driver=file,log.filename={log}", "-device", space[0]]
+                    continue
                 if serial in FAULTS:
                     rules = self.dir / f"{name}.rules"
                     rules.write_text(FAULTS[serial])

@@ -61,16 +61,17 @@ class Sender(threading.Thread):
     def __init__(self, channel, namespace, traffic, qmp):
         super().__init__(daemon=True)
         self.channel, self.namespace, self.traffic, self.qmp = channel, namespace, traffic, qmp
+        self.sending = threading.Event()
 
     def run(self):
-        with self.channel.makefile("rw", encoding="ascii", newline="\n") as lines:
-            try:
+        try:
+            with self.channel.makefile("rw", encoding="ascii", newline="\n") as lines:
                 for line in lines:
                     lines.write(self.answer(line.strip()) + "\n")
                     lines.flush()
-            except OSError:
-                # The guest is gone.
-                pass
+        except OSError:
+            # The guest is gone.
+            pass
 
     def answer(self, line):
         if asked := self.THROTTLE.match(line):
@@ -83,6 +84,7 @@ class Sender(threading.Thread):
         count, size, rate, port, first = asked.groups()
         if not 0 < int(count) <= MOST_PACKETS:
             return f"error {count} packets: 1 to {MOST_PACKETS} are sent"
+        self.sending.set()
         done = subprocess.run(
             self.namespace.command(
                 *(self.traffic, "send", "--to", f"{GUEST_ADDRESS}:{port}", "--size", size),

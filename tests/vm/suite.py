@@ -39,15 +39,18 @@ class Suite:
         self.heavy = {}
         self.target = None
         self.traffic = None
+        # A test that has a guest for itself, and its program, half of which runs here.
+        self.power_cut = None
 
     def select(self, patterns):
+        tests = [*self.tests, self.power_cut]
         if not patterns:
-            return self.tests
+            return tests
         chosen = []
         for pattern in patterns:
             hits = [
                 test
-                for test in self.tests
+                for test in tests
                 if fnmatch.fnmatchcase(test.name, pattern) or test.name.startswith(pattern + "::")
             ]
             if not hits:
@@ -79,10 +82,13 @@ def build():
         name = artifact["target"]["name"]
         if "test" in artifact["target"]["kind"] and name in GUEST:
             add_binary(suite, name, Path(artifact["executable"]))
+        if name == "power_cut":
+            suite.programs["tests/power_cut"] = Path(artifact["executable"])
     add_installed(suite)
     for script in sorted((HERE / "guest").glob("*.sh")):
         suite.files[f"tests/{script.name}"] = script
         suite.tests.append(Test(script.stem, f"/bin/sh /tests/{script.name}"))
+    suite.power_cut = Test("power_cut", "/tests/power_cut --exact records_until_the_power_is_cut --nocapture")
     suite.files["tests/other.bpf.o"] = compile_bpf(suite, HERE / "guest" / "other.bpf.c")
     return suite
 
