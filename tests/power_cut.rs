@@ -100,7 +100,7 @@ enum Entry {
 fn read_log(path: &str) -> Vec<Entry> {
     let bytes = std::fs::read(path).unwrap();
     let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
-    assert_eq!(word(0), 0x6a73_6677_7368_72, "not a log of writes");
+    assert_eq!(word(0), 0x006a_7366_7773_6872, "not a log of writes");
     assert_eq!(
         (word(8), word(24) as u32 as usize),
         (1, SECTOR),
