@@ -68,7 +68,7 @@ class Network:
 
     def program(self) -> bool:
         """Whether an XDP program is on the near end."""
-        return "xdp" in must("ip", "link", "show", self.near).split("\n")[0]
+        return "prog/xdp" in must("ip", "link", "show", self.near)
 
     def close(self):
         call("ip", "link", "del", self.near)
