@@ -141,6 +141,11 @@ typedef struct unified_log unified_log; /* A log being read: opaque. */
 #define UNIFIED_COMPLETION_BOUNCED 4
 
 /**
+ * unified_completion.flags: the device failed the write, and it is in the spill (unified_config.spill).
+ */
+#define UNIFIED_COMPLETION_SPILLED 8
+
+/**
  * unified_pipeline_config.layout: payloads, padded to blocks.
  */
 #define UNIFIED_LAYOUT_PAYLOAD 0
@@ -325,6 +330,12 @@ struct unified_config {
    * with O_DIRECT or without. `device` may be NULL and only names it.
    */
   int32_t device_fd;
+  /**
+   * Where writes go that the device failed after all retries: a regular file, made where there is none, or a
+   * block device at least as long; at the same address, padded as for the device. They complete with
+   * success and UNIFIED_COMPLETION_SPILLED, and a flush covers them. NULL: nowhere.
+   */
+  const char *spill;
 };
 
 /**
@@ -539,6 +550,12 @@ struct unified_stats {
    * Times that somebody else changed the XDP program on the interface.
    */
   uint64_t xdp_changes;
+  /**
+   * Writes that the device failed and the spill took, and their bytes. They are `stored`, and not in `errors`
+   * and `bytes_written`.
+   */
+  uint64_t spilled;
+  uint64_t spilled_bytes;
 };
 
 /**
@@ -1204,6 +1221,14 @@ int unified_log_open(const char *path,
  * already.
  */
 int unified_log_close(struct unified_log *log);
+
+/**
+ * Looks for records that the device does not have in the file or block device that the recorder spilled to
+ * (unified_config.spill). Before the first unified_log_next; the log stands at its oldest record again. 0, -EINVAL
+ * for NULL, -EBADF, -ENOENT, -EACCES (the path), -EIO.
+ */
+int unified_log_add_spill(const struct unified_log *log,
+                          const char *path);
 
 /**
  * The next thing in the log: 1 and `*record` filled in (set its size first), or 0 at the end. With

@@ -61,6 +61,8 @@ pub struct Config {
     pub bounce: bool,
     /// What the engine does about errors that may be gone a moment later.
     pub retry: Retry,
+    /// Where writes go that the device failed: a regular file (made where there is none) or a block device.
+    pub spill: Option<String>,
     /// For those who may not attach programs: the map of AF_XDP sockets of a program that somebody attached to
     /// the interface. None is attached then. A descriptor of the caller's, which may be closed afterwards.
     pub xsk_map: Option<RawFd>,
@@ -94,6 +96,7 @@ impl Default for Config {
             huge_pages: false,
             bounce: true,
             retry: Retry::default(),
+            spill: None,
             xsk_map: None,
             xsk: None,
             first_index: 0,

@@ -28,7 +28,8 @@ use crate::ring::{Consumer, Producer};
 use crate::stats::{FateStats, RxStats, Statistics};
 use crate::storage::device::{Device, Kind, Limits};
 use crate::storage::engine::{Engine, EngineConfig, EngineThread, Shore, bounce_bytes};
-use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, UnifiedCqe, UnifiedSqe};
+use crate::storage::spill::Spill;
+use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_SPILLED, UnifiedCqe, UnifiedSqe};
 use crate::sys::bpf::Mode;
 use crate::sys::event::Doorbell;
 use crate::sys::fork::Mark;
@@ -41,6 +42,8 @@ use crate::sys::xsk::XskSetup;
 #[derive(Debug, Clone)]
 pub struct Info {
     pub device: String,
+    /// Where the writes are that the device failed.
+    pub spill: Option<String>,
     pub kind: Kind,
     pub limits: Limits,
     pub writable: bool,
@@ -82,6 +85,8 @@ pub struct Completion {
     pub dnr: bool,
     /// The library copied the data.
     pub bounced: bool,
+    /// The device failed it, and it is in the spill.
+    pub spilled: bool,
     /// Bytes moved.
     pub len: u32,
     /// The frame, where the caller has it back.
@@ -185,6 +190,9 @@ impl Context {
         let mut device = Device::open(&config.device)?;
         let made = device.made.take();
         let device_limits = device.limits;
+        if let Some(path) = &config.spill {
+            device.spill = Some(Spill::open(path, &device, config.device.force)?);
+        }
         let bounce_len = bounce_bytes(&device_limits, config.depth());
         let umem = if link.is_some() {
             layout.buffers_len
@@ -246,6 +254,7 @@ impl Context {
         Ok(Context {
             info: Info {
                 device: path,
+                spill: config.spill.clone(),
                 kind,
                 limits: device_limits,
                 writable,
@@ -492,6 +501,7 @@ impl Context {
             status: cqe.status as u16,
             dnr: cqe.flags & CQE_DNR != 0,
             bounced: cqe.flags & CQE_BOUNCED != 0,
+            spilled: cqe.flags & CQE_SPILLED != 0,
             len: cqe.len,
             frame: None,
         };

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::record::{Flaw, Header, SUPER_SLOTS, Superblock};
-use crate::recorder::{HOLE, find_end, newest_superblock};
+use crate::recorder::{HOLE, find_end, mend, newest_superblock};
 
 /// Bytes read at once.
 const BATCH_BYTES: usize = 256 << 10;
@@ -79,6 +79,8 @@ pub struct LogReader {
     /// Since when the next slot is found empty, by a follower.
     waiting: Option<Instant>,
     tally: Tally,
+    /// Where records are that the device failed, at the same address.
+    spill: Option<File>,
 }
 
 impl LogReader {
@@ -109,12 +111,28 @@ impl LogReader {
             next: 0,
             waiting: None,
             tally: Tally::default(),
+            spill: None,
             name,
         };
         reader.aligned = reader.buffer.as_ptr().align_offset(ALIGN);
         reader.superblock = reader.find_superblock()?;
         reader.next = reader.oldest()?;
         Ok(reader)
+    }
+
+    /// Records that the device does not have are looked for in the spill of the recorder that wrote the log.
+    /// `ENOENT`, `EACCES` (the path).
+    pub fn add_spill(&mut self, path: &Path) -> Result<()> {
+        let file = File::open(path).map_err(|e| {
+            Error::os(
+                &e,
+                format_args!("opening '{}', the spill of '{}'", path.display(), self.name),
+            )
+        })?;
+        self.spill = Some(file);
+        self.loaded = (0, 0);
+        self.next = self.oldest()?;
+        Ok(())
     }
 
     /// The second copy is one slot behind the first, and a slot is as long as the first says, or else the
@@ -173,9 +191,35 @@ impl LogReader {
         let to_edge = self.superblock.slots - sequence % self.superblock.slots;
         let count = most.min(to_edge);
         let offset = self.superblock.offset_of(sequence);
-        let got = self.pread(offset, count as usize * self.slot_size())?;
+        let len = count as usize * self.slot_size();
+        let got = match self.pread(offset, len) {
+            // Blocks that cannot be read either: the others can.
+            Err(_) if self.spill.is_some() => self.read_one_by_one(offset, count as usize),
+            result => result?,
+        };
         self.loaded = (sequence, (got / self.slot_size()) as u64);
-        Ok(())
+        let Some(spill) = &self.spill else {
+            return Ok(());
+        };
+        let slots = self.buffer[self.aligned..self.aligned + got]
+            .chunks_exact_mut(self.superblock.slot_size as usize);
+        mend(spill, &self.superblock, sequence, slots)
+    }
+
+    fn read_one_by_one(&mut self, offset: u64, count: usize) -> usize {
+        let size = self.slot_size();
+        for i in 0..count {
+            let at = self.aligned + i * size;
+            let slot = &mut self.buffer[at..at + size];
+            if self
+                .file
+                .read_exact_at(slot, offset + (i * size) as u64)
+                .is_err()
+            {
+                slot.fill(0);
+            }
+        }
+        count * size
     }
 
     fn slot(&self, sequence: u64) -> &[u8] {

@@ -157,6 +157,16 @@ impl Collector for Snapshot {
             ),
             ("bytes_read", "Bytes read with success", s.bytes_read),
             (
+                "spilled",
+                "Writes that the device failed and the spill took",
+                s.spilled,
+            ),
+            (
+                "spilled_bytes",
+                "Bytes that the spill took",
+                s.spilled_bytes,
+            ),
+            (
                 "misplaced",
                 "Packets not where the headroom should have put them",
                 s.misplaced,

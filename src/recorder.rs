@@ -4,7 +4,10 @@
 #![forbid(unsafe_code)]
 
 use std::collections::hash_map::RandomState;
+use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::context::{Completion, Context};
@@ -96,8 +99,26 @@ impl Recorder {
             (Some(old), Existing::Continue) => {
                 recorder.check_same(&old, &info.device)?;
                 recorder.superblock = Superblock { wraps, ..old };
-                recorder.next = find_end(&recorder.superblock, |sequence, count| {
-                    disk.read(recorder.superblock.lba_of(sequence), count)
+                let log = recorder.superblock;
+                let spill = info
+                    .spill
+                    .as_deref()
+                    .map(File::open)
+                    .transpose()
+                    .map_err(|e| {
+                        Error::os(&e, format_args!("reading the spill of '{}'", info.device))
+                    })?;
+                recorder.next = find_end(&log, |sequence, count| {
+                    let mut slots = disk.read(log.lba_of(sequence), count)?;
+                    if let Some(spill) = &spill {
+                        mend(
+                            spill,
+                            &log,
+                            sequence,
+                            slots.iter_mut().map(Vec::as_mut_slice),
+                        )?;
+                    }
+                    Ok(slots)
                 })?;
                 recorder.checkpointed = recorder.next;
                 recorder.superblock.next_sequence = recorder.next;
@@ -258,6 +279,31 @@ pub fn newest_superblock<'a>(copies: impl Iterator<Item = &'a [u8]>) -> Option<S
         .max_by_key(|superblock| superblock.generation)
 }
 
+/// Takes from the spill the records from `first` on that are not in the slots of the device.
+pub fn mend<'a>(
+    spill: &File,
+    log: &Superblock,
+    first: u64,
+    slots: impl Iterator<Item = &'a mut [u8]>,
+) -> Result<()> {
+    let mut other = vec![0; log.slot_size as usize];
+    for (sequence, slot) in (first..).zip(slots) {
+        let is_it = |slot: &[u8]| {
+            Header::read(slot, log.log_id).is_ok_and(|header| header.sequence == sequence)
+        };
+        if is_it(slot) {
+            continue;
+        }
+        match spill.read_exact_at(&mut other, log.offset_of(sequence)) {
+            Ok(()) if is_it(&other) => slot.copy_from_slice(&other),
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {}
+            Err(e) => return Err(Error::os(&e, "reading the spill")),
+        }
+    }
+    Ok(())
+}
+
 /// The sequence number behind the newest record. `read` gives that many slots from a record's slot on; it
 /// is never asked to go past the last slot, and may give fewer, but one at least.
 pub fn find_end(
@@ -320,7 +366,8 @@ impl Disk<'_> {
                 .wait(WAIT_COMPLETIONS, Some(Duration::from_millis(100)))?;
             let got = self.context.completions(&mut done)?;
             for completion in &done[..got] {
-                if completion.status != 0 {
+                // A log whose superblock is not on its device would not be found again.
+                if completion.status != 0 || completion.spilled {
                     result = Err(Error::new(
                         libc::EIO,
                         format!(

@@ -42,6 +42,9 @@ pub struct EngineStats {
     pub bounced_bytes: Counter,
     pub bytes_written: Counter,
     pub bytes_read: Counter,
+    /// Writes that the device failed and the spill took; not in `errors` and `bytes_written`.
+    pub spilled: Counter,
+    pub spilled_bytes: Counter,
     /// Turns that found nothing to do and slept.
     pub sleeps: Counter,
 }
@@ -102,6 +105,8 @@ pub struct Statistics {
     pub bounced_bytes: u64,
     pub bytes_written: u64,
     pub bytes_read: u64,
+    pub spilled: u64,
+    pub spilled_bytes: u64,
     pub sleeps: u64,
     pub frames: Census,
     pub link: LinkState,
@@ -127,6 +132,8 @@ impl Statistics {
         self.bounced_bytes = engine.bounced_bytes.get();
         self.bytes_written = engine.bytes_written.get();
         self.bytes_read = engine.bytes_read.get();
+        self.spilled = engine.spilled.get();
+        self.spilled_bytes = engine.spilled_bytes.get();
         self.sleeps = engine.sleeps.get();
         self.frames = frames;
         let known = self.xsk.rx_dropped + self.xsk.rx_ring_full + self.received + self.rx_pending;

@@ -144,6 +144,7 @@ impl Wish {
             xsk_map_fd: 0,
             xsk_fd: 0,
             device_fd: 0,
+            spill: std::ptr::null(),
         };
         let mut wish = Wish {
             ifname: None,

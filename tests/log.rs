@@ -1,6 +1,7 @@
 //! The slot layout over a veth pair: recorded by the pipeline, read back, gone on with, killed.
 
 mod common;
+mod store;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::{Scratch, Veth, is_root, payload};
+use store::{LoopDevice, can_loop, run};
 use unified::config::{Config, Drive};
 use unified::context::Context;
 use unified::log_reader::{Item, LogReader};
@@ -53,7 +55,10 @@ fn finish(pipeline: Pipeline, packets: u64) -> PipelineStatus {
 
 /// Every record with its sequence number and payload; and no gap.
 fn read_all(path: &str) -> Vec<(u64, Vec<u8>)> {
-    let mut reader = LogReader::open(Path::new(path), 0).unwrap();
+    read_through(LogReader::open(Path::new(path), 0).unwrap())
+}
+
+fn read_through(mut reader: LogReader) -> Vec<(u64, Vec<u8>)> {
     let mut all = Vec::new();
     while let Some(item) = reader.next_item().unwrap() {
         let Item::Record { header, packet } = item else {
@@ -352,4 +357,61 @@ fn killed_at_any_moment_it_loses_nothing_that_was_completed() {
         end > u64::from(rounds) * 100,
         "hardly anything was recorded: {end}"
     );
+}
+
+/// A block device of which all but the beginning is lost for a while: what it failed is in the spill, is read
+/// back with the others, and a recorder that comes later goes on behind it.
+#[test]
+fn what_the_device_fails_is_spilled_read_back_and_gone_on_with() {
+    if !can_loop("what_the_device_fails_is_spilled_read_back_and_gone_on_with") {
+        return;
+    }
+    const SLOTS: u64 = 400;
+    const LENGTH: u64 = (SLOTS + 2) * FRAME;
+    let veth = Veth::new();
+    let device = LoopDevice::new(LENGTH, 512);
+    let spill = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "spill");
+    let resize = |length| {
+        let backing = std::fs::File::options().write(true).open(&device.backing.0);
+        backing.unwrap().set_len(length).unwrap();
+        run("losetup", &["--set-capacity", &device.node]);
+    };
+    let mut config = config(&veth.host, &device.node, SLOTS, Drive::Thread);
+    config.spill = Some(device.node.clone());
+    assert_eq!(Context::open(&config).err().unwrap().errno(), libc::EINVAL);
+    config.spill = Some(spill.path().into());
+    let sent = payloads(0, 300);
+    for (first, spilled) in [(0, 50), (150, 0)] {
+        let context = Arc::new(Context::open(&config).unwrap());
+        let pipeline = Pipeline::start(context.clone(), slots()).unwrap();
+        assert_eq!(pipeline.status().first_sequence, first as u64);
+        if spilled > 0 {
+            // Two superblocks and a hundred records.
+            resize(102 * FRAME);
+        }
+        let part = sent[first..first + 150].to_vec();
+        veth.send(9999, part, 5000).join().unwrap();
+        let status = finish(pipeline, 150);
+        assert_eq!((status.stored, status.failed, status.error), (150, 0, 0));
+        let stats = context.statistics().unwrap();
+        common::check_sums(&stats, 4096);
+        assert_eq!((stats.spilled, stats.errors), (spilled, 0));
+        assert_eq!(stats.spilled_bytes, spilled * FRAME);
+        drop(context);
+        resize(LENGTH);
+    }
+    let path = Path::new(&device.node);
+    let mut reader = LogReader::open(path, 0).unwrap();
+    reader.add_spill(Path::new(spill.path())).unwrap();
+    let found = read_through(reader);
+    assert_eq!(found.len(), sent.len());
+    for (i, (sequence, bytes)) in found.iter().enumerate() {
+        assert_eq!(*sequence, i as u64);
+        assert!(*bytes == sent[i], "record {i}");
+    }
+    let mut without = LogReader::open(path, 0).unwrap();
+    while without.next_item().unwrap().is_some() {}
+    let tally = without.tally();
+    assert_eq!((tally.records, tally.missing), (250, 50));
+    assert!(without.add_spill(Path::new("/nonexistent")).is_err());
 }

@@ -34,6 +34,7 @@ const (
 	CompletionDNR      = 1
 	CompletionFrame    = 2
 	CompletionBounced  = 4
+	CompletionSpilled  = 8
 	LayoutPayload      = 0
 	LayoutSlot         = 1
 	LogNew             = 8
@@ -130,6 +131,8 @@ type Stats struct {
 	LinkChanges      uint64
 	XDPAttached      uint64
 	XDPChanges       uint64
+	Spilled          uint64
+	SpilledBytes     uint64
 }
 
 // Event is the metadata of one redirected packet.

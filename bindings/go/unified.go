@@ -90,6 +90,8 @@ type Config struct {
 	EventSample uint32
 	EventsBytes uint32
 	BlockSize   uint32
+	// Spill is where writes go that the device failed; empty: nowhere.
+	Spill string
 }
 
 // Context is a network interface (or none), a device, and the memory between them.
@@ -107,6 +109,10 @@ func Open(config Config) (*Context, error) {
 	if config.Interface != "" {
 		c.ifname = C.CString(config.Interface)
 		defer C.free(unsafe.Pointer(c.ifname))
+	}
+	if config.Spill != "" {
+		c.spill = C.CString(config.Spill)
+		defer C.free(unsafe.Pointer(c.spill))
 	}
 	if n := len(config.Ports); n > 0 {
 		ports := C.malloc(C.size_t(2 * n))
@@ -452,6 +458,13 @@ func (l *Log) Seek(sequence uint64) error {
 // SeekTime goes to the first record that is not older, ns since 1970-01-01 UTC.
 func (l *Log) SeekTime(timestamp uint64) error {
 	return done(func() C.int { return C.unified_log_seek_time(l.log, C.uint64_t(timestamp)) })
+}
+
+// AddSpill looks there too for what the device does not have; from the oldest record again.
+func (l *Log) AddSpill(path string) error {
+	name := C.CString(path)
+	defer C.free(unsafe.Pointer(name))
+	return done(func() C.int { return C.unified_log_add_spill(l.log, name) })
 }
 
 // Info is what the log is, and what has been read of it.

@@ -385,6 +385,11 @@ function Log:seek_time(timestamp)
     return done(lib.unified_log_seek_time(handle(self), timestamp))
 end
 
+--- Looks there too for what the device does not have; from the oldest record again.
+function Log:add_spill(path)
+    return done(lib.unified_log_add_spill(handle(self), path))
+end
+
 --- struct unified_log_info; write info["end"], a keyword of Lua.
 function Log:info()
     local info = sized("log_info")

@@ -34,6 +34,7 @@ struct unified_config {
   int32_t xsk_map_fd;
   int32_t xsk_fd;
   int32_t device_fd;
+  const char *spill;
 };
 struct unified_info {
   uint64_t size;
@@ -114,6 +115,8 @@ struct unified_stats {
   uint64_t link_changes;
   uint64_t xdp_attached;
   uint64_t xdp_changes;
+  uint64_t spilled;
+  uint64_t spilled_bytes;
 };
 struct unified_event {
   uint64_t timestamp;
@@ -328,6 +331,8 @@ int unified_log_open(const char *path,
                      uint64_t start,
                      struct unified_log **log);
 int unified_log_close(struct unified_log *log);
+int unified_log_add_spill(const struct unified_log *log,
+                          const char *path);
 int unified_log_next(const struct unified_log *log,
                      struct unified_log_record *record,
                      int timeout_ms);
@@ -367,6 +372,7 @@ return {
     COMPLETION_DNR = 1,
     COMPLETION_FRAME = 2,
     COMPLETION_BOUNCED = 4,
+    COMPLETION_SPILLED = 8,
     LAYOUT_PAYLOAD = 0,
     LAYOUT_SLOT = 1,
     LOG_NEW = 8,

@@ -31,6 +31,7 @@ exports.constants = Object.freeze({
   COMPLETION_DNR: 1,
   COMPLETION_FRAME: 2,
   COMPLETION_BOUNCED: 4,
+  COMPLETION_SPILLED: 8,
   LAYOUT_PAYLOAD: 0,
   LAYOUT_SLOT: 1,
   LOG_NEW: 8,
@@ -74,6 +75,7 @@ exports.structs = {
     xsk_map_fd: 'int32_t',
     xsk_fd: 'int32_t',
     device_fd: 'int32_t',
+    spill: 'str',
   }),
   unified_info: koffi.struct('unified_info', {
     size: 'uint64_t',
@@ -154,6 +156,8 @@ exports.structs = {
     link_changes: 'uint64_t',
     xdp_attached: 'uint64_t',
     xdp_changes: 'uint64_t',
+    spilled: 'uint64_t',
+    spilled_bytes: 'uint64_t',
   }),
   unified_event: koffi.struct('unified_event', {
     timestamp: 'uint64_t',
@@ -317,6 +321,7 @@ exports.functions = {
   unified_pipeline_stop: ['int', ['void *', 'void *']],
   unified_log_open: ['int', ['str', 'uint64_t', 'void *']],
   unified_log_close: ['int', ['void *']],
+  unified_log_add_spill: ['int', ['void *', 'str']],
   unified_log_next: ['int', ['void *', 'void *', 'int']],
   unified_log_seek: ['int', ['void *', 'uint64_t']],
   unified_log_seek_time: ['int', ['void *', 'uint64_t']],

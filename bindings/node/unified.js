@@ -152,6 +152,7 @@ class Completion {
     const flags = raw.readUInt32LE(at + COMPLETION.flags);
     this.doNotRetry = (flags & constants.COMPLETION_DNR) !== 0;
     this.bounced = (flags & constants.COMPLETION_BOUNCED) !== 0;
+    this.spilled = (flags & constants.COMPLETION_SPILLED) !== 0;
     /** The frame, where its holder has it again. */
     this.frame = flags & constants.COMPLETION_FRAME
       ? new Frame(context, raw.readUInt32LE(at + COMPLETION.frame)) : undefined;
@@ -457,6 +458,11 @@ class Log {
 
   seek(sequence) {
     check(call.log_seek(this._open(), sequence));
+  }
+
+  /** Looks there too for what the device does not have; from the oldest record again. */
+  addSpill(path) {
+    check(call.log_add_spill(this._open(), path));
   }
 
   seekTime(timestamp) {

@@ -38,7 +38,7 @@ NO_RETRY = 0xFFFFFFFF
 FUA, KEEP, MORE = 1, 2, 4
 WAIT_RX, WAIT_COMPLETIONS = 1, 2
 PACKET_VLAN = 1
-COMPLETION_DNR, COMPLETION_FRAME, COMPLETION_BOUNCED = 1, 2, 4
+COMPLETION_DNR, COMPLETION_FRAME, COMPLETION_BOUNCED, COMPLETION_SPILLED = 1, 2, 4, 8
 LAYOUT_PAYLOAD, LAYOUT_SLOT = 0, 1
 LOG_NEW = 8
 AT_END_STOP, AT_END_WRAP = 0, 1
@@ -61,7 +61,7 @@ class _config(c.Structure):
         "u64 size, str ifname device, u64 file_size, u32 queue flags, ptr ports, u32 port_count drive"
         " frame_size frame_count headroom sq_entries cq_entries rx_ring fill_ring xdp_mode copy_mode"
         " run_priority event_sample events_bytes block_size reserved retries retry_backoff_us retry_give_up_ms,"
-        " i32 xsk_map_fd xsk_fd device_fd")
+        " i32 xsk_map_fd xsk_fd device_fd, str spill")
 
 
 class _info(c.Structure):
@@ -79,7 +79,7 @@ class _stats(c.Structure):
         " received received_bytes stored stored_bytes failed released packets_held packets_in_flight submitted"
         " completed errors operations commands_in_flight sq_full bounced bounced_bytes bytes_written bytes_read"
         " frames_free frames_filled frames_held frames_in_flight misplaced bad_descriptors"
-        " link_up link_changes xdp_attached xdp_changes")
+        " link_up link_changes xdp_attached xdp_changes spilled spilled_bytes")
 
 
 class _event(c.Structure):
@@ -143,7 +143,7 @@ def _load() -> c.CDLL:
         "completions": [p, p, u32], "wait": [p, u32, i], "poll_fd": [p],
         "pipeline_start": [p, p], "pipeline_status": [p, p], "pipeline_stop": [p, p],
         "log_open": [p, u64, p], "log_close": [p], "log_next": [p, p, i], "log_seek": [p, u64],
-        "log_seek_time": [p, u64], "log_info": [p, p],
+        "log_seek_time": [p, u64], "log_add_spill": [p, p], "log_info": [p, p],
     }
     for name, arguments in prototypes.items():
         function = getattr(lib, f"unified_{name}")
@@ -286,6 +286,8 @@ class Statistics:
     link_changes: int
     xdp_attached: int
     xdp_changes: int
+    spilled: int
+    spilled_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -475,7 +477,7 @@ class Packet(Frame):
 class Completion:
     """One finished command."""
 
-    __slots__ = ("user_data", "result", "status", "len", "frame", "dnr", "bounced")
+    __slots__ = ("user_data", "result", "status", "len", "frame", "dnr", "bounced", "spilled")
 
     def __init__(self, context: Context, d: _completion):
         self.user_data: int = d.user_data
@@ -484,6 +486,7 @@ class Completion:
         self.len: int = d.len
         self.dnr = bool(d.flags & COMPLETION_DNR)
         self.bounced = bool(d.flags & COMPLETION_BOUNCED)
+        self.spilled = bool(d.flags & COMPLETION_SPILLED)
         self.frame: Optional[Frame] = Frame(context, d.frame) if d.flags & COMPLETION_FRAME else None
         """The frame, where the caller has it again."""
 
@@ -510,7 +513,7 @@ class Context:
                  frame_size: int = 0, frame_count: int = 0, headroom: Optional[int] = None, sq_entries: int = 0,
                  cq_entries: int = 0, rx_ring: int = 0, fill_ring: int = 0, xdp_mode: int = XDP_AUTO,
                  copy_mode: int = COPY_AUTO, run_priority: int = 0, event_sample: int = 0, events_bytes: int = 0,
-                 block_size: int = 0):
+                 block_size: int = 0, spill: Union[None, str, "os.PathLike[str]"] = None):
         self._ctx: Optional[c.c_void_p] = None
         self._memory: Optional[memoryview] = None
         # Frames with views, which end when the memory goes.
@@ -523,7 +526,8 @@ class Context:
             ports=None if wanted is None else c.addressof(wanted), port_count=len(ports), drive=drive,
             frame_size=frame_size, frame_count=frame_count, headroom=headroom or 0, sq_entries=sq_entries,
             cq_entries=cq_entries, rx_ring=rx_ring, fill_ring=fill_ring, xdp_mode=xdp_mode, copy_mode=copy_mode,
-            run_priority=run_priority, event_sample=event_sample, events_bytes=events_bytes, block_size=block_size)
+            run_priority=run_priority, event_sample=event_sample, events_bytes=events_bytes, block_size=block_size,
+            spill=None if spill is None else os.fsencode(spill))
         ctx = c.c_void_p()
         _check(_lib.unified_ctx_create(c.byref(config), c.byref(ctx)))
         self._ctx = ctx
@@ -984,6 +988,11 @@ class Log:
     def seek_time(self, timestamp: int) -> None:
         """To the first record not older than `timestamp`, ns since 1970-01-01 UTC."""
         _check(_lib.unified_log_seek_time(self._handle(), _u64(timestamp)))
+
+    def add_spill(self, path: Union[str, "os.PathLike[str]"]) -> None:
+        """Looks there too for what the device does not have; from the oldest record again."""
+        self._release()
+        _check(_lib.unified_log_add_spill(self._handle(), os.fsencode(path)))
 
     def info(self) -> LogInfo:
         info = _log_info(size=c.sizeof(_log_info))

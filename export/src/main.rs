@@ -58,6 +58,19 @@ struct Log {
     /// Byte of the device at which the log's range begins
     #[arg(long, default_value_t = 0)]
     start: u64,
+    /// Where the recorder put what the device failed
+    #[arg(long)]
+    spill: Option<PathBuf>,
+}
+
+impl Log {
+    fn open(&self) -> Outcome<LogReader> {
+        let mut reader = LogReader::open(&self.path, self.start)?;
+        if let Some(spill) = &self.spill {
+            reader.add_spill(spill)?;
+        }
+        Ok(reader)
+    }
 }
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -95,7 +108,7 @@ fn pcapng(
     count: u64,
     follow: Option<u64>,
 ) -> Outcome<()> {
-    let mut reader = LogReader::open(&log.path, log.start)?;
+    let mut reader = log.open()?;
     if let Some(sequence) = from {
         reader.seek(sequence);
     }
@@ -161,7 +174,7 @@ fn describe(item: Item) -> String {
 }
 
 fn report(log: &Log) -> Outcome<bool> {
-    let mut reader = LogReader::open(&log.path, log.start)?;
+    let mut reader = log.open()?;
     let superblock = *reader.superblock();
     println!(
         "log {:016x}: {} slots of {} bytes, blocks of {}, {}",

@@ -113,6 +113,8 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
     config.xsk_map = handed(UNIFIED_XSK_MAP_FD, c.xsk_map_fd, "xsk_map_fd")?;
     config.xsk = handed(UNIFIED_XSK_FD, c.xsk_fd, "xsk_fd")?;
     config.device.fd = handed(UNIFIED_DEVICE_FD, c.device_fd, "device_fd")?;
+    // SAFETY: the caller's promise.
+    config.spill = unsafe { optional_str(c.spill, "the spill's path")? };
     config.huge_pages = c.flags & UNIFIED_HUGE_PAGES != 0;
     config.bounce = c.flags & UNIFIED_NO_BOUNCE == 0;
     config.device.force = c.flags & UNIFIED_FORCE != 0;
@@ -322,6 +324,8 @@ pub unsafe extern "C" fn unified_ctx_stats(
             link_changes: s.link.changes,
             xdp_attached: s.link.xdp_attached.into(),
             xdp_changes: s.link.xdp_changes,
+            spilled: s.spilled,
+            spilled_bytes: s.spilled_bytes,
         };
         // SAFETY: the caller's promise.
         unsafe { put_sized(stats, filled, "the statistics")? };

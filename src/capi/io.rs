@@ -441,7 +441,8 @@ fn completion_of(done: &Completion) -> unified_completion {
         frame: done.frame.unwrap_or(0),
         flags: flag(done.dnr, UNIFIED_COMPLETION_DNR)
             | flag(done.frame.is_some(), UNIFIED_COMPLETION_FRAME)
-            | flag(done.bounced, UNIFIED_COMPLETION_BOUNCED),
+            | flag(done.bounced, UNIFIED_COMPLETION_BOUNCED)
+            | flag(done.spilled, UNIFIED_COMPLETION_SPILLED),
         reserved: 0,
     }
 }

@@ -81,6 +81,26 @@ pub unsafe extern "C" fn unified_log_close(log: *mut unified_log) -> c_int {
     })
 }
 
+/// Looks for records that the device does not have in the file or block device that the recorder spilled to
+/// (unified_config.spill). Before the first unified_log_next; the log stands at its oldest record again. 0, -EINVAL
+/// for NULL, -EBADF, -ENOENT, -EACCES (the path), -EIO.
+///
+/// # Safety
+/// `log` must be a handle of unified_log_open, or NULL; `path` must end in a zero byte.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_log_add_spill(
+    log: *const unified_log,
+    path: *const c_char,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let path = unsafe { optional_str(path, "the spill's path")? }
+            .ok_or_else(|| null("the spill's path"))?;
+        with(log, |reader| reader.add_spill(Path::new(&path)))?;
+        Ok(0)
+    })
+}
+
 fn record_of(header: &Header, packet: &[u8]) -> unified_log_record {
     let payload = usize::from(header.payload_offset - header.packet_offset);
     unified_log_record {

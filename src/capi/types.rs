@@ -55,6 +55,8 @@ pub const UNIFIED_COMPLETION_DNR: u32 = 1;
 pub const UNIFIED_COMPLETION_FRAME: u32 = 2;
 /// unified_completion.flags: the library copied the data, because the device could not take it in place.
 pub const UNIFIED_COMPLETION_BOUNCED: u32 = 4;
+/// unified_completion.flags: the device failed the write, and it is in the spill (unified_config.spill).
+pub const UNIFIED_COMPLETION_SPILLED: u32 = 8;
 
 /// unified_pipeline_config.layout: payloads, padded to blocks.
 pub const UNIFIED_LAYOUT_PAYLOAD: u32 = 0;
@@ -138,6 +140,10 @@ pub struct unified_config {
     /// With UNIFIED_DEVICE_FD: a regular file, block device or NVMe namespace, open for reading and writing;
     /// with O_DIRECT or without. `device` may be NULL and only names it.
     pub device_fd: i32,
+    /// Where writes go that the device failed after all retries: a regular file, made where there is none, or a
+    /// block device at least as long; at the same address, padded as for the device. They complete with
+    /// success and UNIFIED_COMPLETION_SPILLED, and a flush covers them. NULL: nowhere.
+    pub spill: *const c_char,
 }
 
 /// unified_config.retries: errors are given out at once.
@@ -370,6 +376,10 @@ pub struct unified_stats {
     pub xdp_attached: u64,
     /// Times that somebody else changed the XDP program on the interface.
     pub xdp_changes: u64,
+    /// Writes that the device failed and the spill took, and their bytes. They are `stored`, and not in `errors`
+    /// and `bytes_written`.
+    pub spilled: u64,
+    pub spilled_bytes: u64,
 }
 
 /// What a pipeline stores, and where.

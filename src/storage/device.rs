@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::command;
+use super::spill::Spill;
 use crate::error::{Error, Result};
 use crate::sys::file as sysfile;
 use crate::sys::mmap::PAGE;
@@ -93,6 +94,8 @@ pub struct Device {
     pub has_controller: bool,
     /// Set where opening made the file.
     pub made: Option<MadeFile>,
+    /// Where the engine puts the writes that this one fails.
+    pub spill: Option<Spill>,
     /// Holds the exclusive claim on the block node while passthrough goes around the block layer.
     _claim: Option<File>,
 }
@@ -203,7 +206,7 @@ fn file_name(path: &Path) -> &str {
 /// Tries to claim something, for a moment again where somebody has it. A program that starts another
 /// one has, between fork and exec, every descriptor twice: then a claim that was just given up is still
 /// there for some milliseconds.
-fn claim_patiently<T, E>(
+pub(super) fn claim_patiently<T, E>(
     mut attempt: impl FnMut() -> std::result::Result<T, E>,
     is_busy: impl Fn(&E) -> bool,
 ) -> std::result::Result<T, E> {
@@ -291,6 +294,7 @@ fn open_null(config: &DeviceConfig, size: &str) -> Result<Device> {
         files: Vec::new(),
         has_controller: false,
         made: None,
+        spill: None,
         _claim: None,
     })
 }
@@ -337,6 +341,7 @@ fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {
         files: vec![file],
         has_controller: false,
         made: None,
+        spill: None,
         _claim: None,
     };
     if kind.is_block_device() {
@@ -486,12 +491,13 @@ fn finish_file(
         files: vec![file],
         has_controller: false,
         made,
+        spill: None,
         _claim: claim,
     })
 }
 
 /// The directory of a block device under sysfs, and that of the disk where it is a partition.
-struct Sysfs {
+pub(super) struct Sysfs {
     own: PathBuf,
     disk: PathBuf,
 }
@@ -638,8 +644,12 @@ fn claim(config: &DeviceConfig, path: &Path) -> Result<Option<File>> {
     }
 }
 
-fn open_block(config: &DeviceConfig, meta: &fs::Metadata) -> Result<Device> {
-    let path = Path::new(&config.path);
+/// A block device that nobody else has, unless that is forced.
+pub(super) fn open_unused(
+    config: &DeviceConfig,
+    meta: &fs::Metadata,
+    flags: i32,
+) -> Result<(File, Sysfs)> {
     let sysfs = Sysfs::of(meta).ok_or_else(|| {
         Error::new(
             libc::ENODEV,
@@ -649,15 +659,18 @@ fn open_block(config: &DeviceConfig, meta: &fs::Metadata) -> Result<Device> {
             ),
         )
     })?;
+    let mut flags = flags;
     if !config.read_only && !config.force {
         sysfs.guard(&config.path)?;
-    }
-    let limits = sysfs.limits(&config.path)?;
-    let mut flags = libc::O_DIRECT;
-    if !config.read_only && !config.force {
         flags |= libc::O_EXCL;
     }
-    let file = open_node(config, path, flags)?;
+    let file = open_node(config, Path::new(&config.path), flags)?;
+    Ok((file, sysfs))
+}
+
+fn open_block(config: &DeviceConfig, meta: &fs::Metadata) -> Result<Device> {
+    let (file, sysfs) = open_unused(config, meta, libc::O_DIRECT)?;
+    let limits = sysfs.limits(&config.path)?;
     Ok(Device {
         path: config.path.clone(),
         kind: Kind::Block,
@@ -666,6 +679,7 @@ fn open_block(config: &DeviceConfig, meta: &fs::Metadata) -> Result<Device> {
         files: vec![file],
         has_controller: false,
         made: None,
+        spill: None,
         _claim: None,
     })
 }
@@ -723,6 +737,7 @@ fn open_nvme(config: &DeviceConfig, node: &Path, block: Option<&Path>) -> Result
         has_controller: files.len() == 2,
         files,
         made: None,
+        spill: None,
         _claim: claim,
     })
 }

@@ -15,6 +15,7 @@ use super::command::{self, Command, Rules, entry_flags, opcode};
 use super::device::{Device, Kind, Limits};
 use super::merge::{self, Bounds, Follows};
 use super::nvme;
+use super::spill;
 use super::{
     BUFFER_BOUNCE, BUFFER_DATA, Backend, MAX_BACKOFF_US, Memory, Outcome, Retry, Step, Task,
 };
@@ -22,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use crate::ring::{Consumer, Producer};
 use crate::stats::EngineStats;
-use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, UnifiedCqe, UnifiedSqe};
+use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_SPILLED, UnifiedCqe, UnifiedSqe};
 use crate::sys::event::Doorbell;
 use crate::sys::limits;
 use crate::sys::shm::Shared;
@@ -121,6 +122,9 @@ struct Slot {
     /// The data is in the bounce piece (rather than the piece being scratch).
     bounced: bool,
     scratch: Option<u16>,
+    /// On its way to the spill: how the device ended it.
+    spilling: Option<Outcome>,
+    spilled: bool,
 }
 
 impl Slot {
@@ -131,6 +135,7 @@ impl Slot {
             offset: self.offset,
             frame: self.frame,
             bounced: self.bounced,
+            spilled: self.spilled,
         }
     }
 }
@@ -143,6 +148,7 @@ struct Answer {
     offset: u64,
     frame: bool,
     bounced: bool,
+    spilled: bool,
 }
 
 /// Entries that have become one operation, which is not yet given to the device.
@@ -198,11 +204,23 @@ pub struct Engine {
     /// Never longer than it was made.
     backlog: VecDeque<UnifiedSqe>,
     reaped: Vec<Reaped>,
+    /// Where failed writes go, if anywhere.
+    spill: Option<Overflow>,
     bell_file: u32,
     bell_armed: bool,
     shore: Arc<Shore>,
     // Kept open as long as the engine may use its files.
     _device: Device,
+}
+
+/// The spill, as the engine uses it.
+#[derive(Debug)]
+struct Overflow {
+    /// Number in the registered file table.
+    file: u32,
+    path: String,
+    /// Holds what no flush has covered yet.
+    dirty: bool,
 }
 
 /// What one turn did.
@@ -225,7 +243,7 @@ pub fn bounce_bytes(limits: &Limits, depth: u32) -> usize {
 impl Engine {
     /// `data` are the data buffers, `bounce` the pool's memory (`bounce_bytes` of it).
     pub fn new(
-        device: Device,
+        mut device: Device,
         sq: Consumer<UnifiedSqe>,
         cq: Producer<UnifiedCqe>,
         data: Shared,
@@ -250,6 +268,14 @@ impl Engine {
                 .duplicate()
                 .map_err(|e| Error::os(&e, "duplicating the engine's doorbell"))?,
         );
+        let spill = device.spill.take().map(|spill| {
+            files.push(spill.file);
+            Overflow {
+                file: files.len() as u32 - 1,
+                path: spill.path,
+                dirty: false,
+            }
+        });
         if device.kind == Kind::Nvme {
             let registered = config.registered && nvme::takes_registered(&device)?;
             if config.registered && !registered {
@@ -269,7 +295,7 @@ impl Engine {
             Duration::from_micros(MAX_BACKOFF_US.into()),
         );
         // RLIMIT_FSIZE is for regular files. A thread of the library's own has its signals blocked.
-        let limited = device.kind == Kind::File && !limits::files_unlimited();
+        let limited = (device.kind == Kind::File || spill.is_some()) && !limits::files_unlimited();
         ring.set_shield(limited && !config.threaded);
         let piece = bounce_piece(&limits);
         let pieces = (bounce.len() / piece as usize) as u16;
@@ -305,6 +331,7 @@ impl Engine {
             stalled: None,
             backlog: VecDeque::with_capacity(config.backlog as usize),
             reaped: Vec::with_capacity(config.depth as usize * 2 + 2),
+            spill,
             bell_file,
             bell_armed: false,
             shore,
@@ -407,7 +434,9 @@ impl Engine {
                 self.forget(slot);
                 continue;
             }
-            let step = if state.gathered {
+            let step = if let Some(failure) = state.spilling {
+                self.spilled(slot, failure, done.result)
+            } else if state.gathered {
                 gathered(&state.task, done.result)
             } else {
                 self.backend.advance(
@@ -671,10 +700,16 @@ impl Engine {
         let slot = &self.slots[index as usize];
         let alone = slot.alone;
         let Some(next) = slot.next else {
+            if self.spills(index, &outcome)? {
+                return Ok(());
+            }
             return self.finish(index, outcome, turn);
         };
         // A run: each of its entries gets its own truth.
         if alone {
+            if self.spills(index, &outcome)? {
+                return Ok(());
+            }
             self.slots[index as usize].next = None;
             return self
                 .finish(index, outcome, turn)
@@ -700,6 +735,77 @@ impl Engine {
             at = slot.next;
         }
         self.begin(index, turn)
+    }
+
+    /// Sends a write that the device failed to the spill, and a flush on to it. `false`: it has ended.
+    fn spills(&mut self, index: u16, outcome: &Outcome) -> Result<bool> {
+        let slot = &self.slots[index as usize];
+        let (Some(spill), None) = (&mut self.spill, slot.spilling) else {
+            return Ok(false);
+        };
+        let file = spill.file;
+        let op = match slot.data {
+            Some(range) if spill::wants(&slot.command, outcome) => Op::Write {
+                file,
+                range,
+                offset: slot.command.lba << self.limits.block_shift(),
+                dsync: slot.command.fua,
+            },
+            _ if slot.command.opcode == opcode::FLUSH && outcome.status == 0 && spill.dirty => {
+                // What is spilled from now on is for the next one.
+                spill.dirty = false;
+                Op::Sync { file }
+            }
+            _ => return Ok(false),
+        };
+        if self.queue(&op, u64::from(index)).is_err() {
+            return Ok(false);
+        }
+        self.slots[index as usize].spilling = Some(*outcome);
+        self.operating += 1;
+        Ok(true)
+    }
+
+    /// What became of a command that went to the spill.
+    fn spilled(&mut self, index: u16, ended: Outcome, result: i32) -> Step {
+        let slot = &mut self.slots[index as usize];
+        let Some(spill) = &mut self.spill else {
+            return Step::Done(ended);
+        };
+        if slot.command.opcode == opcode::FLUSH {
+            spill.dirty |= result < 0;
+            return Step::Done(match result {
+                0.. => ended,
+                _ => Outcome::errno(-result, opcode::FLUSH),
+            });
+        }
+        let len = slot.command.len;
+        if u32::try_from(result) != Ok(len) {
+            log::log(
+                Level::Error,
+                format_args!(
+                    "block {}: the device failed the write (status {:#x}), and so did the spill '{}' ({result} of \
+                     {len} bytes)",
+                    slot.command.lba, ended.status, spill.path
+                ),
+            );
+            return Step::Done(ended);
+        }
+        slot.spilled = true;
+        spill.dirty = true;
+        let stats = &self.shore.stats;
+        if stats.spilled.get() == 0 {
+            log::log(
+                Level::Warn,
+                format_args!(
+                    "block {}: the device failed the write (status {:#x}); it is in '{}', and others may follow it",
+                    slot.command.lba, ended.status, spill.path
+                ),
+            );
+        }
+        stats.spilled.add(1);
+        stats.spilled_bytes.add(len.into());
+        Step::Done(Outcome::success(len))
     }
 
     fn finish_run(&mut self, head: u16, outcome: Outcome, turn: &mut Turn) -> Result<()> {
@@ -779,6 +885,7 @@ impl Engine {
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
         if outcome.status == 0 {
             match answer.opcode {
+                opcode::WRITE if answer.spilled => {}
                 opcode::WRITE => stats.bytes_written.add(outcome.len.into()),
                 opcode::READ => stats.bytes_read.add(outcome.len.into()),
                 _ => {}
@@ -794,7 +901,8 @@ impl Engine {
             len: outcome.len,
             flags: flag(outcome.dnr, CQE_DNR)
                 | flag(answer.frame, CQE_FRAME)
-                | flag(answer.bounced, CQE_BOUNCED),
+                | flag(answer.bounced, CQE_BOUNCED)
+                | flag(answer.spilled, CQE_SPILLED),
         };
         // Room was reserved before the entry was taken; the one way to be without is a consumer index
         // that went backwards.
@@ -1016,6 +1124,7 @@ mod tests {
 
     use super::super::device::DeviceConfig;
     use super::super::faulty::{Fault, Faults, Faulty};
+    use super::super::spill::Spill;
     use super::*;
     use crate::region::{Layout, Region};
     use crate::storage::command::status;
@@ -1037,6 +1146,14 @@ mod tests {
 
     impl Rig {
         fn new(name: &str, retry: Retry) -> Rig {
+            Rig::with_spill(name, retry, |_| None)
+        }
+
+        fn with_spill(
+            name: &str,
+            retry: Retry,
+            spill: impl FnOnce(&Device) -> Option<Spill>,
+        ) -> Rig {
             let path = std::path::PathBuf::from(format!(
                 "/dev/shm/unified-engine-{name}-{}",
                 std::process::id()
@@ -1049,6 +1166,7 @@ mod tests {
             });
             let mut device = device.unwrap();
             device.made.take().unwrap().keep();
+            device.spill = spill(&device);
             let len = bounce_bytes(&device.limits, 64);
             let bounce = Arc::new(Mapping::anonymous(len, false).unwrap());
             let shore = Shore::new().unwrap();
@@ -1229,6 +1347,89 @@ mod tests {
         for done in &done[3..] {
             assert!(rig.stored(done.user_data));
         }
+    }
+
+    #[test]
+    fn what_the_device_fails_is_in_the_spill_and_a_flush_covers_it() {
+        let path = format!("/dev/shm/unified-engine-spill-{}", std::process::id());
+        let once = Retry {
+            limit: 0,
+            ..Retry::default()
+        };
+        let mut rig = Rig::with_spill("spilling", once, |device| {
+            Some(Spill::open(&path, device, false).unwrap())
+        });
+        let device = Device::open(&DeviceConfig {
+            path: "null:4096".into(),
+            ..DeviceConfig::default()
+        })
+        .unwrap();
+        assert_eq!(
+            Spill::open(&path, &device, false).unwrap_err().errno(),
+            libc::EBUSY
+        );
+        // The run fails, and then the first and third of its entries.
+        rig.fail(opcode::WRITE, -libc::EIO);
+        rig.fail(opcode::WRITE, -libc::EIO);
+        rig.fail(opcode::WRITE, BLOCK as i32);
+        rig.fail(opcode::WRITE, -libc::ENOSPC);
+        rig.write(0..4);
+        let done = rig.take(4);
+        let flags: Vec<_> = done
+            .iter()
+            .map(|cqe| (cqe.user_data, cqe.status, cqe.len, cqe.flags))
+            .collect();
+        let spilled = |i| (i, 0, BLOCK, CQE_SPILLED);
+        let written = |i| (i, 0, BLOCK, 0);
+        assert_eq!(flags, [spilled(0), written(1), spilled(2), written(3)]);
+        let stats = &rig.shore.stats;
+        assert_eq!((stats.spilled.get(), stats.spilled_bytes.get()), (2, 1024));
+        assert_eq!((stats.errors.get(), stats.bytes_written.get()), (0, 1024));
+        let there = std::fs::read(&path).unwrap();
+        assert_eq!(there.len() as u64, BLOCKS * u64::from(BLOCK));
+        for (i, block) in there.chunks(BLOCK as usize).enumerate() {
+            let expected = if i == 0 || i == 2 { i as u8 + 1 } else { 0 };
+            assert!(block.iter().all(|b| *b == expected), "block {i}");
+        }
+        assert!(rig.engine.spill.as_ref().unwrap().dirty);
+        assert_eq!(rig.flush().status, 0);
+        assert!(!rig.engine.spill.as_ref().unwrap().dirty);
+        // A flush that fails on the device has failed; nothing of the caller's own fault is spilled.
+        rig.fail(opcode::FLUSH, -libc::EIO);
+        assert_ne!(rig.flush().status, 0);
+        let beyond = command::transfer(opcode::WRITE, BLOCKS, 1, 0, BLOCK, false);
+        assert!(rig.sq.push(beyond).unwrap());
+        let _ = rig.sq.publish();
+        assert_eq!(rig.take(1)[0].status as u16, status::LBA_OUT_OF_RANGE);
+        assert_eq!(rig.shore.stats.spilled.get(), 2);
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    /// The device fails the write and the spill has no room: the entry gets the device's truth.
+    #[test]
+    fn a_spill_that_fails_too_leaves_the_devices_error() {
+        let once = Retry {
+            limit: 0,
+            ..Retry::default()
+        };
+        // Always full, and as long as one likes.
+        let mut rig = Rig::with_spill("spill-full", once, |_| {
+            let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+            Some(Spill {
+                file: full.unwrap().into(),
+                path: "/dev/full".into(),
+            })
+        });
+        rig.fail(opcode::WRITE, -libc::EIO);
+        rig.write(0..1);
+        let done = rig.take(1)[0];
+        assert_eq!(
+            (done.status as u16, done.result),
+            (status::WRITE_FAULT, -libc::EIO)
+        );
+        assert_eq!(done.flags & CQE_SPILLED, 0);
+        let stats = &rig.shore.stats;
+        assert_eq!((stats.spilled.get(), stats.errors.get()), (0, 1));
     }
 
     #[test]

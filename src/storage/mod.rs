@@ -14,6 +14,7 @@ pub mod faulty;
 pub mod merge;
 pub mod null;
 pub mod nvme;
+pub mod spill;
 
 use std::time::{Duration, Instant};
 

@@ -82,6 +82,8 @@ pub const CQE_DNR: u32 = 1 << 0;
 pub const CQE_FRAME: u32 = 1 << 1;
 /// `UnifiedCqe::flags`: the library copied the data through a bounce buffer.
 pub const CQE_BOUNCED: u32 = 1 << 2;
+/// `UnifiedCqe::flags`: the device did not take it, and it is in the spill.
+pub const CQE_SPILLED: u32 = 1 << 3;
 
 /// `io_unified_reg`: what registration is asked for, and where it put things (88 bytes).
 #[repr(C)]

@@ -34,8 +34,9 @@ func main() {
 		"DEVICE_FD": unified.DeviceFD, "NO_RETRY": unified.NoRetry, "FUA": unified.FUA, "KEEP": unified.Keep, "MORE": unified.More,
 		"WAIT_RX": unified.WaitRX, "WAIT_COMPLETIONS": unified.WaitCompletions, "PACKET_VLAN": unified.PacketVLAN,
 		"COMPLETION_DNR": unified.CompletionDNR, "COMPLETION_FRAME": unified.CompletionFrame,
-		"COMPLETION_BOUNCED": unified.CompletionBounced, "LAYOUT_PAYLOAD": unified.LayoutPayload,
-		"LAYOUT_SLOT": unified.LayoutSlot, "LOG_NEW": unified.LogNew, "AT_END_STOP": unified.AtEndStop,
+		"COMPLETION_BOUNCED": unified.CompletionBounced, "COMPLETION_SPILLED": unified.CompletionSpilled,
+		"LAYOUT_PAYLOAD": unified.LayoutPayload,
+		"LAYOUT_SLOT":    unified.LayoutSlot, "LOG_NEW": unified.LogNew, "AT_END_STOP": unified.AtEndStop,
 		"AT_END_WRAP": unified.AtEndWrap, "LOG_RECORD": unified.LogRecordKind, "LOG_MISSING": unified.LogMissingKind,
 		"LOG_DAMAGED": unified.LogDamagedKind, "LOG_OVERWRITTEN": unified.LogOverwrittenKind,
 	} {
