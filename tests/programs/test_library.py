@@ -53,8 +53,49 @@ def test_installed_files_serve_a_program_outside(tmp_path):
     must("gcc", example, *flags, "-o", tmp_path / "minimal")
     result = call(tmp_path / "minimal", env=os.environ | {"LD_LIBRARY_PATH": str(lib)})
     assert result.returncode == 2 and "usage" in result.stdout
-    must("make", "-s", "-f", "Makefile.full-stack", "uninstall", f"DESTDIR={tmp_path}", "PREFIX=/usr", cwd=ROOT)
-    assert not list(tmp_path.glob("usr/lib/libunified*"))
+
+
+@pytest.mark.parametrize("libdir", ["lib", "lib/x86_64-linux-gnu"])
+def test_what_is_installed_and_that_uninstalling_leaves_nothing(libdir, tmp_path):
+    def make(target):
+        variables = [f"DESTDIR={tmp_path}", "PREFIX=/opt/it"]
+        if libdir != "lib":
+            variables.append(f"LIBDIR=/opt/it/{libdir}")
+        must("make", "-s", "-f", "Makefile.full-stack", target, *variables, cwd=ROOT, timeout=600)
+
+    def files():
+        return {str(path.relative_to(tmp_path / "opt/it")) for path in tmp_path.rglob("*") if path.is_symlink() or path.is_file()}
+
+    make("install")
+    version = re.search(r'^version = "(.*?)"', (ROOT / "Cargo.toml").read_text(), re.M)[1]
+    expected = {f"{libdir}/libunified.so.{version}", f"{libdir}/libunified.so.0", f"{libdir}/libunified.so",
+                f"{libdir}/libunified.a", f"{libdir}/libunified-uapi-preload.so", f"{libdir}/pkgconfig/unified.pc",
+                f"{libdir}/pkgconfig/unified-uapi.pc", "include/unified.h", "include/unified_uapi.h"}
+    programs = ["unified-full-stack-test", "unified-traffic", "unified-export"]
+    expected |= {f"bin/{name}" for name in programs} | {f"share/man/man1/{name}.1" for name in programs}
+    expected |= {"share/man/man7/unified.7"}
+    expected |= {f"share/man/man3/{name}.3" for name in (ROOT / "abi/symbols").read_text().split() if name.startswith("unified_")}
+    expected |= {f"share/doc/unified/examples/{path.name}" for path in (ROOT / "c-examples").glob("*.*")
+                 if path.suffix in (".c", ".py")}
+    expected |= {f"share/unified/{path.relative_to(ROOT / 'include')}" for path in (ROOT / "include/compat").rglob("*.h")}
+    assert files() == expected
+    lib = tmp_path / "opt/it" / libdir
+    assert os.readlink(lib / "libunified.so.0") == f"libunified.so.{version}"
+    assert os.readlink(lib / "libunified.so") == "libunified.so.0"
+    for name, flag in (("unified", "-lunified"), ("unified-uapi", "--wrap=syscall")):
+        pc = (lib / "pkgconfig" / f"{name}.pc").read_text()
+        assert "@" not in pc and str(tmp_path) not in pc and flag in pc, pc
+        where = os.environ | {"PKG_CONFIG_PATH": str(lib / "pkgconfig")}
+        assert must("pkg-config", "--variable=libdir", name, env=where).strip() == f"/opt/it/{libdir}"
+        assert must("pkg-config", "--modversion", name, env=where).strip() == version
+    # Nothing speaks of the place where it was packed.
+    assert call("grep", "-rl", str(tmp_path), tmp_path).stdout == ""
+    # Somebody else's files stay.
+    other = tmp_path / "opt/it/share/man/man3/other.3"
+    other.write_text("other")
+    make("install")
+    make("uninstall")
+    assert files() == {"share/man/man3/other.3"}
 
 
 CONSUMER = r"""
