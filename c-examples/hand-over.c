@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * The privileged side of a recorder without privileges: attaches the XDP program to IFACE, opens DEVICE, and
+ * hands descriptors to processes of user UID that ask at the Unix socket PATH.
+ *
+ *     hand-over OBJECT PATH UID IFACE DEVICE [PORT]     OBJECT: unified_xdp.bpf.o; until Ctrl-C
+ *
+ * A request and an answer are one message each (SOCK_SEQPACKET), as between the AF_XDP device plugin for Kubernetes
+ * and its pods; descriptors come with the answer (SCM_RIGHTS). What the plugin has not is marked.
+ *
+ *     /connect, NAME          /host_ok
+ *     /version                0.1
+ *     /xsk_map_fd, IFACE      /fd_ack and the map of AF_XDP sockets, or /fd_nak
+ *     /xsk_fd, IFACE     (*)  /fd_ack and a new AF_XDP socket: for who has no CAP_NET_RAW
+ *     /device_fd         (*)  /fd_ack and the device
+ *     /fin                    /fin_ack, the end
+ *     anything else           /error
+ *
+ * It must run in the network namespace of IFACE, and go on while there are recorders: the program goes with it.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <xdp/libxdp.h>
+#include "unified_xdp.h"
+
+/* Whoever connected and says nothing keeps nobody else waiting for longer. */
+#define PATIENCE_MS 2000
+
+static const char *iface, *path;
+static int map_fd = -1, device_fd = -1;
+
+static int complain(const char *what, const char *on, int error)
+{
+	fprintf(stderr, "hand-over: %s %s: %s\n", what, on, strerror(error));
+	return -1;
+}
+
+/* The library does not take over a program whose owner lives: it looks for this process by its start. */
+static __u64 started(void)
+{
+	unsigned long long ticks = 0;
+	char line[1024];
+	FILE *file = fopen("/proc/self/stat", "r");
+	const char *behind = file && fgets(line, sizeof(line), file) ? strrchr(line, ')') : NULL;
+
+	if (!behind || sscanf(behind, ") %*c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %llu",
+			      &ticks) != 1)
+		ticks = 0;
+	if (file)
+		fclose(file);
+	return ticks;
+}
+
+static int set(struct bpf_object *object, const char *map, __u32 key, const void *value)
+{
+	int fd = bpf_object__find_map_fd_by_name(object, map);
+
+	if (fd < 0 || bpf_map_update_elem(fd, &key, value, 0) < 0)
+		return complain("writing the map", map, errno);
+	return 0;
+}
+
+static struct xdp_program *attach(const char *file, int ifindex, __u32 port, enum xdp_attach_mode *mode)
+{
+	struct unified_settings settings = { .owner_pid = getpid(), .owner_start = started() };
+	struct xdp_program *program = xdp_program__open_file(file, "xdp.frags", NULL);
+	int error = libxdp_get_error(program);
+	__u8 yes = 1;
+
+	if (error) {
+		complain("opening", file, -error);
+		return NULL;
+	}
+	for (*mode = XDP_MODE_NATIVE; (error = xdp_program__attach(program, ifindex, *mode, 0)) != 0; *mode = XDP_MODE_SKB)
+		if (*mode == XDP_MODE_SKB)
+			break;
+	if (error) {
+		complain("attaching the XDP program to", iface, -error);
+		xdp_program__close(program);
+		return NULL;
+	}
+	map_fd = bpf_object__find_map_fd_by_name(xdp_program__bpf_obj(program), "unified_xsks");
+	if (map_fd < 0 || set(xdp_program__bpf_obj(program), "unified_set", 0, &settings) < 0 ||
+	    set(xdp_program__bpf_obj(program), "unified_ports", port, &yes) < 0) {
+		xdp_program__detach(program, ifindex, *mode, 0);
+		xdp_program__close(program);
+		return NULL;
+	}
+	return program;
+}
+
+/* Only UID may connect: the socket is made closed to all others, before anybody can reach it. */
+static int listen_at(uid_t uid)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	mode_t mask = umask(0177);
+	int ret;
+
+	if (strlen(path) >= sizeof(address.sun_path)) {
+		errno = ENAMETOOLONG;
+		ret = -1;
+	} else {
+		strcpy(address.sun_path, path);
+		ret = fd < 0 ? -1 : bind(fd, (struct sockaddr *)&address, sizeof(address));
+	}
+	umask(mask);
+	if (ret < 0 || chown(path, uid, -1) < 0 || listen(fd, 4) < 0)
+		return complain("listening at", path, errno);
+	return fd;
+}
+
+static int answer(int peer, const char *text, int fd)
+{
+	union {
+		char space[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control = { .space = { 0 } };
+	struct iovec words = { .iov_base = (char *)text, .iov_len = strlen(text) };
+	struct msghdr message = { .msg_iov = &words, .msg_iovlen = 1 };
+
+	if (fd >= 0) {
+		struct cmsghdr *header;
+
+		message.msg_control = control.space;
+		message.msg_controllen = sizeof(control.space);
+		header = CMSG_FIRSTHDR(&message);
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(header), &fd, sizeof(int));
+	}
+	return sendmsg(peer, &message, MSG_NOSIGNAL) < 0 ? -1 : 0;
+}
+
+static int hand(int peer, const char *what, int fd)
+{
+	printf("%s: %s\n", what, fd < 0 ? strerror(errno) : "handed over");
+	return answer(peer, fd < 0 ? "/fd_nak" : "/fd_ack", fd);
+}
+
+/* The word behind the comma, where it names our interface. */
+static int ours(const char *argument)
+{
+	while (*argument == ' ')
+		argument++;
+	return !strcmp(argument, iface);
+}
+
+static void serve(int peer, uid_t uid)
+{
+	struct ucred who = { .uid = -1 };
+	socklen_t length = sizeof(who);
+	struct timeval patience = { .tv_sec = PATIENCE_MS / 1000 };
+	int connected = 0;
+
+	if (getsockopt(peer, SOL_SOCKET, SO_PEERCRED, &who, &length) < 0 || (who.uid != uid && who.uid != 0)) {
+		answer(peer, "/host_nak", -1);
+		return;
+	}
+	setsockopt(peer, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	for (;;) {
+		char request[256], *argument;
+		ssize_t got = recv(peer, request, sizeof(request) - 1, 0);
+		int ret;
+
+		if (got <= 0)
+			return;
+		request[got] = 0;
+		if ((argument = strchr(request, ',')) != NULL)
+			*argument++ = 0;
+		else
+			argument = request + strlen(request);
+		if (!strcmp(request, "/connect")) {
+			connected = 1;
+			ret = answer(peer, "/host_ok", -1);
+		} else if (!strcmp(request, "/fin")) {
+			answer(peer, "/fin_ack", -1);
+			return;
+		} else if (!strcmp(request, "/version")) {
+			ret = answer(peer, "0.1", -1);
+		} else if (!connected) {
+			ret = answer(peer, "/error", -1);
+		} else if (!strcmp(request, "/xsk_map_fd")) {
+			errno = ENODEV;
+			ret = hand(peer, "map of sockets", ours(argument) ? map_fd : -1);
+		} else if (!strcmp(request, "/xsk_fd")) {
+			int fd;
+
+			errno = ENODEV;
+			fd = ours(argument) ? socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0) : -1;
+			ret = hand(peer, "socket", fd);
+			if (fd >= 0)
+				close(fd);
+		} else if (!strcmp(request, "/device_fd")) {
+			ret = hand(peer, "device", device_fd);
+		} else {
+			ret = answer(peer, "/error", -1);
+		}
+		fflush(stdout);
+		if (ret < 0)
+			return;
+	}
+}
+
+int main(int argc, char **argv)
+{
+	int ifindex, listener, signals, error = 0;
+	struct xdp_program *program = NULL;
+	enum xdp_attach_mode mode;
+	sigset_t set_of_signals;
+	long port;
+	uid_t uid;
+
+	if (argc != 6 && argc != 7)
+		return fprintf(stderr, "usage: %s OBJECT PATH UID IFACE DEVICE [PORT]\n", argv[0]), 2;
+	path = argv[2];
+	uid = strtoul(argv[3], NULL, 10);
+	iface = argv[4];
+	port = argc == 7 ? strtol(argv[6], NULL, 10) : 9999;
+	if (port < 1 || port > 65535 || !(ifindex = if_nametoindex(iface)))
+		return fprintf(stderr, "hand-over: no such port, or no such interface: %s\n", iface), 2;
+	sigemptyset(&set_of_signals);
+	sigaddset(&set_of_signals, SIGINT);
+	sigaddset(&set_of_signals, SIGTERM);
+	sigprocmask(SIG_BLOCK, &set_of_signals, NULL);
+	signals = signalfd(-1, &set_of_signals, SFD_CLOEXEC);
+	/* O_EXCL: a block device that is mounted is refused. For others it says nothing without O_CREAT. */
+	device_fd = open(argv[5], O_RDWR | O_DIRECT | O_EXCL | O_CLOEXEC);
+	/* Passthrough nodes are character devices and have no O_DIRECT. */
+	if (device_fd < 0 && errno == EINVAL)
+		device_fd = open(argv[5], O_RDWR | O_CLOEXEC);
+	if (device_fd < 0)
+		return complain("opening", argv[5], errno), 1;
+	if (!(program = attach(argv[1], ifindex, port, &mode)))
+		return 1;
+	if ((listener = listen_at(uid)) < 0) {
+		error = 1;
+	} else {
+		struct pollfd wait[] = { { .fd = listener, .events = POLLIN }, { .fd = signals, .events = POLLIN } };
+
+		printf("Handing over %s and %s at %s\n", iface, argv[5], path);
+		fflush(stdout);
+		while (poll(wait, 2, -1) > 0 && !wait[1].revents) {
+			int peer = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+
+			if (peer < 0)
+				continue;
+			serve(peer, uid);
+			close(peer);
+		}
+		unlink(path);
+	}
+	if ((error |= xdp_program__detach(program, ifindex, mode, 0)) != 0)
+		fprintf(stderr, "hand-over: taking the XDP program off %s failed\n", iface);
+	xdp_program__close(program);
+	return error != 0;
+}

@@ -1,0 +1,198 @@
+"""Recording without privileges, as in a container: descriptors come from hand-over over a Unix socket."""
+
+import array
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import OUT, Running, call, must, verify
+
+NOBODY = 65534
+COUNT = 300
+# What the kernel gives everybody, and so what a container has unless its runtime is told otherwise.
+MEMLOCK = 8 << 20
+XSKMAP, AF_XDP, SO_DOMAIN = 17, 44, 39
+
+
+@pytest.fixture
+def place():
+    """A directory that nobody may look into, with the program and the library: those above the tree's may be closed."""
+    with tempfile.TemporaryDirectory(prefix="unified-test.", dir="/var/tmp") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        shutil.copy(OUT / "bin/unprivileged", path)
+        shutil.copy(OUT / "lib/libunified.so.0", path)
+        with open(path / "device", "wb") as file:
+            file.truncate(1 << 20)
+        (path / "device").chmod(0o600)
+        yield path
+
+
+def bare(place, *words, memlock=MEMLOCK, keep=()):
+    """The command of the recorder as nobody: no capability that it could have, but for those to keep."""
+    kept = ",".join(["-all", *(f"+{name}" for name in keep)])
+    caps = [f"--bounding-set={kept}", f"--inh-caps={kept}", f"--ambient-caps={kept}"]
+    return ["prlimit", f"--memlock={memlock}:{memlock}", "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
+            "--no-new-privs", *caps, "env", f"LD_LIBRARY_PATH={place}", place / "unprivileged", *words]
+
+
+@pytest.fixture
+def giver(network, place, start):
+    path = place / "socket"
+    program = start(OUT / "bin/hand-over", OUT / "lib/unified_xdp.bpf.o", path, NOBODY, network.near, place / "device")
+    program.until("^Handing over")
+    yield path
+    program.process.send_signal(signal.SIGTERM)
+    assert program.end() == 0, program.text()
+    assert not network.program() and not path.exists()
+
+
+def status(running: Running, what: str) -> str:
+    text = Path(f"/proc/{running.process.pid}/status").read_text()
+    return re.search(rf"^{what}:\s+(.*)$", text, re.M)[1]
+
+
+def test_a_process_without_any_capability_records(giver, network, place, start):
+    for _ in range(2):
+        # Its own ways are closed: it is the descriptors that serve.
+        assert stat.S_IMODE((place / "device").stat().st_mode) == 0o600
+        recorder = start(*bare(place, giver, network.near, COUNT))
+        recorder.until(f"^Receiving on {network.near} as user {NOBODY}$")
+        for caps in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(status(recorder, caps), 16) == 0, caps
+        assert status(recorder, "Uid").split() == [str(NOBODY)] * 4
+        network.send(COUNT, "1-1400")
+        assert recorder.end() == 0, recorder.text()
+        assert f"Stored {COUNT} of {COUNT}" in recorder.text()
+        verify(place / "device", COUNT, "1-1400", "--sent", COUNT)
+        # The next one finds nothing of this one's; the program serves it as well.
+        assert network.program()
+        (place / "device").write_bytes(bytes(1 << 20))
+    recorder = start(*bare(place, giver, network.near, COUNT, memlock=64 << 10))
+    assert recorder.end() == 1
+    assert re.search("locked memory|RLIMIT_MEMLOCK", recorder.text()), recorder.text()
+
+
+def test_without_the_descriptors_there_is_no_way(network, place, start):
+    shutil.copy(OUT / "bin/minimal", place)
+    command = bare(place, network.near, place / "device", 1)
+    command[command.index(place / "unprivileged")] = place / "minimal"
+    refused = call(*command)
+    assert refused.returncode == 1 and re.search("[Pp]ermission denied|not permitted", refused.stdout), refused.stdout
+
+
+class Peer:
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(10)
+        self.socket.connect(str(path))
+
+    def ask(self, words: str):
+        self.socket.send(words.encode())
+        text, control, _, _ = self.socket.recvmsg(256, socket.CMSG_SPACE(4))
+        fds = array.array("i")
+        for level, kind, data in control:
+            assert (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+            fds.frombytes(data)
+        return text.decode(), list(fds)
+
+
+def kind_of(fd: int) -> int:
+    return int(re.search(r"^map_type:\s+(\d+)$", Path(f"/proc/self/fdinfo/{fd}").read_text(), re.M)[1])
+
+
+def test_requests_are_answered_as_the_device_plugin_does(giver, network):
+    peer = Peer(giver)
+    assert peer.ask(f"/xsk_map_fd, {network.near}") == ("/error", [])
+    assert peer.ask("/connect, somebody") == ("/host_ok", [])
+    assert peer.ask("/version") == ("0.1", [])
+    assert peer.ask("/nonsense") == ("/error", [])
+    assert peer.ask("/xsk_map_fd, another0") == ("/fd_nak", [])
+    # With the space behind the comma, and without.
+    for words in (f"/xsk_map_fd, {network.near}", f"/xsk_map_fd,{network.near}"):
+        text, (fd,) = peer.ask(words)
+        assert text == "/fd_ack" and kind_of(fd) == XSKMAP
+        os.close(fd)
+    text, (fd,) = peer.ask(f"/xsk_fd, {network.near}")
+    with socket.socket(AF_XDP, socket.SOCK_RAW, 0, fileno=fd) as xsk:
+        assert text == "/fd_ack" and xsk.getsockopt(socket.SOL_SOCKET, SO_DOMAIN) == AF_XDP
+    text, (fd,) = peer.ask("/device_fd")
+    assert text == "/fd_ack" and os.fstat(fd).st_size == 1 << 20
+    os.close(fd)
+    # Somebody who is silent costs the others no more than a moment.
+    silent, other = Peer(giver), Peer(giver)
+    assert peer.ask("/fin") == ("/fin_ack", [])
+    assert other.ask("/connect, another") == ("/host_ok", [])
+    assert silent.socket.recv(10) == b""
+
+
+def test_only_its_user_may_ask(giver, network, place):
+    assert stat.S_IMODE(giver.stat().st_mode) == 0o600 and giver.stat().st_uid == NOBODY
+    command = [f"--reuid={NOBODY - 1}" if word == f"--reuid={NOBODY}" else word for word in bare(place, giver, network.near, 1)]
+    refused = call(*command)
+    assert refused.returncode == 1 and "Permission denied" in refused.stdout, refused.stdout
+
+
+def test_a_plugin_that_has_only_the_map(giver, network, place, start):
+    """The plugin's own words, and a pod with CAP_NET_RAW and its own volume."""
+    path = place / "plugin"
+    heard = []
+    peer = Peer(giver)
+    assert peer.ask("/connect, relay")[0] == "/host_ok"
+    _, (fd,) = peer.ask(f"/xsk_map_fd, {network.near}")
+
+    def plugin(listener):
+        conversation, _ = listener.accept()
+        with conversation:
+            while words := conversation.recv(256).decode():
+                heard.append(words)
+                if words.startswith("/connect, "):
+                    conversation.send(b"/host_ok")
+                elif words == f"/xsk_map_fd, {network.near}":
+                    conversation.sendmsg([b"/fd_ack"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+                elif words == "/fin":
+                    conversation.send(b"/fin_ack")
+                else:
+                    conversation.send(b"/error")
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.settimeout(20)
+        listener.bind(str(path))
+        path.chmod(0o666)
+        listener.listen(1)
+        thread = threading.Thread(target=plugin, args=(listener,))
+        thread.start()
+        own = place / "own"
+        own.write_bytes(bytes(1 << 20))
+        os.chown(own, NOBODY, NOBODY)
+        recorder = start(*bare(place, path, network.near, COUNT, own, keep=["net_raw"]))
+        recorder.until("^Receiving on")
+        assert int(status(recorder, "CapEff"), 16) == 1 << 13
+        network.send(COUNT)
+        assert recorder.end() == 0, recorder.text()
+        thread.join(20)
+    os.close(fd)
+    assert [words.split(",")[0] for words in heard] == ["/connect", "/xsk_map_fd", "/fin"]
+    verify(own, COUNT, "1024", "--sent", COUNT)
+
+
+def test_bad_arguments_are_told(network, place):
+    usage = call(OUT / "bin/hand-over")
+    assert usage.returncode == 2 and "usage" in usage.stdout
+    absent = call(OUT / "bin/hand-over", OUT / "lib/unified_xdp.bpf.o", place / "socket", NOBODY, "nosuchif0", place / "device")
+    assert absent.returncode == 2 and "nosuchif0" in absent.stdout
+    absent = call(OUT / "bin/hand-over", OUT / "lib/unified_xdp.bpf.o", place / "socket", NOBODY, network.near, place / "nothing")
+    assert absent.returncode == 1 and str(place / "nothing") in absent.stdout
+    assert not network.program()
+    taken = place / "taken"
+    taken.write_text("")
+    refused = call(OUT / "bin/hand-over", OUT / "lib/unified_xdp.bpf.o", taken, NOBODY, network.near, place / "device")
+    assert refused.returncode == 1 and str(taken) in refused.stdout
+    assert not network.program() and taken.exists()
