@@ -45,6 +45,8 @@ $(UAPI_BUILD)/libunified-uapi-preload.so: $(UAPI_ROOT)/uapi/preload.c
 PREFIX ?= /usr/local
 LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
+# A package has it empty: the loader knows LIBDIR there.
+UAPI_RPATH ?= -Wl,-rpath,$(LIBDIR)
 UAPI_DATADIR ?= $(PREFIX)/share/unified
 INSTALL ?= install
 UAPI_COMPAT := $(patsubst $(UAPI_ROOT)/include/%,%,$(shell find $(UAPI_ROOT)/include/compat -name '*.h'))
@@ -58,6 +60,6 @@ uapi-install:
 	$(call uapi_pc,$(PREFIX),$(LIBDIR),$(INCLUDEDIR),$(UAPI_DATADIR)/compat) > $(DESTDIR)$(LIBDIR)/pkgconfig/unified-uapi.pc
 	chmod 644 $(DESTDIR)$(LIBDIR)/pkgconfig/unified-uapi.pc
 	$(CC) $(UAPI_PRELOAD_FLAGS) -o $(DESTDIR)$(LIBDIR)/libunified-uapi-preload.so $(UAPI_ROOT)/uapi/preload.c \
-		-L$(UAPI_LIBDIR) -Wl,-rpath,$(LIBDIR) -lunified -ldl
+		-L$(UAPI_LIBDIR) $(UAPI_RPATH) -lunified -ldl
 
 .PHONY: uapi-install selftest uapi-pc preload

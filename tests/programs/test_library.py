@@ -78,7 +78,7 @@ def test_what_is_installed_and_that_uninstalling_leaves_nothing(libdir, tmp_path
     expected |= {f"share/doc/unified/examples/{path.name}" for path in (ROOT / "c-examples").glob("*.*")
                  if path.suffix in (".c", ".py")}
     expected |= {f"share/unified/{path.relative_to(ROOT / 'include')}" for path in (ROOT / "include/compat").rglob("*.h")}
-    expected |= {"share/unified/unified_xdp.bpf.o", "share/doc/unified/examples/unified_xdp.h"}
+    expected |= {f"{libdir}/bpf/unified_xdp.bpf.o", "share/doc/unified/examples/unified_xdp.h"}
     assert files() == expected
     lib = tmp_path / "opt/it" / libdir
     assert os.readlink(lib / "libunified.so.0") == f"libunified.so.{version}"
