@@ -1,6 +1,9 @@
 """Recording without privileges, as in a container: descriptors come from hand-over over a Unix socket."""
 
 import array
+import contextlib
+import fnmatch
+import json
 import os
 import re
 import shutil
@@ -11,8 +14,9 @@ import tempfile
 import threading
 from pathlib import Path
 
+import debian
 import pytest
-from conftest import OUT, Running, call, must, verify
+from conftest import OUT, ROOT, Running, call, must, verify
 
 NOBODY = 65534
 COUNT = 300
@@ -196,3 +200,81 @@ def test_bad_arguments_are_told(network, place):
     refused = call(OUT / "bin/hand-over", OUT / "lib/unified_xdp.bpf.o", taken, NOBODY, network.near, place / "device")
     assert refused.returncode == 1 and str(taken) in refused.stdout
     assert not network.program() and taken.exists()
+
+
+def instructions() -> list:
+    """The Dockerfile's, each with its words; lines that go on are one."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.M)
+    return [tuple(line.split(None, 1)) for line in re.sub(r"\\\n\s*", " ", text).splitlines() if line.strip()]
+
+
+def copy_tree(to: Path) -> None:
+    """What docker would send: all but .dockerignore's. Nothing of a build may come along."""
+    ignored = [line.removeprefix("**/") for line in (ROOT / ".dockerignore").read_text().split()]
+    shutil.copytree(ROOT, to, symlinks=True, dirs_exist_ok=True,
+                    ignore=lambda _, names: [name for name in names if any(fnmatch.fnmatch(name, one) for one in ignored)])
+    assert not (to / "target").exists()
+
+
+def lend_rust(root: Path, stack: contextlib.ExitStack) -> None:
+    """The compiler of this machine: the Dockerfile's own step takes one that is there."""
+    home = Path.home()
+    if not (home / ".rustup").exists():
+        pytest.skip("Rust is not rustup's here, and cannot be lent")
+    shutil.copytree(home / ".cargo", root / "root/.cargo", symlinks=True)
+    (root / "root/.rustup").mkdir()
+    must("mount", "--bind", "-o", "ro", home / ".rustup", root / "root/.rustup")
+    stack.callback(must, "umount", "-l", root / "root/.rustup")
+
+
+def test_the_dockerfile_makes_an_image_that_records_as_nobody(network, start):
+    debian.only_full()
+    packed, stages, user, entry = debian.base("minbase"), {}, None, None
+    with contextlib.ExitStack() as stack:
+        for verb, rest in instructions():
+            if verb == "FROM":
+                image, _, name = rest.partition(" AS ")
+                assert image == "debian:12"
+                root, where, env, user = stack.enter_context(debian.unpacked(packed)), "/", {}, None
+                stages[name or "last"] = root
+                if name == "build":
+                    lend_rust(root, stack)
+            elif verb == "RUN":
+                debian.inside(root, "sh", "-ec", f"cd {where}; {rest}", env=env, timeout=1200)
+            elif verb == "ENV":
+                name, _, value = rest.partition("=")
+                env[name] = value
+            elif verb == "WORKDIR":
+                where = rest
+            elif verb == "COPY" and rest.startswith("--from="):
+                source, pattern, to = rest.removeprefix("--from=").split()
+                found = list(stages[source].glob(pattern.lstrip("/")))
+                assert found, pattern
+                for path in found:
+                    shutil.copy(path, root / to.lstrip("/"))
+            elif verb == "COPY":
+                assert rest.split()[0] == "."
+                copy_tree(root / rest.split()[1].lstrip("/"))
+            elif verb == "USER":
+                user = rest.split(":")
+            else:
+                assert verb == "ENTRYPOINT", f"the test does not know {verb}"
+                entry = json.loads(rest)
+        assert user == [str(NOBODY)] * 2
+        # As docker starts it, and with less: not even the capabilities that it would leave.
+        with open(root / "srv/device", "wb") as file:
+            file.truncate(1 << 20)
+        path = root / "run/unified.sock"
+        giver = start(OUT / "bin/hand-over", OUT / "lib/unified_xdp.bpf.o", path, NOBODY, network.near, root / "srv/device")
+        giver.until("^Handing over")
+        recorder = start("chroot", root, "prlimit", f"--memlock={MEMLOCK}:{MEMLOCK}", "setpriv", f"--reuid={user[0]}",
+                         f"--regid={user[1]}", "--clear-groups", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", *entry,
+                         "/run/unified.sock", network.near, COUNT)
+        recorder.until(f"^Receiving on {network.near} as user {NOBODY}$")
+        assert str(root) in os.readlink(f"/proc/{recorder.process.pid}/root")
+        network.send(COUNT)
+        assert recorder.end() == 0, recorder.text()
+        giver.process.send_signal(signal.SIGTERM)
+        assert giver.end() == 0, giver.text()
+        verify(root / "srv/device", COUNT, "1024", "--sent", COUNT)
+        assert not network.program()

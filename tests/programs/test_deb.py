@@ -3,9 +3,9 @@
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
+import debian
 import pytest
 from conftest import OUT, ROOT, call, must, need, verify
 
@@ -14,11 +14,6 @@ NAMES = ["libunified0", "libunified-dev", "unified-tools"]
 COUNT = 200
 # The project has no mail address.
 KNOWN = "bogus-mail-host,bogus-mail-host-in-debian-changelog"
-
-
-def only_full():
-    if os.environ.get("UNIFIED_TIER") != "full":
-        pytest.skip("a Debian of its own takes a while: full tier")
 
 
 @pytest.fixture(scope="module")
@@ -116,79 +111,39 @@ def test_an_example_of_the_package_does_the_main_job_with_its_files_alone(unpack
 
 
 def test_lintian_has_nothing_to_say(packages):
-    only_full()
+    debian.only_full()
     need("lintian")
     said = must("lintian", "--allow-root", "--fail-on", "error,warning", "--suppress-tags", KNOWN, *packages.values(), timeout=300)
     assert not re.search(r"^[EW]: ", said, re.M), said
 
 
-def cached_base() -> Path:
-    """A minimal Debian 12, packed; made when there is none yet."""
-    given = os.environ.get("UNIFIED_VM_CACHE")
-    cache = (Path(given) if given else Path.home() / ".cache" / "unified-vm") / "bookworm-minbase.tar"
-    if not cache.exists():
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        made = cache.with_suffix(f".{os.getpid()}")
-        try:
-            must("debootstrap", "--variant=minbase", "--include=gcc,libc6-dev,pkg-config,libelf-dev,zlib1g-dev",
-                 "bookworm", f"{made}.d", "http://deb.debian.org/debian", timeout=900)
-            must("tar", "--one-file-system", "-C", f"{made}.d", "-cf", made, ".", timeout=300)
-            made.rename(cache)
-        finally:
-            shutil.rmtree(f"{made}.d", ignore_errors=True)
-            made.unlink(missing_ok=True)
-    return cache
+def test_they_install_into_a_clean_debian_and_an_example_made_there_stores(packages, network, start):
+    debian.only_full()
+    packed = debian.base("gcc", "gcc", "libc6-dev", "pkg-config", "libelf-dev", "zlib1g-dev")
+    with debian.unpacked(packed) as root:
+        def inside(*words):
+            return debian.inside(root, *words)
 
-
-@pytest.fixture
-def chroot():
-    """A Debian of its own with /proc, /dev and /sys; its network is this machine's."""
-    need("debootstrap", "chroot", "tar")
-    base = cached_base()
-    root = Path(tempfile.mkdtemp(prefix="unified-test.", dir="/var/tmp"))
-    mounts = []
-    try:
-        must("tar", "-C", root, "-xpf", base, timeout=300)
-        for kind, where in (("proc", "proc"), ("sysfs", "sys"), ("bpf", "sys/fs/bpf"), ("devtmpfs", "dev")):
-            must("mount", "-t", kind, kind, root / where)
-            mounts.append(root / where)
-        yield root
-    finally:
-        for where in reversed(mounts):
-            must("umount", where)
-        # Never through what may still be mounted.
-        assert not [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(root) in line]
-        shutil.rmtree(root)
-
-
-def test_they_install_into_a_clean_debian_and_an_example_made_there_stores(packages, network, start, request):
-    only_full()
-    chroot = request.getfixturevalue("chroot")
-
-    def inside(*words, **options):
-        return must("chroot", chroot, *words, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive",
-                                                   "LC_ALL": "C.UTF-8"}, **options)
-
-    for package in packages.values():
-        shutil.copy(package, chroot / "tmp")
-    inside("dpkg", "-i", *(f"/tmp/{package.name}" for package in packages.values()))
-    for name in NAMES:
-        assert inside("dpkg-query", "-W", "-f", "${Status}", name) == "install ok installed"
-    # The trigger has run: the loader knows it by name.
-    assert "libunified.so.0" in inside("ldconfig", "-p")
-    inside("sh", "-ec", "cd /tmp; gcc /usr/share/doc/libunified-dev/examples/minimal.c $(pkg-config --cflags --libs unified) -o minimal")
-    program = start("chroot", chroot, "/tmp/minimal", network.near, "/tmp/device", COUNT)
-    program.until("^Receiving on")
-    network.send(COUNT, "1-1472")
-    assert program.end() == 0, program.text()
-    verify(chroot / "tmp/device", COUNT, "1-1472", "--sent", COUNT)
-    assert f"{COUNT} of {COUNT}" in inside("unified-traffic", "verify", "/tmp/device", "--stored", COUNT, "--size", "1-1472")
-    assert not network.program()
-    # The static library, with what pkg-config says it needs.
-    inside("sh", "-ec", "cd /tmp; gcc /usr/share/doc/libunified-dev/examples/minimal.c -o static "
-           "$(pkg-config --cflags --static --libs unified | sed s/-lunified/-l:libunified.a/)")
-    assert "usage" in call("chroot", chroot, "/tmp/static").stdout
-    assert "libunified" not in inside("ldd", "/tmp/static")
-    inside("dpkg", "--purge", *reversed(NAMES))
-    assert not [path for path in (chroot / "usr").rglob("*unified*")]
-    assert "libunified" not in inside("ldconfig", "-p")
+        for package in packages.values():
+            shutil.copy(package, root / "tmp")
+        inside("dpkg", "-i", *(f"/tmp/{package.name}" for package in packages.values()))
+        for name in NAMES:
+            assert inside("dpkg-query", "-W", "-f", "${Status}", name) == "install ok installed"
+        # The trigger has run: the loader knows it by name.
+        assert "libunified.so.0" in inside("ldconfig", "-p")
+        build = "cd /tmp; gcc /usr/share/doc/libunified-dev/examples/minimal.c -o "
+        inside("sh", "-ec", build + "minimal $(pkg-config --cflags --libs unified)")
+        program = start("chroot", root, "/tmp/minimal", network.near, "/tmp/device", COUNT)
+        program.until("^Receiving on")
+        network.send(COUNT, "1-1472")
+        assert program.end() == 0, program.text()
+        verify(root / "tmp/device", COUNT, "1-1472", "--sent", COUNT)
+        assert f"{COUNT} of {COUNT}" in inside("unified-traffic", "verify", "/tmp/device", "--stored", COUNT, "--size", "1-1472")
+        assert not network.program()
+        # The static library, with what pkg-config says it needs.
+        inside("sh", "-ec", build + "static $(pkg-config --cflags --static --libs unified | sed s/-lunified/-l:libunified.a/)")
+        assert "usage" in call("chroot", root, "/tmp/static").stdout
+        assert "libunified" not in inside("ldd", "/tmp/static")
+        inside("dpkg", "--purge", *reversed(NAMES))
+        assert not [path for path in (root / "usr").rglob("*unified*")]
+        assert "libunified" not in inside("ldconfig", "-p")
