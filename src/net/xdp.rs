@@ -437,7 +437,11 @@ impl HandedMap {
                     link.name
                 ),
             )
-            .hint("it must be the BPF_MAP_TYPE_XSKMAP of the XDP program on that interface")
+            .hint(match e.raw_os_error() {
+                // The descriptor is right, for the kernel never came to look at it.
+                Some(libc::EPERM) => "in a container: allow bpf(2) in its seccomp profile",
+                _ => "it must be the BPF_MAP_TYPE_XSKMAP of the XDP program on that interface",
+            })
         };
         let own = duplicate(map).map_err(failed)?;
         bpf::map_set(own.as_raw_fd(), queue, &(socket as u32).to_ne_bytes()).map_err(failed)?;
