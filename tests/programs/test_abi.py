@@ -1,0 +1,124 @@
+"""What a release must keep: exported symbols and their versions, functions and types, layouts, and how structs grow."""
+
+import re
+import subprocess
+
+import pytest
+from conftest import OUT, ROOT, call, must
+
+LIBRARY = OUT / "lib/libunified.so"
+# What -Wl,--wrap calls in programs of the registration interface.
+WRAPS = {"__wrap_syscall", "__wrap_xsk_umem__create", "__wrap_setrlimit"}
+
+
+def listed() -> dict:
+    """abi/symbols: the version of each symbol."""
+    versions, version = {}, None
+    for line in (ROOT / "abi/symbols").read_text().splitlines():
+        if line.startswith("# "):
+            version = line[2:]
+        else:
+            assert version and line not in versions, line
+            versions[line] = version
+    return versions
+
+
+def exported(library) -> dict:
+    """What the dynamic linker finds in a library; the version of each symbol, None where it has none."""
+    found = {}
+    for line in must("readelf", "-W", "--dyn-syms", library).splitlines():
+        words = line.split()
+        if len(words) == 8 and words[0].rstrip(":").isdigit() and words[6] not in ("UND", "ABS"):
+            name, at, version = words[7].partition("@@")
+            assert name not in found and (at or "@" not in name), line
+            found[name] = version or None
+    return found
+
+
+def test_the_library_exports_the_listed_symbols_with_their_versions_and_nothing_else():
+    assert exported(LIBRARY) == listed()
+    # The nodes themselves are there too: a program that was linked with one is refused by a library without it.
+    nodes = re.findall(r"Name: (UNIFIED_\S+)", must("readelf", "-W", "--version-info", LIBRARY))
+    assert set(nodes) == set(listed().values()) and "UNIFIED_0.1" in nodes
+
+
+def test_the_list_has_every_function_of_the_crate_and_of_the_header():
+    """cargo's library exports whatever the crate does: a function that nobody wrote down is seen here."""
+    names = set(listed())
+    assert set(exported(ROOT / "target/release/libunified.so")) == names
+    header = (ROOT / "include/unified.h").read_text()
+    declared = set(re.findall(r"^\S.*?\b(unified_\w+)\(", header, re.M)) - {"unified_log_fn"}
+    assert len(declared) > 30
+    assert declared | WRAPS == names
+
+
+def test_the_static_library_shows_its_functions_and_nothing_else():
+    lines = must("nm", "-g", "--defined-only", OUT / "lib/libunified.a").splitlines()
+    assert {line.split()[2] for line in lines if len(line.split()) == 3} == set(listed())
+
+
+def test_a_list_with_a_symbol_of_no_version_or_of_no_function_makes_no_library(tmp_path):
+    def built(symbols: str):
+        (tmp_path / "symbols").write_text(symbols)
+        script = subprocess.run(["sh", ROOT / "abi/version-script", tmp_path / "symbols"], text=True, capture_output=True)
+        (tmp_path / "map").write_text(script.stdout)
+        return script, call("gcc", "-shared", "-fPIC", tmp_path / "one.c", "-o", tmp_path / "one.so",
+                            f"-Wl,--version-script={tmp_path}/map", "-Wl,--no-undefined-version")
+
+    (tmp_path / "one.c").write_text("int one(void) { return 1; }\nint two(void) { return 2; }\n")
+    script, link = built("# V_1\none\n# V_2\ntwo\n")
+    assert script.returncode == link.returncode == 0, link.stdout
+    assert exported(tmp_path / "one.so") == {"one": "V_1", "two": "V_2"}
+    script, link = built("# V_1\none\n")
+    assert exported(tmp_path / "one.so") == {"one": "V_1"}
+    script, _ = built("one\n# V_1\ntwo\n")
+    assert script.returncode != 0 and "symbols:1:" in script.stderr
+    script, link = built("# V_1\none\nthree\n")
+    assert script.returncode == 0 and link.returncode != 0 and "three" in link.stdout
+
+
+USER = r"""
+#include <dlfcn.h>
+#include <stdio.h>
+#include <unified.h>
+int main(int argc, char **argv)
+{
+	/* What is linked and what a plain dlsym finds are one function. */
+	void *lib = dlopen(argv[1], RTLD_NOW);
+	void *found = lib ? dlsym(lib, "unified_version") : NULL;
+
+	if (argc != 2 || !found)
+		return fprintf(stderr, "%s\n", dlerror()), 1;
+	return found == (void *)unified_version && unified_version() ? 0 : 2;
+}
+"""
+
+
+def test_programs_record_the_version_and_dlsym_finds_the_function(tmp_path):
+    (tmp_path / "user.c").write_text(USER)
+    link = [f"-L{OUT}/lib", "-lunified", f"-Wl,-rpath,{OUT}/lib"]
+    must("gcc", f"-I{ROOT}/include", tmp_path / "user.c", "-o", tmp_path / "user", *link)
+    assert "unified_version@UNIFIED_0.1" in must("readelf", "-W", "--dyn-syms", tmp_path / "user")
+    must(tmp_path / "user", LIBRARY)
+    # One that was linked with a library of another version is refused, and told which is missing.
+    (tmp_path / "map").write_text("UNIFIED_9.9 { global: unified_version; local: *; };")
+    (tmp_path / "later.c").write_text("unsigned unified_version(void) { return 9; }")
+    must("gcc", "-shared", "-fPIC", tmp_path / "later.c", "-o", tmp_path / "libunified.so",
+         "-Wl,-soname,libunified.so.0", f"-Wl,--version-script={tmp_path}/map")
+    must("gcc", f"-I{ROOT}/include", tmp_path / "user.c", "-o", tmp_path / "newer", f"-L{tmp_path}", *link[1:])
+    refused = call(tmp_path / "newer", LIBRARY)
+    assert refused.returncode != 0 and "UNIFIED_9.9' not found" in refused.stdout
+    # One that was linked with a library without versions (cargo's own) goes on working.
+    must("gcc", f"-I{ROOT}/include", tmp_path / "user.c", "-o", tmp_path / "plain", f"-L{ROOT}/target/release",
+         "-lunified", f"-Wl,-rpath,{OUT}/lib")
+    assert "unified_version@" not in must("readelf", "-W", "--dyn-syms", tmp_path / "plain")
+    must(tmp_path / "plain", LIBRARY)
+
+
+def test_a_program_linked_with_wrap_gets_the_versioned_functions(tmp_path):
+    (tmp_path / "wrap.c").write_text("#include <sys/syscall.h>\n#include <unistd.h>\n"
+                                     "int main(void) { return syscall(SYS_getpid) != getpid(); }\n")
+    must("gcc", "-D_GNU_SOURCE", tmp_path / "wrap.c", "-o", tmp_path / "wrap", "-Wl,--wrap=syscall", f"-L{OUT}/lib",
+         "-lunified", f"-Wl,-rpath,{OUT}/lib")
+    assert "__wrap_syscall@UNIFIED_UAPI_0.1" in must("readelf", "-W", "--dyn-syms", tmp_path / "wrap")
+    must(tmp_path / "wrap")
