@@ -1199,7 +1199,7 @@ int unified_pipeline_status(const unified_ctx *ctx, struct unified_pipeline_stat
 /**
  * Stops the pipeline: stores what was received, flushes the device, ends both threads. `status` may be
  * NULL; else set its size first. Packets that come later stay in the RX ring. 0, -ENOENT (none runs),
- * -EIO (a flush failed: see `durable` for what is safe), -EINVAL. Any thread.
+ * -EIO (a flush failed: see `durable` for what is safe), -EINVAL (the status' size: it runs on). Any thread.
  */
 int unified_pipeline_stop(const unified_ctx *ctx,
                           struct unified_pipeline_status *status);

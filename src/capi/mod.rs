@@ -147,24 +147,33 @@ unsafe fn put<T>(to: *mut T, value: T, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// Copies a struct that begins with its size out to C: as many bytes as both sides know, and the size
-/// that was filled in.
+/// The size that C wrote into a struct that begins with it.
 ///
 /// # Safety
-/// `to` must be null or point to a struct of which `to.size` bytes may be written.
-unsafe fn put_sized<T: Copy>(to: *mut T, mut value: T, what: &str) -> Result<()> {
-    if to.is_null() || !to.is_aligned() {
+/// `at` must be null or point to a struct of which at least its size can be read.
+unsafe fn size_given<T>(at: *const T, what: &str) -> Result<usize> {
+    if at.is_null() || !at.is_aligned() {
         return Err(null(what));
     }
     // SAFETY: every sized struct begins with its u64 size, set by the caller.
-    let size = unsafe { to.cast::<u64>().read() };
+    let size = unsafe { at.cast::<u64>().read() };
     if !(8..=1 << 16).contains(&size) {
         return Err(Error::new(
             libc::EINVAL,
             format!("{what}: its size field holds {size}; set it to sizeof before the call"),
         ));
     }
-    let len = (size as usize).min(size_of::<T>());
+    Ok(size as usize)
+}
+
+/// Copies a struct that begins with its size out to C: as many bytes as both sides know, and the size
+/// that was filled in.
+///
+/// # Safety
+/// `to` must be null or point to a struct of which `to.size` bytes may be written.
+unsafe fn put_sized<T: Copy>(to: *mut T, mut value: T, what: &str) -> Result<()> {
+    // SAFETY: the caller's promise.
+    let len = unsafe { size_given(to, what)? }.min(size_of::<T>());
     // SAFETY: `value` is a live T that begins with its u64 size; `len` bytes lie in both structs.
     unsafe {
         std::ptr::from_mut(&mut value)
@@ -186,18 +195,8 @@ unsafe fn put_sized<T: Copy>(to: *mut T, mut value: T, what: &str) -> Result<()>
 /// `from` must be null or point to a struct of which `from.size` bytes can be read; `T` must be plain data
 /// for which zero is a value.
 unsafe fn get_sized<T: Copy>(from: *const T, what: &str) -> Result<T> {
-    if from.is_null() || !from.is_aligned() {
-        return Err(null(what));
-    }
-    // SAFETY: every sized struct begins with its u64 size, set by the caller.
-    let size = unsafe { from.cast::<u64>().read() };
-    if !(8..=1 << 16).contains(&size) {
-        return Err(Error::new(
-            libc::EINVAL,
-            format!("{what}: its size field holds {size}; set it to sizeof"),
-        ));
-    }
-    let size = size as usize;
+    // SAFETY: the caller's promise.
+    let size = unsafe { size_given(from, what)? };
     let known = size.min(size_of::<T>());
     // SAFETY: `size` bytes are readable (the caller's promise); T is plain data, of which zero is a value.
     unsafe {

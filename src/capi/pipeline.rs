@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::time::Duration;
 
 use super::types::*;
-use super::{get_sized, guard, put_sized, unified_ctx, with};
+use super::{get_sized, guard, put_sized, size_given, unified_ctx, with};
 use crate::error::{Error, Result};
 use crate::log;
 use crate::pipeline::{AtEnd, Layout, Pipeline, PipelineConfig, PipelineStatus};
@@ -88,6 +88,8 @@ pub unsafe extern "C" fn unified_pipeline_start(
     })
 }
 
+const STATUS: &str = "the pipeline's status";
+
 /// # Safety
 /// `to` must be null or a sized struct.
 unsafe fn fill(to: *mut unified_pipeline_status, s: &PipelineStatus) -> Result<()> {
@@ -109,7 +111,7 @@ unsafe fn fill(to: *mut unified_pipeline_status, s: &PipelineStatus) -> Result<(
         flushes: s.flushes,
     };
     // SAFETY: the caller's promise.
-    unsafe { put_sized(to, filled, "the pipeline's status") }
+    unsafe { put_sized(to, filled, STATUS) }
 }
 
 /// Where the pipeline stands. Set `status->size` first. 0, -EINVAL, -ENOENT (none runs). Any thread.
@@ -135,7 +137,7 @@ pub unsafe extern "C" fn unified_pipeline_status(
 
 /// Stops the pipeline: stores what was received, flushes the device, ends both threads. `status` may be
 /// NULL; else set its size first. Packets that come later stay in the RX ring. 0, -ENOENT (none runs),
-/// -EIO (a flush failed: see `durable` for what is safe), -EINVAL. Any thread.
+/// -EIO (a flush failed: see `durable` for what is safe), -EINVAL (the status' size: it runs on). Any thread.
 ///
 /// # Safety
 /// `ctx` must be a handle; `status` must be NULL or have `size` bytes.
@@ -145,6 +147,10 @@ pub unsafe extern "C" fn unified_pipeline_stop(
     status: *mut unified_pipeline_status,
 ) -> c_int {
     guard(|| {
+        if !status.is_null() {
+            // SAFETY: the caller's promise. Before the pipeline ends, whose last word could not be handed out.
+            unsafe { size_given(status, STATUS)? };
+        }
         let (last, result) = with(ctx, |handle, _| {
             let pipeline = handle.pipeline.lock().take();
             pipeline
