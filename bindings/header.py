@@ -28,8 +28,8 @@ class Header(NamedTuple):
     declarations: str  # everything without comments and preprocessor
 
 
-def read() -> Header:
-    text = re.sub(r"/\*.*?\*/|//[^\n]*", "", HEADER.read_text(), flags=re.S)
+def read(path: Path = HEADER) -> Header:
+    text = re.sub(r"/\*.*?\*/|//[^\n]*", "", path.read_text(), flags=re.S)
     constants = {name: int(value, 0) for name, value in re.findall(r"^#define (UNIFIED_\w+) (\w+)$", text, re.M)}
     text = re.sub(r'^#ifdef __cplusplus\n.*?^#endif', "", text, flags=re.S | re.M)
     text = re.sub(r"^#.*$", "", text, flags=re.M)

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from conftest import OUT, ROOT, call, must
 
 sys.path.insert(0, str(ROOT / "bindings"))
@@ -141,3 +142,79 @@ def test_sized_structs_may_be_older_and_newer(network, device, start, tmp_path):
     assert tried.keys() == sized and len(sized) >= 7
     # Down to the size alone, up to the most that is taken.
     assert all(count > 25 for count in tried.values()), tried
+
+
+def judged(tmp_path, *changes, symbols=()) -> subprocess.CompletedProcess:
+    """What abi/run says of today's header (and list of symbols) with some words replaced."""
+    include = tmp_path / "include"
+    include.mkdir(exist_ok=True)
+    for file, replaced in ((ROOT / "include/unified.h", changes), (ROOT / "abi/symbols", symbols)):
+        text = file.read_text()
+        for old, new in replaced:
+            assert text.count(old) == 1, f"{file}: {old}"
+            text = text.replace(old, new)
+        (include / file.name).write_text(text)
+    return call(sys.executable, "-B", ROOT / "abi/run", "check", "--include", include, "--symbols", include / "symbols")
+
+
+def test_programs_of_the_last_release_are_served():
+    """Where it is meant to be so (before 1.0 a minor version may), the release renews the dump: abi-dump."""
+    done = call(sys.executable, "-B", ROOT / "abi/run", "check")
+    assert done.returncode == 0, f"the interface of the last release was changed:\n{done.stdout}"
+    # It is the list of a release: it has everything that stands under a version not newer than its own.
+    dumped = set(re.findall(r"elf-symbol name='(\w+)' version='(\w+\.\d+)'", (ROOT / "abi/libunified.abi").read_text()))
+    assert len(dumped) > 30 and dumped <= set(listed().items())
+
+
+CLOSE = "int unified_log_close(struct unified_log *log);"
+SEEK = "int unified_log_seek(const struct unified_log *log,\n                     uint64_t sequence);"
+LAST_STATS = "  uint64_t xdp_changes;\n};"
+FLUSHES = "  uint64_t flushes;\n};"
+
+GOOD = {
+    "a function more": dict(changes=[(CLOSE, CLOSE + "\nint unified_more(unified_ctx *ctx);")],
+                            symbols=[("unified_wait\n", "unified_wait\n# UNIFIED_0.2\nunified_more\n")]),
+    "a field at the end of a sized struct": dict(changes=[(LAST_STATS, "  uint64_t xdp_changes;\n  uint64_t more;\n};")]),
+    "fields at the end of two": dict(changes=[(LAST_STATS, "  uint64_t xdp_changes;\n  uint32_t more, others;\n};"),
+                                              (FLUSHES, "  uint64_t flushes;\n  uint64_t more;\n};")]),
+    "a constant more and other comments": dict(changes=[("#include <stdint.h>", "#include <stdint.h>\n#define UNIFIED_NEW 1"),
+                                                        ("Closes a log.", "Ends a log.")]),
+}
+BAD = {
+    "a function less": (dict(changes=[(CLOSE, "")], symbols=[("unified_log_close\n", "")]), "unified_log_close"),
+    "a parameter of another type": (dict(changes=[(SEEK, SEEK.replace("uint64_t", "uint32_t"))]), "unified_log_seek"),
+    "a parameter more": (dict(changes=[(SEEK, SEEK.replace("sequence", "sequence, int more"))]), "unified_log_seek"),
+    "a result of another type": (dict(changes=[(SEEK, SEEK.replace("int ", "int64_t ", 1))]), "unified_log_seek"),
+    "another version": (dict(changes=[], symbols=[("unified_wait\n", "# UNIFIED_0.2\nunified_wait\n")]), "unified_wait"),
+    "a field more in a struct without a size": (
+        dict(changes=[("  uint8_t dst_addr[16];\n", "  uint8_t dst_addr[16];\n  uint64_t more;\n")]), "unified_event"),
+    "a field more at the end of a struct without a size": (
+        dict(changes=[("  uint32_t timeout;\n};", "  uint32_t timeout;\n  uint32_t more;\n};")]), "unified_nvme_command"),
+    "a field more inside of a sized struct": (
+        dict(changes=[(LAST_STATS, "  uint64_t more;\n  uint64_t xdp_changes;\n};")]), "unified_stats"),
+    "a field of another type in a struct that grows": (
+        dict(changes=[(LAST_STATS, "  uint64_t xdp_changes;\n  uint64_t more;\n};"),
+                      ("  uint64_t xdp_fragments;", "  uint32_t xdp_fragments;")]), "unified_stats"),
+    "a field less in a struct that grows": (
+        dict(changes=[(LAST_STATS, "  uint64_t xdp_changes;\n  uint64_t more;\n};"),
+                      ("  uint64_t xdp_fragments;\n", "")]), "unified_stats"),
+    "two fields that change places": (
+        dict(changes=[("  uint64_t xdp_matched;", "  uint64_t xdp_fragments;"),
+                      ("   * IP fragments: passed.\n   */\n  uint64_t xdp_fragments;",
+                       "   * UDP to one of the ports.\n   */\n  uint64_t xdp_matched;")]), "unified_stats"),
+    "another name of a field": (dict(changes=[("  uint64_t xdp_fragments;", "  uint64_t xdp_pieces;")]), "unified_stats"),
+    "a sized struct without its last field": (dict(changes=[(LAST_STATS, "};")]), "unified_stats"),
+}
+
+
+@pytest.mark.parametrize("what", GOOD)
+def test_what_may_change_between_releases_passes(what, tmp_path):
+    done = judged(tmp_path, *GOOD[what]["changes"], symbols=GOOD[what].get("symbols", ()))
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_breaks_programs_is_told(what, tmp_path):
+    wrong, name = BAD[what]
+    done = judged(tmp_path, *wrong["changes"], symbols=wrong.get("symbols", ()))
+    assert done.returncode == 1 and name in done.stdout, done.stdout
