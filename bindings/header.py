@@ -5,6 +5,8 @@
     header.py lua     bindings/lua/unified_h.lua
     header.py node    bindings/node/header.js
     header.py layout  a C program that prints every size, offset and constant
+    header.py table   the same with those of include/unified_uapi.h: prints abi/layout
+    header.py rust    tests/layout.rs, which compares the crate with that file
 """
 
 import re
@@ -44,6 +46,19 @@ def read(path: Path = HEADER) -> Header:
     return Header(constants, structs, functions, declarations)
 
 
+def read_uapi() -> Header:
+    """include/unified_uapi.h: its structs (members of a union stand side by side) and constants, no functions."""
+    text = re.sub(r"/\*.*?\*/", "", (HEADER.parent / "unified_uapi.h").read_text(), flags=re.S)
+    constants = {name: 0 for name in re.findall(r"^#define (IO_UNIFIED_\w+)\s", text, re.M)}
+    structs = {}
+    for name, body in re.findall(r"^struct (io_unified_\w+) \{(.*?)^\};", text, re.S | re.M):
+        body = re.sub(r"^\s*(union \{|\};)", "", body, flags=re.M)
+        structs[name] = [Field(kind.strip(), field, int(count or 0)) for kind, field, count in
+                         re.findall(r"^\s*(.+?\s)(\w+)(?:\[(\d+)\])?;", body, re.M)]
+        assert len(structs[name]) == body.count(";"), f"a field of {name} was not understood"
+    return Header(constants, structs, {}, "")
+
+
 def short(name: str) -> str:
     return name.removeprefix("UNIFIED_").removeprefix("unified_")
 
@@ -79,20 +94,75 @@ def node(header: Header) -> str:
     return "\n".join(out + ["};", ""])
 
 
-def layout(header: Header) -> str:
-    out = ["#include <stddef.h>", "#include <stdio.h>", "#include <unified.h>", "int main(void)", "{"]
-    for name, fields in header.structs.items():
-        out.append(f'\tprintf("{name} - %zu 0\\n", sizeof(struct {name}));')
-        for field in fields:
-            at = f"((struct {name} *)0)->{field.name}"
-            out.append(f'\tprintf("{name} {field.name} %zu %zu\\n", sizeof({at}), offsetof(struct {name}, {field.name}));')
-    for name in header.constants:
-        out.append(f'\tprintf("{name} = %lld\\n", (long long){name});')
+def layout(*headers: Header) -> str:
+    out = ["#include <stddef.h>", "#include <stdio.h>", "#include <unified.h>", "#include <unified_uapi.h>", "int main(void)", "{"]
+    for header in headers:
+        for name, fields in header.structs.items():
+            out.append(f'\tprintf("{name} - %zu 0\\n", sizeof(struct {name}));')
+            for field in fields:
+                at = f"((struct {name} *)0)->{field.name}"
+                out.append(f'\tprintf("{name} {field.name} %zu %zu\\n", sizeof({at}), offsetof(struct {name}, {field.name}));')
+        for name in header.constants:
+            out.append(f'\tprintf("{name} = %lld\\n", (long long){name});')
     return "\n".join(out + ["\treturn 0;", "}", ""])
 
 
+def asserts(table: str) -> str:
+    """C (and C++) that compiles where every line of abi/layout is true."""
+    out = ["#include <stddef.h>", "#include <unified.h>", "#include <unified_uapi.h>", "#ifndef __cplusplus",
+           "#define static_assert _Static_assert", "#endif"]
+    for line in table.splitlines():
+        name, field, *numbers = line.split()
+        if field == "=":
+            out.append(f'static_assert((long long)({name}) == {numbers[0]}LL, "{line}");')
+        elif field == "-":
+            out.append(f'static_assert(sizeof(struct {name}) == {numbers[0]}, "{line}");')
+        else:
+            out.append(f'static_assert(sizeof(((struct {name} *)0)->{field}) == {numbers[0]} && '
+                       f'offsetof(struct {name}, {field}) == {numbers[1]}, "{line}");')
+    return "\n".join([*out, ""])
+
+
+# The crate's names for what include/unified_uapi.h declares; in a union one name is enough.
+RUST = {"io_unified_nvme_cmd": "NvmeUringCmd", "io_unified_offsets": "UnifiedOffsets", "io_unified_reg": "UnifiedReg",
+        "io_unified_ring": "UnifiedRing", "io_unified_sqe": "UnifiedSqe", "io_unified_cqe": "UnifiedCqe",
+        "IO_UNIFIED_NO_BUFFER": "NO_BUFFER", "IO_UNIFIED_NEED_WAKEUP": "RING_NEED_WAKEUP",
+        "IO_UNIFIED_CQE_DNR": "CQE_DNR", "IO_UNIFIED_CQE_BOUNCED": "CQE_BOUNCED"}
+UNION = ("__resv", "resv")
+
+
+def rust(header: Header, uapi: Header) -> str:
+    """What the crate does not name itself is left to the C side."""
+    out = ["//! Made from include/unified.h and include/unified_uapi.h by bindings/header.py; do not edit.",
+           "//! Every struct and constant of the crate that C sees is as abi/layout has it; C is compared with that file by",
+           "//! tests/programs/test_abi.py.", "#![forbid(unsafe_code)]", "", "use std::mem::offset_of;", "", "use unified::capi::types::*;",
+           "use unified::sys::abi::*;", "", "fn field<T, F>(_: impl Fn(&T) -> &F) -> usize {", "    size_of::<F>()", "}", "",
+           "macro_rules! of {", "    ($lines:ident, $name:literal, $kind:ident { $($field:ident)* }) => {",
+           '        $lines.push(format!("{} - {} 0", $name, size_of::<$kind>()));',
+           "        $(", "            let size = field(|value: &$kind| &value.$field);",
+           '            let at = offset_of!($kind, $field);',
+           '            $lines.push(format!("{} {} {size} {at}", $name, stringify!($field)));', "        )*",
+           "    };", "    ($lines:ident, $name:literal = $value:ident) => {",
+           '        $lines.push(format!("{} = {}", $name, i128::from($value) as i64));', "    };", "}", "", "#[test]",
+           "fn the_crate_lays_out_what_c_sees_as_the_table_says() {", "    let mut lines = Vec::new();"]
+    for one in (header, uapi):
+        for name, fields in one.structs.items():
+            names = " ".join(f.name for f in fields if f.name not in UNION)
+            out.append(f'    of! {{ lines, "{name}", {RUST.get(name, name)} {{ {names} }} }}')
+        for name in one.constants:
+            if one is header or name in RUST:
+                out.append(f'    of! {{ lines, "{name}" = {RUST.get(name, name)} }}')
+    own = [*(name for name in uapi.constants if name not in RUST), *UNION]
+    out += ["    let own = [", *(f'        "{name}",' for name in own), "    ];",
+            '    let table: Vec<&str> = include_str!("../abi/layout")', "        .lines()",
+            "        .filter(|line| !line.split_whitespace().any(|word| own.contains(&word)))", "        .collect();",
+            "    assert!(table.len() > 250);", "    assert_eq!(lines, table);", "}", ""]
+    return "\n".join(out)
+
+
 if __name__ == "__main__":
-    makers = {"lua": lua, "node": node, "layout": layout}
+    makers = {"lua": lua, "node": node, "layout": layout, "table": lambda one: layout(one, read_uapi()),
+              "rust": lambda one: rust(one, read_uapi())}
     if len(sys.argv) != 2 or sys.argv[1] not in makers:
         sys.exit(__doc__)
     sys.stdout.write(makers[sys.argv[1]](read()))

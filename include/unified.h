@@ -407,6 +407,7 @@ struct unified_info {
    */
   uint8_t volatile_cache;
   uint8_t threaded;
+  uint32_t reserved;
 };
 
 /**

@@ -83,6 +83,7 @@ type Info struct {
 	Writable        uint8
 	VolatileCache   uint8
 	Threaded        uint8
+	reserved        uint32
 }
 
 // Stats are all counters of a context, as unified_stats describes them.

@@ -69,6 +69,7 @@ struct unified_info {
   uint8_t writable;
   uint8_t volatile_cache;
   uint8_t threaded;
+  uint32_t reserved;
 };
 struct unified_stats {
   uint64_t size;

@@ -110,6 +110,7 @@ exports.structs = {
     writable: 'uint8_t',
     volatile_cache: 'uint8_t',
     threaded: 'uint8_t',
+    reserved: 'uint32_t',
   }),
   unified_stats: koffi.struct('unified_stats', {
     size: 'uint64_t',

@@ -69,7 +69,7 @@ class _info(c.Structure):
         "u64 size, str backend, ptr region, u64 region_size sq_ring cq_ring sq_entries_offset"
         " cq_entries_offset buffers buffers_size blocks, u32 block_size max_transfer dma_alignment nsid"
         " sq_entries cq_entries frame_size frame_count headroom ifindex queue rx_queues xdp_program_id,"
-        " u8 huge_pages native zero_copy dispatcher direct_io writable volatile_cache threaded")
+        " u8 huge_pages native zero_copy dispatcher direct_io writable volatile_cache threaded, u32 reserved")
 
 
 class _stats(c.Structure):

@@ -264,6 +264,7 @@ fn info_of(context: &Context) -> unified_info {
         writable: info.writable.into(),
         volatile_cache: info.limits.volatile_cache.map_or(2, u8::from),
         threaded: (info.drive == Drive::Thread).into(),
+        reserved: 0,
     }
 }
 

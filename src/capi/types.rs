@@ -196,6 +196,7 @@ pub struct unified_info {
     /// 1: completed writes may sit in the device's cache until a flush; 2: not known.
     pub volatile_cache: u8,
     pub threaded: u8,
+    pub reserved: u32,
 }
 
 /// A received packet. Its frame belongs to the caller until it is submitted or released.

@@ -218,3 +218,61 @@ def test_what_breaks_programs_is_told(what, tmp_path):
     wrong, name = BAD[what]
     done = judged(tmp_path, *wrong["changes"], symbols=wrong.get("symbols", ()))
     assert done.returncode == 1 and name in done.stdout, done.stdout
+
+
+def table() -> list:
+    """abi/layout: names, sizes and offsets; a constant has a `=` and its value."""
+    lines = [line.split() for line in (ROOT / "abi/layout").read_text().splitlines()]
+    assert len(lines) > 250
+    return lines
+
+
+@pytest.mark.parametrize("compiler, standard", [("gcc", "c11"), ("clang", "c11"), ("g++", "c++17"), ("clang++", "c++17")])
+def test_the_headers_lay_out_what_the_table_says(compiler, standard, tmp_path):
+    def compiled(text: str):
+        source = tmp_path / ("layout.cc" if "++" in standard else "layout.c")
+        source.write_text(header.asserts(text))
+        return call(compiler, f"-std={standard}", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}/include", "-fsyntax-only", source)
+
+    text = (ROOT / "abi/layout").read_text()
+    good = compiled(text)
+    assert good.returncode == 0, good.stdout
+    # What is wrong is named: an offset, a size, a constant, a field that is not there.
+    for line, wrong in [("unified_stats errors 8 208", "unified_stats errors 8 216"), ("unified_packet - 56 0", "unified_packet - 64 0"),
+                        ("UNIFIED_KEEP = 2", "UNIFIED_KEEP = 3"), ("io_unified_cqe len 4 24", "io_unified_cqe length 4 24")]:
+        assert f"{line}\n" in text, line
+        told = compiled(text.replace(f"{line}\n", f"{wrong}\n"))
+        assert told.returncode != 0 and wrong.split()[1] in told.stdout, told.stdout
+
+
+def test_the_table_has_every_field_and_constant_of_the_headers():
+    for made in (header.read(), header.read_uapi()):
+        for name, fields in made.structs.items():
+            assert [words[1] for words in table() if words[0] == name] == ["-", *(field.name for field in fields)]
+        for name in made.constants:
+            assert [words[1] for words in table() if words[0] == name] == ["="]
+    names = {*header.read().structs, *header.read().constants, *header.read_uapi().structs, *header.read_uapi().constants}
+    assert {words[0] for words in table()} == names
+
+
+def test_no_struct_has_hidden_padding():
+    """A field that a later version put into it would hold whatever an older program's compiler left there."""
+    ends = {}
+    for name, field, *numbers in reversed(table()):
+        if field == "=":
+            continue
+        size, offset = map(int, numbers)
+        if field == "-":
+            assert ends.pop(name)[0] == 0
+        else:
+            # Members of a union begin together.
+            end = ends.get(name, (None,))[0]
+            whole = next(int(words[2]) for words in table() if words[:2] == [name, "-"])
+            assert offset + size == (whole if end is None else end) or offset == end, f"behind {name}.{field}"
+            ends[name] = (offset,)
+    assert not ends
+
+
+def test_the_test_that_compares_the_crate_is_made_from_the_headers():
+    made = must(sys.executable, "-B", ROOT / "bindings/header.py", "rust")
+    assert (ROOT / "tests/layout.rs").read_text() == made, "make -f Makefile.full-stack generated"
