@@ -5,6 +5,11 @@
  * Functions return 0 or a count, or a negative errno; unified_last_error() then says in words what was
  * tried, on what, and what to do. Structs that begin with `size` may grow: zero them, set the size.
  *
+ * Growth: a size from 8 to 65536 is taken, smaller than this header's (an older program) or larger (a newer one);
+ * any other is -EINVAL. In a struct that is read, fields behind a smaller size are zero, and bytes of a larger one
+ * that this version does not know must be zero, else -E2BIG. In one that is filled in, no byte behind its size and
+ * none that this version does not know is written, and `size` says afterwards how many were.
+ *
  * Threads: control functions (create, destroy, info, stats, ports, events, pipeline) may be called from
  * any thread. The data path has two roles, each one thread at a time: the receiver (frame_alloc,
  * rx_batch, every submit) and the taker (completions); one thread may have both. A second thread in a
