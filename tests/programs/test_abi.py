@@ -144,8 +144,8 @@ def test_sized_structs_may_be_older_and_newer(network, device, start, tmp_path):
     assert all(count > 25 for count in tried.values()), tried
 
 
-def judged(tmp_path, *changes, symbols=()) -> subprocess.CompletedProcess:
-    """What abi/run says of today's header (and list of symbols) with some words replaced."""
+def judged(tmp_path, *changes, symbols=(), released="0.1.0") -> subprocess.CompletedProcess:
+    """What abi/run says of today's header and list of symbols with some words replaced, as if they were released."""
     include = tmp_path / "include"
     include.mkdir(exist_ok=True)
     for file, replaced in ((ROOT / "include/unified.h", changes), (ROOT / "abi/symbols", symbols)):
@@ -154,7 +154,9 @@ def judged(tmp_path, *changes, symbols=()) -> subprocess.CompletedProcess:
             assert text.count(old) == 1, f"{file}: {old}"
             text = text.replace(old, new)
         (include / file.name).write_text(text)
-    return call(sys.executable, "-B", ROOT / "abi/run", "check", "--include", include, "--symbols", include / "symbols")
+    (tmp_path / "last").write_text(must(sys.executable, "-B", ROOT / "abi/run", "dump"))
+    return call(sys.executable, "-B", ROOT / "abi/run", "check", tmp_path / "last", "--include", include, "--symbols", include / "symbols",
+                "--released", released)
 
 
 def test_programs_of_the_last_release_are_served():
@@ -168,15 +170,15 @@ def test_programs_of_the_last_release_are_served():
 
 CLOSE = "int unified_log_close(struct unified_log *log);"
 SEEK = "int unified_log_seek(const struct unified_log *log,\n                     uint64_t sequence);"
-LAST_STATS = "  uint64_t xdp_changes;\n};"
-FLUSHES = "  uint64_t flushes;\n};"
+LAST_STATS, LAST_STATUS = (f"  {fields[-1].type} {fields[-1].name};\n" for fields in
+                           (header.read().structs[name] for name in ("unified_stats", "unified_pipeline_status")))
 
 GOOD = {
     "a function more": dict(changes=[(CLOSE, CLOSE + "\nint unified_more(unified_ctx *ctx);")],
                             symbols=[("unified_wait\n", "unified_wait\n# UNIFIED_0.2\nunified_more\n")]),
-    "a field at the end of a sized struct": dict(changes=[(LAST_STATS, "  uint64_t xdp_changes;\n  uint64_t more;\n};")]),
-    "fields at the end of two": dict(changes=[(LAST_STATS, "  uint64_t xdp_changes;\n  uint32_t more, others;\n};"),
-                                              (FLUSHES, "  uint64_t flushes;\n  uint64_t more;\n};")]),
+    "a field at the end of a sized struct": dict(changes=[(LAST_STATS + "};", LAST_STATS + "  uint64_t more;\n};")]),
+    "fields at the end of two": dict(changes=[(LAST_STATS + "};", LAST_STATS + "  uint32_t more;\n  uint32_t others;\n};"),
+                                              (LAST_STATUS + "};", LAST_STATUS + "  uint64_t more;\n};")]),
     "a constant more and other comments": dict(changes=[("#include <stdint.h>", "#include <stdint.h>\n#define UNIFIED_NEW 1"),
                                                         ("Closes a log.", "Ends a log.")]),
 }
@@ -191,19 +193,19 @@ BAD = {
     "a field more at the end of a struct without a size": (
         dict(changes=[("  uint32_t timeout;\n};", "  uint32_t timeout;\n  uint32_t more;\n};")]), "unified_nvme_command"),
     "a field more inside of a sized struct": (
-        dict(changes=[(LAST_STATS, "  uint64_t more;\n  uint64_t xdp_changes;\n};")]), "unified_stats"),
+        dict(changes=[(LAST_STATS + "};", "  uint64_t more;\n" + LAST_STATS + "};")]), "unified_stats"),
     "a field of another type in a struct that grows": (
-        dict(changes=[(LAST_STATS, "  uint64_t xdp_changes;\n  uint64_t more;\n};"),
+        dict(changes=[(LAST_STATS + "};", LAST_STATS + "  uint64_t more;\n};"),
                       ("  uint64_t xdp_fragments;", "  uint32_t xdp_fragments;")]), "unified_stats"),
     "a field less in a struct that grows": (
-        dict(changes=[(LAST_STATS, "  uint64_t xdp_changes;\n  uint64_t more;\n};"),
+        dict(changes=[(LAST_STATS + "};", LAST_STATS + "  uint64_t more;\n};"),
                       ("  uint64_t xdp_fragments;\n", "")]), "unified_stats"),
     "two fields that change places": (
         dict(changes=[("  uint64_t xdp_matched;", "  uint64_t xdp_fragments;"),
                       ("   * IP fragments: passed.\n   */\n  uint64_t xdp_fragments;",
                        "   * UDP to one of the ports.\n   */\n  uint64_t xdp_matched;")]), "unified_stats"),
     "another name of a field": (dict(changes=[("  uint64_t xdp_fragments;", "  uint64_t xdp_pieces;")]), "unified_stats"),
-    "a sized struct without its last field": (dict(changes=[(LAST_STATS, "};")]), "unified_stats"),
+    "a sized struct without its last field": (dict(changes=[(LAST_STATS + "};", "};")]), "unified_stats"),
 }
 
 
@@ -218,6 +220,21 @@ def test_what_breaks_programs_is_told(what, tmp_path):
     wrong, name = BAD[what]
     done = judged(tmp_path, *wrong["changes"], symbols=wrong.get("symbols", ()))
     assert done.returncode == 1 and name in done.stdout, done.stdout
+
+
+def test_a_new_function_stands_under_a_version_that_no_release_has(tmp_path):
+    more = (CLOSE, CLOSE + "\nint unified_more(unified_ctx *ctx);")
+
+    def under(node: str, released: str) -> subprocess.CompletedProcess:
+        heading = "" if node == "UNIFIED_0.1" else f"# {node}\n"
+        symbols = [("unified_wait\n", f"unified_wait\n{heading}unified_more\n")]
+        return judged(tmp_path, more, symbols=symbols, released=released)
+
+    late = under("UNIFIED_0.1", "0.1.3")
+    assert late.returncode == 1 and "unified_more is new" in late.stdout, late.stdout
+    assert under("UNIFIED_0.2", "0.1.3").returncode == 0
+    assert under("UNIFIED_0.2", "0.10.0").returncode == 1
+    assert under("UNIFIED_0.11", "0.10.0").returncode == 0
 
 
 def table() -> list:

@@ -11,11 +11,11 @@ from conftest import ROOT, call, must
 
 VERSION = re.search(r'^version = "(.+)"', (ROOT / "Cargo.toml").read_text(), re.M)[1]
 MAJOR, MINOR, PATCH = map(int, VERSION.split("."))
-NEXT = f"{MAJOR}.{MINOR}.{PATCH + 1}"
+NEXT = f"{MAJOR}.{MINOR + 1}.0"
 
 
 class Repository:
-    """The files of this tree as they are now, with one commit."""
+    """The files of this tree as they are now, with one commit; something is new in it."""
 
     def __init__(self, place):
         self.place = place / "unified"
@@ -28,6 +28,7 @@ class Repository:
         self.env |= {f"GIT_{who}_{what}": "tester@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
         self.env |= {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"}
         self.git("init", "--quiet", "--initial-branch=main")
+        self.change("CHANGELOG.md", "## Unreleased\n", "## Unreleased\n\n### Added\n\n- Something.\n")
         self.commit()
 
     def git(self, *words) -> str:
@@ -65,7 +66,8 @@ def test_a_release_is_a_commit_a_tag_and_an_archive(repository, tmp_path):
     # So that renewing it shows.
     more = "int unified_log_close(struct unified_log *log);"
     repository.change("include/unified.h", more, f"{more}\nint unified_more(unified_ctx *ctx);")
-    repository.change("abi/symbols", "unified_log_close\n", "unified_log_close\nunified_more\n")
+    with open(repository.place / "abi/symbols", "a") as symbols:
+        symbols.write(f"# UNIFIED_{MAJOR}.{MINOR + 1}\nunified_more\n")
     repository.commit()
     before = repository.git("rev-parse", "HEAD").strip()
     # The checks see the commit, with the versions in it.
@@ -109,14 +111,14 @@ def test_a_release_is_a_commit_a_tag_and_an_archive(repository, tmp_path):
 
     # Once more: nothing is new. A later one, with an entry, is the next section.
     kept = repository.state()
-    for version, words in [(NEXT, "released already"), (VERSION, "not higher"),
-                           (f"{MAJOR}.{MINOR}.{PATCH + 2}", "no entry under")]:
+    for version, words in [(NEXT, "released already"), ("0.0.1", "not higher"),
+                           (f"{MAJOR}.{MINOR + 1}.1", "no entry under")]:
         done = repository.release(version)
         assert done.returncode == 1 and words in done.stdout, done.stdout
     assert repository.state() == kept
     repository.change("CHANGELOG.md", "## Unreleased\n", "## Unreleased\n\n### Added\n\n- Something.\n")
     repository.commit()
-    later = f"{MAJOR}.{MINOR + 1}.0"
+    later = f"{MAJOR}.{MINOR + 1}.1"
     done = repository.release(later, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stdout
     headings = re.findall(r"^## (\S+)", (repository.place / "CHANGELOG.md").read_text(), re.M)
@@ -129,7 +131,7 @@ def test_what_cannot_be_released_is_refused_and_changes_nothing(repository):
     repository.refuses("not higher", "0.0.9")
     repository.git("tag", f"v{NEXT}")
     repository.refuses("released already")
-    later = f"{MAJOR}.{MINOR}.{PATCH + 2}"
+    later = f"{MAJOR}.{MINOR + 1}.1"
     # The last tag counts, also where the manifest is behind it.
     repository.git("tag", f"v{later}")
     repository.git("tag", "-d", f"v{NEXT}")
@@ -164,18 +166,23 @@ def test_what_cannot_be_released_is_refused_and_changes_nothing(repository):
     close = "int unified_log_close(struct unified_log *log);"
     repository.change("include/unified.h", close, close.replace(")", ", int more)"))
     repository.commit()
-    repository.refuses("unified_log_close")
+    repository.refuses("unified_log_close", f"{MAJOR}.{MINOR}.{PATCH + 1}")
+    with open(repository.place / "abi/symbols", "a") as symbols:
+        symbols.write(f"# UNIFIED_{MAJOR}.{MINOR + 2}\n")
+    repository.commit()
+    repository.refuses("later than", NEXT)
+    repository.git("reset", "--quiet", "--hard", "HEAD~")
     # Before 1.0 a minor version may do that.
     if MAJOR == 0:
-        done = repository.release(f"0.{MINOR + 1}.0")
+        done = repository.release(NEXT)
         assert done.returncode == 0, done.stdout
 
 
 def test_the_first_release_has_the_version_that_stands_there(repository):
     """There is no tag and no section of it."""
     text = (repository.place / "CHANGELOG.md").read_text()
-    if re.search(r"^## \d", text, re.M):
-        (repository.place / "CHANGELOG.md").write_text(re.sub(r"^## \d.*", "", text, flags=re.M | re.S))
+    (repository.place / "CHANGELOG.md").write_text(re.sub(r"^## \d.*", "", text, flags=re.M | re.S))
+    if repository.git("status", "--porcelain"):
         repository.commit()
     done = repository.release(VERSION)
     assert done.returncode == 0, done.stdout
