@@ -181,6 +181,24 @@ typedef struct unified_log unified_log; /* A log being read: opaque. */
 #define UNIFIED_NO_RETRY 4294967295
 
 /**
+ * For unified_ctx_latency: from a packet's arrival (when the XDP program saw it; where the driver has no metadata
+ * area, when unified_rx_batch took it) until the completion of its first write was taken. It counts stored +
+ * failed, and packets that were written and are in the caller's hands.
+ */
+#define UNIFIED_LATENCY_PACKET 0
+
+/**
+ * For unified_ctx_latency: from a command's submission (that of the first one, where several were made visible
+ * together with UNIFIED_MORE) to its completion in the CQ ring. It counts completed.
+ */
+#define UNIFIED_LATENCY_COMMAND 1
+
+/**
+ * Elements of unified_latency.buckets; this number never changes.
+ */
+#define UNIFIED_LATENCY_BUCKETS 101
+
+/**
  * unified_log_record.kind: a record.
  */
 #define UNIFIED_LOG_RECORD 1
@@ -562,6 +580,34 @@ struct unified_stats {
    */
   uint64_t spilled;
   uint64_t spilled_bytes;
+};
+
+/**
+ * How long things took, since the context was made.
+ */
+struct unified_latency {
+  /**
+   * sizeof(struct unified_latency), set by the caller; then the bytes that were filled in.
+   */
+  uint64_t size;
+  /**
+   * How often: the sum of `buckets`.
+   */
+  uint64_t count;
+  /**
+   * All times together, ns.
+   */
+  uint64_t sum;
+  /**
+   * The longest, ns.
+   */
+  uint64_t max;
+  /**
+   * How often it took at most 1, 2, 3 and 4 us, then in four equal steps up to each power of two: 5, 6, 7, 8, 10,
+   * 12, 14, 16 us and so on up to 67 s; the last one: longer. Each counts what is in none before it. See
+   * unified_latency_bound.
+   */
+  uint64_t buckets[101];
 };
 
 /**
@@ -957,6 +1003,29 @@ int unified_ctx_info(const unified_ctx *ctx, struct unified_info *info);
  * thread; a receiver waits for it during one system call at most.
  */
 int unified_ctx_stats(const unified_ctx *ctx, struct unified_stats *stats);
+
+/**
+ * Fills in how long things took: `which` is UNIFIED_LATENCY_PACKET or UNIFIED_LATENCY_COMMAND, `latency->size` is set
+ * by the caller. No system call, no lock of the data path: cheap enough for every second. 0, -EINVAL (`which`, `size`,
+ * NULL), -EBADF, -ENOTSUP (in a forked child). Any thread; what is recorded meanwhile may be in it or not.
+ */
+int unified_ctx_latency(const unified_ctx *ctx,
+                        uint32_t which,
+                        struct unified_latency *latency);
+
+/**
+ * The longest time in ns that a bucket of unified_latency counts, itself included; UINT64_MAX for the last one and
+ * for numbers beyond. Any thread.
+ */
+uint64_t unified_latency_bound(uint32_t bucket);
+
+/**
+ * The time in ns that a part `quantile` (0 to 1; 0.99: the 99th percentile) of all did not exceed: the bound of its
+ * bucket, at most a quarter (below 4 us: 1 us) too long, and never more than `max`. 0 where nothing was counted, and
+ * for NULL and a struct that is shorter than this library's. Any thread.
+ */
+uint64_t unified_latency_quantile(const struct unified_latency *latency,
+                                  double quantile);
 
 /**
  * Writes all counters as OpenMetrics text (openmetrics.io), labelled with interface, queue and device: what an

@@ -16,6 +16,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::config::{Config, Drive, KERNEL_HEADROOM};
 use crate::error::{Error, Result};
 use crate::frame::{Fate, Frames};
+use crate::latency::Latency;
 use crate::log::{self, Held, Level};
 use crate::net::link;
 use crate::net::rx::{Received, Receiver};
@@ -31,7 +32,7 @@ use crate::storage::engine::{Engine, EngineConfig, EngineThread, Shore, bounce_b
 use crate::storage::spill::Spill;
 use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_SPILLED, UnifiedCqe, UnifiedSqe};
 use crate::sys::bpf::Mode;
-use crate::sys::event::Doorbell;
+use crate::sys::event::{Doorbell, monotonic_ns};
 use crate::sys::fork::Mark;
 use crate::sys::limits;
 use crate::sys::mmap::Mapping;
@@ -97,6 +98,8 @@ pub struct Completion {
 pub(crate) struct Feeding {
     pub receiver: Option<Receiver>,
     pub sq: Producer<UnifiedSqe>,
+    /// When the entries that are not yet published were submitted; 0 where there are none.
+    pub submitted_at: u64,
     /// For contexts without a network: where `frame_alloc` goes on.
     cursor: u32,
 }
@@ -211,7 +214,7 @@ impl Context {
         })?;
         let bounce =
             Shared::new(Arc::new(bounce), 0, bounce_len).expect("the pool is its own mapping");
-        let shore = Shore::new()?;
+        let shore = Shore::timed(config.sq_entries)?;
         let (kind, path, writable) = (device.kind, device.path.clone(), device.writable);
         let engine = Engine::new(
             device,
@@ -276,6 +279,7 @@ impl Context {
             feeding: Mutex::new(Feeding {
                 receiver,
                 sq: Producer::new(region.sq.clone(), "SQ"),
+                submitted_at: 0,
                 cursor: 0,
             }),
             taking: Mutex::new(Consumer::new(region.cq.clone(), "CQ")),
@@ -474,11 +478,12 @@ impl Context {
     fn take(&self, taking: &mut Consumer<UnifiedCqe>, out: &mut [Completion]) -> Result<usize> {
         let mut count = 0;
         let mut freed = false;
+        let mut now = 0;
         while count < out.len() {
             let Some(cqe) = taking.pop()? else {
                 break;
             };
-            let (completion, was_freed) = self.settle(&cqe);
+            let (completion, was_freed) = self.settle(&cqe, &mut now);
             out[count] = completion;
             count += 1;
             freed |= was_freed;
@@ -493,8 +498,8 @@ impl Context {
         Ok(count)
     }
 
-    /// What a completion means for its frame.
-    fn settle(&self, cqe: &UnifiedCqe) -> (Completion, bool) {
+    /// What a completion means for its frame. `now` is read once for a batch, where it is needed.
+    fn settle(&self, cqe: &UnifiedCqe, now: &mut u64) -> (Completion, bool) {
         let mut completion = Completion {
             user_data: cqe.user_data,
             result: cqe.result,
@@ -508,6 +513,12 @@ impl Context {
         let mut freed = false;
         if cqe.flags & CQE_FRAME != 0 {
             let frame = (cqe.dma_addr / u64::from(self.info.frame_size)) as u32;
+            if let Some(arrival) = self.frames.first_write(frame) {
+                if *now == 0 {
+                    *now = monotonic_ns();
+                }
+                self.fates.latency.record(now.saturating_sub(arrival), 1);
+            }
             // The table, not the entry, says whether that frame was in flight; a lie is not followed.
             match self.frames.finish(frame, cqe.status == 0) {
                 Ok(None) => completion.frame = Some(frame),
@@ -586,6 +597,16 @@ impl Context {
             self.frames.census(),
         );
         Ok(stats)
+    }
+
+    /// From a packet's arrival until the completion of its first write was taken.
+    pub fn packet_latency(&self) -> Latency {
+        self.fates.latency.snapshot()
+    }
+
+    /// From a command's submission to its completion in the CQ ring.
+    pub fn command_latency(&self) -> Latency {
+        self.shore.stats.latency.snapshot()
     }
 
     /// The interface's name, where there is one.

@@ -62,6 +62,8 @@ pub struct Census {
 pub struct Frames {
     table: Box<[AtomicU8]>,
     free: Box<[AtomicU64]>,
+    /// When the packet in a frame arrived. Written by the RX thread, before the frame is handed on.
+    arrivals: Box<[AtomicU64]>,
     /// Set by the RX thread when it found no free frame; whoever gives one back then wakes it.
     dry: AtomicBool,
 }
@@ -83,6 +85,7 @@ impl Frames {
                 .map(|_| AtomicU8::new(State::Free as u8))
                 .collect(),
             free: free.collect(),
+            arrivals: (0..count).map(|_| AtomicU64::new(0)).collect(),
             dry: AtomicBool::new(false),
         }
     }
@@ -196,6 +199,20 @@ impl Frames {
     pub fn receive(&self, frame: u32) -> Result<()> {
         self.step(frame, State::Filled, State::Held, PACKET, 0)
             .map(drop)
+    }
+
+    /// When the packet in it arrived, in ns.
+    pub fn arrived(&self, frame: u32, ns: u64) {
+        if let Some(arrival) = self.arrivals.get(frame as usize) {
+            arrival.store(ns, Ordering::Relaxed);
+        }
+    }
+
+    /// That time, where the frame is in flight with the first write of its packet. Before `finish`.
+    pub fn first_write(&self, frame: u32) -> Option<u64> {
+        let entry = self.table.get(frame as usize)?.load(Ordering::Acquire);
+        let first = State::InFlight as u8 | WRITES | PACKET;
+        (entry & !KEEP == first).then(|| self.arrivals[frame as usize].load(Ordering::Relaxed))
     }
 
     /// The kernel gave it back without a packet for the caller.
@@ -347,6 +364,27 @@ mod tests {
         assert_eq!(frames.finish(0, true).unwrap(), Some(Fate::Stored));
         assert_eq!(frames.finish(0, true).unwrap_err().errno(), libc::EINVAL);
         assert_eq!(frames.release(64).unwrap_err().errno(), libc::EINVAL);
+    }
+
+    #[test]
+    fn a_packet_is_timed_once() {
+        let frames = Frames::new(64);
+        let (mut cursor, mut out) = (0, [0; 2]);
+        assert_eq!(frames.take(&mut cursor, &mut out), 2);
+        frames.fill(0).unwrap();
+        frames.receive(0).unwrap();
+        frames.arrived(0, 7);
+        assert_eq!(frames.first_write(0), None, "held");
+        // A compare with it is no write; the first write is, failed or not; a second one is not.
+        for (writes, expected) in [(false, None), (true, Some(7)), (true, None)] {
+            frames.submit(0, writes, true).unwrap();
+            assert_eq!(frames.first_write(0), expected);
+            frames.finish(0, false).unwrap();
+        }
+        frames.allocate(1).unwrap();
+        frames.submit(1, true, true).unwrap();
+        assert_eq!(frames.first_write(1), None, "there is no packet in it");
+        assert_eq!(frames.first_write(64), None);
     }
 
     #[test]

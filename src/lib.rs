@@ -33,6 +33,7 @@ pub mod config;
 pub mod context;
 pub mod error;
 pub mod frame;
+pub mod latency;
 pub mod log;
 pub mod log_reader;
 pub mod metrics;

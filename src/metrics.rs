@@ -1,7 +1,8 @@
 //! Statistics as OpenMetrics text, which Prometheus and its like read.
 //!
 //! A metric is `unified_` and the counter's name in `struct unified_stats`, with two exceptions: packets that were
-//! lost are one metric with a label for the cause, and so are frames with their state.
+//! lost are one metric with a label for the cause, and so are frames with their state. Latencies are histograms with
+//! the buckets of `latency.rs`, in seconds.
 
 #![forbid(unsafe_code)]
 
@@ -10,13 +11,15 @@ use std::fmt;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::latency::{self, Latency};
 use crate::stats::Statistics;
 
 #[derive(Debug)]
@@ -44,6 +47,32 @@ impl Encoder<'_> {
             .0
             .encode_descriptor(name, help, None, metric.metric_type())?;
         metric.encode(encoder)
+    }
+
+    /// A histogram, and what it does not tell: the longest time.
+    fn latency(&mut self, what: &str, help: &str, latency: &Latency) -> fmt::Result {
+        const NS: f64 = 1e9;
+        let buckets: [(f64, u64); latency::BUCKETS] = std::array::from_fn(|i| {
+            let bound = latency::bound(i).map_or(f64::MAX, |ns| ns as f64 / NS);
+            (bound, latency.buckets[i])
+        });
+        self.0
+            .encode_descriptor(what, help, Some(&Unit::Seconds), MetricType::Histogram)?
+            .encode_histogram::<NoLabelSet>(
+                latency.sum as f64 / NS,
+                latency.count(),
+                &buckets,
+                None,
+            )?;
+        let max = ConstGauge::new(latency.max as f64 / NS);
+        let name = format!("{what}_max");
+        let encoder = self.0.encode_descriptor(
+            &name,
+            "The longest of these times",
+            Some(&Unit::Seconds),
+            max.metric_type(),
+        )?;
+        max.encode(encoder)
     }
 
     /// One metric with a label that says which.
@@ -241,6 +270,16 @@ impl Collector for Snapshot {
                 ("in_flight", s.frames.in_flight),
             ],
             false,
+        )?;
+        to.latency(
+            "packet_latency",
+            "From a packet's arrival until the completion of its first write was taken",
+            &s.packet_latency,
+        )?;
+        to.latency(
+            "command_latency",
+            "From a command's submission to its completion",
+            &s.command_latency,
         )
     }
 }
@@ -278,6 +317,11 @@ mod tests {
         s.received_bytes = 103;
         s.frames.in_flight = 104;
         s.link.up = true;
+        s.packet_latency.buckets[0] = 105;
+        s.packet_latency.buckets[4] = 1;
+        s.packet_latency.buckets[latency::BUCKETS - 1] = 2;
+        s.packet_latency.sum = 1_500_000_000;
+        s.command_latency.max = 2_500_000;
         let mut text = String::new();
         let mut registry = Registry::with_prefix("unified");
         registry.register_collector(Box::new(Snapshot(s)));
@@ -290,6 +334,15 @@ mod tests {
             "unified_frames{state=\"in_flight\"} 104",
             "unified_link_up 1",
             "unified_stored_total 0",
+            "# TYPE unified_packet_latency_seconds histogram",
+            "unified_packet_latency_seconds_count 108",
+            "unified_packet_latency_seconds_sum 1.5",
+            "unified_packet_latency_seconds_bucket{le=\"0.000004\"} 105",
+            "unified_packet_latency_seconds_bucket{le=\"0.000005\"} 106",
+            "unified_packet_latency_seconds_bucket{le=\"67.108864\"} 106",
+            "unified_packet_latency_seconds_bucket{le=\"+Inf\"} 108",
+            "unified_command_latency_seconds_count 0",
+            "unified_command_latency_max_seconds 0.0025",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

@@ -72,6 +72,7 @@ impl<T: Entry> Producer<T> {
     }
 
     /// Writes the next entry; `publish` makes it visible. `false` where the ring is full.
+    #[inline(always)]
     pub fn push(&mut self, entry: T) -> Result<bool> {
         if self.free(1)? == 0 {
             return Ok(false);
@@ -144,6 +145,11 @@ impl<T: Entry> Consumer<T> {
         let entry = self.ring.read(self.head);
         self.head = self.head.wrapping_add(1);
         Ok(Some(entry))
+    }
+
+    /// The free running index of the next entry to be popped.
+    pub fn head(&self) -> u32 {
+        self.head
     }
 
     /// Frees the slots of everything popped.

@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::frame::Census;
+use crate::latency::{Histogram, Latency};
 use crate::net::watch::LinkState;
 use crate::net::wire::XdpCounters;
 use crate::sys::xsk::XskStatistics;
@@ -47,6 +48,8 @@ pub struct EngineStats {
     pub spilled_bytes: Counter,
     /// Turns that found nothing to do and slept.
     pub sleeps: Counter,
+    /// From a command's submission to its completion in the CQ ring.
+    pub latency: Histogram,
 }
 
 /// Written by the thread that receives and submits.
@@ -72,6 +75,8 @@ pub struct FateStats {
     pub stored_bytes: Counter,
     pub failed: Counter,
     pub released: Counter,
+    /// From a packet's arrival until the completion of its first write was taken. Written by the taker.
+    pub latency: Histogram,
 }
 
 /// A snapshot of everything that is counted. The sums, at a quiet moment:
@@ -80,6 +85,8 @@ pub struct FateStats {
 /// * `xdp.redirected = xsk.rx_dropped + xsk.rx_ring_full + redirect_errors + received + rx_pending`
 /// * `received = stored + failed + released + packets_in_flight + packets_held`
 /// * `submitted = completed + commands_in_flight`
+/// * `command_latency` counts `completed`, and `packet_latency` counts `stored + failed` where the caller keeps
+///   no frame that was written
 /// * `free + filled + held + in_flight` frames are all there are
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Statistics {
@@ -108,6 +115,8 @@ pub struct Statistics {
     pub spilled: u64,
     pub spilled_bytes: u64,
     pub sleeps: u64,
+    pub packet_latency: Latency,
+    pub command_latency: Latency,
     pub frames: Census,
     pub link: LinkState,
 }
@@ -135,6 +144,8 @@ impl Statistics {
         self.spilled = engine.spilled.get();
         self.spilled_bytes = engine.spilled_bytes.get();
         self.sleeps = engine.sleeps.get();
+        self.packet_latency = fates.latency.snapshot();
+        self.command_latency = engine.latency.snapshot();
         self.frames = frames;
         let known = self.xsk.rx_dropped + self.xsk.rx_ring_full + self.received + self.rx_pending;
         self.redirect_errors = self.xdp.redirected.saturating_sub(known);

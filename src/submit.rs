@@ -6,6 +6,7 @@ use crate::context::{Context, Feeding};
 use crate::error::{Error, Result};
 use crate::storage::command::{self, DSM_RANGE, MAX_BLOCKS, entry_flags, opcode};
 use crate::sys::abi::{NvmeUringCmd, UnifiedSqe};
+use crate::sys::event::monotonic_ns;
 
 /// A transfer between a held frame and the device.
 #[derive(Debug, Default, Clone, Copy)]
@@ -23,6 +24,14 @@ pub struct Transfer {
     pub keep: bool,
     /// More is coming: do not make it visible to the engine yet.
     pub more: bool,
+}
+
+impl Feeding {
+    /// Once for all that is published together.
+    #[inline(never)]
+    fn look_at_clock(&mut self) {
+        self.submitted_at = monotonic_ns();
+    }
 }
 
 impl Context {
@@ -123,6 +132,8 @@ impl Context {
         self.queue_framed(feeding, sqe, request)
     }
 
+    // Inline: an entry is long enough that handing it on costs more than what is done with it.
+    #[inline(always)]
     fn queue_framed(
         &self,
         feeding: &mut Feeding,
@@ -135,7 +146,9 @@ impl Context {
         })
     }
 
+    #[inline(always)]
     fn queue(&self, feeding: &mut Feeding, sqe: UnifiedSqe, more: bool) -> Result<()> {
+        let index = feeding.sq.tail();
         if !feeding.sq.push(sqe)? {
             self.rx_stats.sq_full.add(1);
             // What is queued must be seen before room can come.
@@ -145,6 +158,10 @@ impl Context {
                 "the SQ ring is full: take completions, then submit again",
             ));
         }
+        if feeding.submitted_at == 0 {
+            feeding.look_at_clock();
+        }
+        self.shore.stamps.set(index, feeding.submitted_at);
         if !more {
             self.kick(feeding);
         }
@@ -152,6 +169,7 @@ impl Context {
     }
 
     pub(crate) fn kick(&self, feeding: &mut Feeding) {
+        feeding.submitted_at = 0;
         if feeding.sq.publish() {
             self.shore.engine_bell.ring();
         }

@@ -44,6 +44,9 @@ const (
 	LogMissingKind     = 2
 	LogDamagedKind     = 3
 	LogOverwrittenKind = 4
+	LatencyPacket      = 0
+	LatencyCommand     = 1
+	LatencyBuckets     = 101
 )
 
 // The structs below are those of the header, field by field: the library fills them in directly. A test
@@ -134,6 +137,16 @@ type Stats struct {
 	XDPChanges       uint64
 	Spilled          uint64
 	SpilledBytes     uint64
+}
+
+// Latency is how long something took since the context was opened; times are in ns.
+type Latency struct {
+	size  uint64
+	Count uint64
+	Sum   uint64
+	Max   uint64
+	// Buckets count what took no longer than LatencyBound, and longer than that of the one before.
+	Buckets [LatencyBuckets]uint64
 }
 
 // Event is the metadata of one redirected packet.

@@ -188,6 +188,25 @@ func (c *Context) Stats() (Stats, error) {
 	return stats, err
 }
 
+// Latency reads how long packets (LatencyPacket: from arrival until written) or commands (LatencyCommand: from
+// submission) took.
+func (c *Context) Latency(which int) (Latency, error) {
+	var latency Latency
+	latency.size = uint64(unsafe.Sizeof(latency))
+	err := done(func() C.int {
+		return C.unified_ctx_latency(c.ctx, C.uint32_t(which), (*C.struct_unified_latency)(unsafe.Pointer(&latency)))
+	})
+	return latency, err
+}
+
+// Quantile is the time that a part (0.99: the 99th percentile) did not exceed; 0 where nothing was counted.
+func (l *Latency) Quantile(part float64) time.Duration {
+	return time.Duration(C.unified_latency_quantile((*C.struct_unified_latency)(unsafe.Pointer(l)), C.double(part)))
+}
+
+// LatencyBound is the longest time in ns that a bucket counts.
+func LatencyBound(bucket int) uint64 { return uint64(C.unified_latency_bound(C.uint32_t(bucket))) }
+
 // OpenMetrics renders all counters as text for Prometheus and its like.
 func (c *Context) OpenMetrics() (string, error) {
 	for size := 32768; ; {

@@ -89,6 +89,16 @@ func TestAFrameGoesToTheDeviceAndBack(t *testing.T) {
 	if stats, err := ctx.Stats(); err != nil || stats.Submitted != 4 || stats.FramesHeld != 0 {
 		t.Fatalf("%+v %v", stats, err)
 	}
+	latency, err := ctx.Latency(LatencyCommand)
+	if err != nil || latency.Count != 4 || uint64(latency.Quantile(1)) != latency.Max || latency.Max == 0 {
+		t.Fatalf("%+v %v", latency, err)
+	}
+	if LatencyBound(4) != 5000 || LatencyBound(LatencyBuckets-1) != 1<<64-1 {
+		t.Fatal(LatencyBound(4))
+	}
+	if _, err := ctx.Latency(2); !errors.Is(err, syscall.EINVAL) {
+		t.Fatal(err)
+	}
 	if text, err := ctx.OpenMetrics(); err != nil || !strings.Contains(text, "unified_submitted_total{") || !strings.Contains(text, "} 4\n") || !strings.HasSuffix(text, "# EOF\n") {
 		t.Fatalf("%s %v", text, err)
 	}

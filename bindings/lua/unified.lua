@@ -156,6 +156,22 @@ function Context:statistics()
     return stats
 end
 
+--- struct unified_latency of packets (from arrival until written) or, where `commands` is true, of commands.
+function Context:latency(commands)
+    local latency = sized("latency")
+    local which = commands and constants.LATENCY_COMMAND or constants.LATENCY_PACKET
+    local result = lib.unified_ctx_latency(handle(self), which, latency)
+    if result < 0 then
+        return check(result)
+    end
+    return latency
+end
+
+--- ns (uint64_t) that a part of what `latency` counts did not exceed; 0.99: the 99th percentile.
+function M.quantile(latency, part)
+    return lib.unified_latency_quantile(latency, part)
+end
+
 --- All counters as OpenMetrics text.
 function Context:openmetrics()
     local size = 32768

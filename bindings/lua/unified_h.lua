@@ -119,6 +119,13 @@ struct unified_stats {
   uint64_t spilled;
   uint64_t spilled_bytes;
 };
+struct unified_latency {
+  uint64_t size;
+  uint64_t count;
+  uint64_t sum;
+  uint64_t max;
+  uint64_t buckets[101];
+};
 struct unified_event {
   uint64_t timestamp;
   uint8_t src_addr[16];
@@ -248,6 +255,12 @@ int unified_ctx_create(const struct unified_config *config,
 int unified_ctx_destroy(unified_ctx *ctx);
 int unified_ctx_info(const unified_ctx *ctx, struct unified_info *info);
 int unified_ctx_stats(const unified_ctx *ctx, struct unified_stats *stats);
+int unified_ctx_latency(const unified_ctx *ctx,
+                        uint32_t which,
+                        struct unified_latency *latency);
+uint64_t unified_latency_bound(uint32_t bucket);
+uint64_t unified_latency_quantile(const struct unified_latency *latency,
+                                  double quantile);
 int unified_stats_render(const unified_ctx *ctx,
                          char *text,
                          uint32_t size);
@@ -380,6 +393,9 @@ return {
     AT_END_STOP = 0,
     AT_END_WRAP = 1,
     NO_RETRY = 4294967295,
+    LATENCY_PACKET = 0,
+    LATENCY_COMMAND = 1,
+    LATENCY_BUCKETS = 101,
     LOG_RECORD = 1,
     LOG_MISSING = 2,
     LOG_DAMAGED = 3,

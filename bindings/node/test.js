@@ -45,6 +45,10 @@ async function main() {
   const { submitted, frames_held: held } = ctx.statistics();
   assert.match(ctx.openmetrics(), /unified_submitted_total\{[^}]*\} 6\n/);
   assert.deepStrictEqual([submitted, held], [6, 0]);
+  const latency = ctx.latency({ commands: true });
+  assert.deepStrictEqual([latency.count, latency.buckets.length], [6, 101]);
+  assert.ok(latency.max > 0 && latency.quantile(1) === latency.max);
+  assert.strictEqual(ctx.latency().count, 0);
   // One who waits is told of the end.
   const last = done();
   setTimeout(() => ctx.close(), 20);

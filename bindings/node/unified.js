@@ -232,6 +232,20 @@ class Context {
     return ask('stats', (bytes) => call.ctx_stats(this._open(), bytes));
   }
 
+  /**
+   * How long packets took from arrival until they were written or, with `commands`, commands from their submission:
+   * `count`, `sum`, `max` and `buckets` of unified_latency, times in ns, and a function `quantile` (0.99: the 99th
+   * percentile).
+   */
+  latency({ commands = false } = {}) {
+    const type = structs.unified_latency;
+    const bytes = Buffer.alloc(koffi.sizeof(type));
+    bytes.writeBigUInt64LE(BigInt(bytes.length));
+    check(call.ctx_latency(this._open(), commands ? constants.LATENCY_COMMAND : constants.LATENCY_PACKET, bytes));
+    const { size, ...values } = koffi.decode(bytes, type);
+    return { ...values, quantile: (part) => call.latency_quantile(bytes, part) };
+  }
+
   /** All counters as OpenMetrics text. */
   openmetrics() {
     for (let size = 32768; ;) {

@@ -26,7 +26,7 @@ import weakref
 from types import TracebackType
 from typing import Any, AsyncIterator, Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
 
-__all__ = ["Completion", "Context", "Event", "Frame", "Info", "Log", "LogInfo", "NvmeCommand", "Packet", "Pipeline",
+__all__ = ["Completion", "Context", "Event", "Frame", "Info", "Latency", "Log", "LogInfo", "NvmeCommand", "Packet", "Pipeline",
            "PipelineStatus", "Record", "Statistics", "Stream", "UnifiedError", "log_to", "status_string", "version"]
 
 DRIVE_INLINE, DRIVE_THREAD = 0, 1
@@ -42,6 +42,7 @@ COMPLETION_DNR, COMPLETION_FRAME, COMPLETION_BOUNCED, COMPLETION_SPILLED = 1, 2,
 LAYOUT_PAYLOAD, LAYOUT_SLOT = 0, 1
 LOG_NEW = 8
 AT_END_STOP, AT_END_WRAP = 0, 1
+LATENCY_PACKET, LATENCY_COMMAND, LATENCY_BUCKETS = 0, 1, 101
 LOG_RECORD, LOG_MISSING, LOG_DAMAGED, LOG_OVERWRITTEN = 1, 2, 3, 4
 
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
@@ -52,7 +53,8 @@ Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 def _fields(types: str) -> List[Tuple[str, Any]]:
     """'u32 a b, ptr c' as ctypes has it."""
     known = {"u64": c.c_uint64, "u32": c.c_uint32, "u16": c.c_uint16, "u8": c.c_uint8, "i32": c.c_int32,
-             "str": c.c_char_p, "ptr": c.c_void_p, "addr": c.c_uint8 * 16}
+             "str": c.c_char_p, "ptr": c.c_void_p, "addr": c.c_uint8 * 16,
+             "buckets": c.c_uint64 * LATENCY_BUCKETS}
     return [(name, known[group.split()[0]]) for group in types.split(",") for name in group.split()[1:]]
 
 
@@ -80,6 +82,10 @@ class _stats(c.Structure):
         " completed errors operations commands_in_flight sq_full bounced bounced_bytes bytes_written bytes_read"
         " frames_free frames_filled frames_held frames_in_flight misplaced bad_descriptors"
         " link_up link_changes xdp_attached xdp_changes spilled spilled_bytes")
+
+
+class _latency(c.Structure):
+    _fields_ = _fields("u64 size count sum max, buckets buckets")
 
 
 class _event(c.Structure):
@@ -133,6 +139,7 @@ def _load() -> c.CDLL:
     prototypes: Dict[str, List[Any]] = {
         "set_log_callback": [p, i, p],
         "ctx_create": [p, p], "ctx_destroy": [p], "ctx_info": [p, p], "ctx_stats": [p, p], "stats_render": [p, p, u32],
+        "ctx_latency": [p, u32, p],
         "ctx_device": [p, p, u32],
         "port_add": [p, u16], "port_remove": [p, u16],
         "events_sample": [p, u32], "events": [p, p, u32], "events_fd": [p],
@@ -151,6 +158,8 @@ def _load() -> c.CDLL:
     for name in ("version_string", "last_error", "status_string"):
         getattr(lib, f"unified_{name}").restype = c.c_char_p
     lib.unified_status_string.argtypes = [u32]
+    lib.unified_latency_bound.argtypes, lib.unified_latency_bound.restype = [u32], u64
+    lib.unified_latency_quantile.argtypes, lib.unified_latency_quantile.restype = [p, c.c_double], u64
     return lib
 
 
@@ -288,6 +297,23 @@ class Statistics:
     xdp_changes: int
     spilled: int
     spilled_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """How long something took, since the context was made; times in ns."""
+
+    count: int
+    sum: int
+    max: int
+    buckets: List[Tuple[int, int]]
+    """The longest time that counts in each, and how often; the last one's is 2**64 - 1."""
+    _raw: _latency = dataclasses.field(repr=False, compare=False)
+
+    def quantile(self, part: float) -> int:
+        """What a part (0.99: the 99th percentile) did not exceed; 0 where nothing was counted."""
+        ns: int = _lib.unified_latency_quantile(c.byref(self._raw), part)
+        return ns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -591,6 +617,13 @@ class Context:
         stats = _stats(size=c.sizeof(_stats))
         _check(_lib.unified_ctx_stats(self._handle(), c.byref(stats)))
         return Statistics(**{f.name: getattr(stats, f.name) for f in dataclasses.fields(Statistics)})
+
+    def latency(self, which: int = LATENCY_PACKET) -> Latency:
+        """LATENCY_PACKET: from arrival until the write is complete; LATENCY_COMMAND: from submission on."""
+        raw = _latency(size=c.sizeof(_latency))
+        _check(_lib.unified_ctx_latency(self._handle(), which, c.byref(raw)))
+        bounds = (_lib.unified_latency_bound(i) for i in range(LATENCY_BUCKETS))
+        return Latency(raw.count, raw.sum, raw.max, list(zip(bounds, raw.buckets)), raw)
 
     def openmetrics(self) -> str:
         """All counters as OpenMetrics text, labelled with interface, queue and device."""

@@ -11,6 +11,7 @@ use super::{count, get_sized, guard, null, optional_str, put, put_sized, unified
 use crate::config::{Config, Drive};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::latency::{self, Latency};
 use crate::metrics;
 use crate::net::socket::ZeroCopy;
 use crate::net::wire::Event;
@@ -332,6 +333,75 @@ pub unsafe extern "C" fn unified_ctx_stats(
         unsafe { put_sized(stats, filled, "the statistics")? };
         Ok(0)
     })
+}
+
+/// Fills in how long things took: `which` is UNIFIED_LATENCY_PACKET or UNIFIED_LATENCY_COMMAND, `latency->size` is set
+/// by the caller. No system call, no lock of the data path: cheap enough for every second. 0, -EINVAL (`which`, `size`,
+/// NULL), -EBADF, -ENOTSUP (in a forked child). Any thread; what is recorded meanwhile may be in it or not.
+///
+/// # Safety
+/// `ctx` must be a handle; `latency` a struct whose size is set.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_ctx_latency(
+    ctx: *const unified_ctx,
+    which: u32,
+    latency: *mut unified_latency,
+) -> c_int {
+    guard(|| {
+        let found = with(ctx, |_, context| match which {
+            UNIFIED_LATENCY_PACKET => Ok(context.packet_latency()),
+            UNIFIED_LATENCY_COMMAND => Ok(context.command_latency()),
+            _ => Err(Error::new(
+                libc::EINVAL,
+                format!("there is no latency {which}: say UNIFIED_LATENCY_PACKET or _COMMAND"),
+            )),
+        })?;
+        let filled = unified_latency {
+            size: 0,
+            count: found.count(),
+            sum: found.sum,
+            max: found.max,
+            buckets: found.buckets,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { put_sized(latency, filled, "the latency")? };
+        Ok(0)
+    })
+}
+
+/// The longest time in ns that a bucket of unified_latency counts, itself included; UINT64_MAX for the last one and
+/// for numbers beyond. Any thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn unified_latency_bound(bucket: u32) -> u64 {
+    latency::bound(bucket as usize).unwrap_or(u64::MAX)
+}
+
+/// The time in ns that a part `quantile` (0 to 1; 0.99: the 99th percentile) of all did not exceed: the bound of its
+/// bucket, at most a quarter (below 4 us: 1 us) too long, and never more than `max`. 0 where nothing was counted, and
+/// for NULL and a struct that is shorter than this library's. Any thread.
+///
+/// # Safety
+/// `latency` must be NULL or a struct that unified_ctx_latency filled in.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_latency_quantile(
+    latency: *const unified_latency,
+    quantile: f64,
+) -> u64 {
+    if latency.is_null() || !latency.is_aligned() {
+        return 0;
+    }
+    // SAFETY: the caller's promise; the size that was filled in stands first.
+    if unsafe { latency.cast::<u64>().read() } < size_of::<unified_latency>() as u64 {
+        return 0;
+    }
+    // SAFETY: not null and aligned, and all of it is there, as just checked.
+    let filled = unsafe { &*latency };
+    Latency {
+        buckets: filled.buckets,
+        sum: filled.sum,
+        max: filled.max,
+    }
+    .quantile(quantile)
 }
 
 /// Writes all counters as OpenMetrics text (openmetrics.io), labelled with interface, queue and device: what an

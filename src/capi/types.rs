@@ -383,6 +383,34 @@ pub struct unified_stats {
     pub spilled_bytes: u64,
 }
 
+/// For unified_ctx_latency: from a packet's arrival (when the XDP program saw it; where the driver has no metadata
+/// area, when unified_rx_batch took it) until the completion of its first write was taken. It counts stored +
+/// failed, and packets that were written and are in the caller's hands.
+pub const UNIFIED_LATENCY_PACKET: u32 = 0;
+/// For unified_ctx_latency: from a command's submission (that of the first one, where several were made visible
+/// together with UNIFIED_MORE) to its completion in the CQ ring. It counts completed.
+pub const UNIFIED_LATENCY_COMMAND: u32 = 1;
+/// Elements of unified_latency.buckets; this number never changes.
+pub const UNIFIED_LATENCY_BUCKETS: u32 = 101;
+
+/// How long things took, since the context was made.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct unified_latency {
+    /// sizeof(struct unified_latency), set by the caller; then the bytes that were filled in.
+    pub size: u64,
+    /// How often: the sum of `buckets`.
+    pub count: u64,
+    /// All times together, ns.
+    pub sum: u64,
+    /// The longest, ns.
+    pub max: u64,
+    /// How often it took at most 1, 2, 3 and 4 us, then in four equal steps up to each power of two: 5, 6, 7, 8, 10,
+    /// 12, 14, 16 us and so on up to 67 s; the last one: longer. Each counts what is in none before it. See
+    /// unified_latency_bound.
+    pub buckets: [u64; 101],
+}
+
 /// What a pipeline stores, and where.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]

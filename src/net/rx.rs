@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::frame::{Fate, Frames};
 use crate::log::{self, Level};
 use crate::stats::{FateStats, RxStats};
+use crate::sys::event::monotonic_ns;
 use crate::sys::shm::Shared;
 use crate::sys::xsk::{RxDescriptor, Xsk, XskStatistics};
 
@@ -104,12 +105,23 @@ impl Receiver {
         let mut count = 0;
         let mut bytes = 0;
         let mut taken = 0;
+        // Looked at once, and only where a packet came without a time of its own.
+        let mut now = 0;
         while count < out.len() {
             let want = (out.len() - count).min(BATCH);
             let got = self.xsk.receive(&mut self.descriptors[..want]);
             taken += got;
             for i in 0..got {
                 if let Some(packet) = self.accept(self.descriptors[i]) {
+                    let arrival = match packet.timestamp {
+                        0 if now == 0 => {
+                            now = monotonic_ns();
+                            now
+                        }
+                        0 => now,
+                        timestamp => timestamp,
+                    };
+                    self.frames.arrived(packet.frame, arrival);
                     bytes += u64::from(packet.len);
                     out[count] = packet;
                     count += 1;

@@ -20,11 +20,12 @@ use super::{
     BUFFER_BOUNCE, BUFFER_DATA, Backend, MAX_BACKOFF_US, Memory, Outcome, Retry, Step, Task,
 };
 use crate::error::{Error, Result};
+use crate::latency::Stamps;
 use crate::log::{self, Level};
 use crate::ring::{Consumer, Producer};
 use crate::stats::EngineStats;
 use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_SPILLED, UnifiedCqe, UnifiedSqe};
-use crate::sys::event::Doorbell;
+use crate::sys::event::{Doorbell, monotonic_ns};
 use crate::sys::limits;
 use crate::sys::shm::Shared;
 use crate::sys::uring::{BufRange, Op, PIECES, Reaped, Ring, SHARD};
@@ -49,10 +50,18 @@ pub struct Shore {
     /// Something is broken for good: the rings were corrupted, or io_uring fails. An errno, or 0.
     failed: AtomicU64,
     pub stats: EngineStats,
+    /// When each entry of the SQ ring was submitted.
+    pub stamps: Stamps,
 }
 
 impl Shore {
+    /// For rings that a program writes itself: nobody says when it submitted, and no times are kept.
     pub fn new() -> Result<Arc<Shore>> {
+        Self::timed(0)
+    }
+
+    /// For an SQ ring of so many entries, whose producer stamps them.
+    pub fn timed(sq_entries: u32) -> Result<Arc<Shore>> {
         let bell = || Doorbell::new().map_err(|e| Error::os(&e, "creating an eventfd"));
         Ok(Arc::new(Shore {
             engine_bell: bell()?,
@@ -60,6 +69,7 @@ impl Shore {
             cq_starved: AtomicBool::new(false),
             failed: AtomicU64::new(0),
             stats: EngineStats::default(),
+            stamps: Stamps::new(sq_entries),
         }))
     }
 
@@ -190,6 +200,8 @@ pub struct Engine {
     rules: Rules,
     config: EngineConfig,
     slots: Box<[Slot]>,
+    /// When the entry in each slot was submitted. Not in the slot, which is long enough to copy.
+    times: Box<[u64]>,
     free_slots: Vec<u16>,
     bounce: BouncePool,
     bounds: Bounds,
@@ -203,6 +215,8 @@ pub struct Engine {
     stalled: Option<UnifiedSqe>,
     /// Never longer than it was made.
     backlog: VecDeque<UnifiedSqe>,
+    /// When the entry was submitted that was popped last, which one that is stalled is. ns; 0 where times are not kept.
+    submitted: u64,
     reaped: Vec<Reaped>,
     /// Where failed writes go, if anywhere.
     spill: Option<Overflow>,
@@ -228,6 +242,11 @@ struct Overflow {
 pub struct Turn {
     pub taken: u32,
     pub completed: u32,
+    /// Completions that are not yet timed, and when they were submitted: those of a batch count together.
+    timed: u64,
+    submitted: u64,
+    /// Looked at once, when there is something to time. ns; 0 before.
+    now: u64,
 }
 
 /// Bytes in a bounce piece: the longest command that can be bounced.
@@ -323,6 +342,7 @@ impl Engine {
             limits,
             config,
             slots: vec![Slot::default(); config.depth as usize].into_boxed_slice(),
+            times: vec![0; config.depth as usize].into_boxed_slice(),
             free_slots: (0..config.depth as u16).rev().collect(),
             bounce: BouncePool {
                 piece,
@@ -330,6 +350,7 @@ impl Engine {
             },
             stalled: None,
             backlog: VecDeque::with_capacity(config.backlog as usize),
+            submitted: 0,
             reaped: Vec::with_capacity(config.depth as usize * 2 + 2),
             spill,
             bell_file,
@@ -383,7 +404,7 @@ impl Engine {
             self.sq.release();
             self.shore.stats.submitted.add(turn.taken.into());
         }
-        self.publish(&turn);
+        self.publish(&mut turn);
         result?;
         if submit && self.ring.queued() > 0 {
             self.ring.submit(0, None)?;
@@ -401,8 +422,9 @@ impl Engine {
         Ok(())
     }
 
-    fn publish(&mut self, turn: &Turn) {
+    fn publish(&mut self, turn: &mut Turn) {
         if turn.completed > 0 {
+            self.time(turn);
             self.shore.stats.completed.add(turn.completed.into());
             if self.cq.publish() {
                 self.shore.taker_bell.ring();
@@ -477,8 +499,13 @@ impl Engine {
         if waiting.is_some() {
             return Ok(waiting);
         }
+        let index = self.sq.head();
         let taken = self.sq.pop()?;
-        turn.taken += u32::from(taken.is_some());
+        if taken.is_some() {
+            turn.taken += 1;
+            // Before the slot is released, behind which its producer may write the next stamp.
+            self.submitted = self.shore.stamps.get(index);
+        }
         Ok(taken)
     }
 
@@ -500,7 +527,12 @@ impl Engine {
         let command = match command::parse(sqe, &self.rules) {
             Ok(command) => command,
             Err(status) => {
-                self.post(&slot.answer(), Outcome::status(status), turn)?;
+                self.post(
+                    &slot.answer(),
+                    self.submitted,
+                    Outcome::status(status),
+                    turn,
+                )?;
                 return Ok(true);
             }
         };
@@ -512,7 +544,7 @@ impl Engine {
                 Ok(true) => {}
                 Ok(false) => return Ok(false),
                 Err(outcome) => {
-                    self.post(&slot.answer(), outcome, turn)?;
+                    self.post(&slot.answer(), self.submitted, outcome, turn)?;
                     return Ok(true);
                 }
             }
@@ -531,6 +563,7 @@ impl Engine {
         };
         slot.data = slot.task.data;
         self.slots[index as usize] = slot;
+        self.times[index as usize] = self.submitted;
         if self.joins_run(index) {
             return Ok(true);
         }
@@ -833,7 +866,7 @@ impl Engine {
             self.copy_back(slot);
         }
         let answer = slot.answer();
-        let posted = self.post(&answer, outcome, turn);
+        let posted = self.post(&answer, self.times[index as usize], outcome, turn);
         // Also when it could not be told: whoever waits for the last command counts slots.
         self.free_slot(index);
         posted
@@ -848,6 +881,7 @@ impl Engine {
         }
     }
 
+    #[inline(always)]
     fn free_slot(&mut self, index: u16) {
         let slot = &mut self.slots[index as usize];
         self.bounce.free.extend(slot.bounce.take());
@@ -880,7 +914,14 @@ impl Engine {
         }
     }
 
-    fn post(&mut self, answer: &Answer, outcome: Outcome, turn: &mut Turn) -> Result<()> {
+    #[inline(always)]
+    fn post(
+        &mut self,
+        answer: &Answer,
+        submitted: u64,
+        outcome: Outcome,
+        turn: &mut Turn,
+    ) -> Result<()> {
         let stats = &self.shore.stats;
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
         if outcome.status == 0 {
@@ -913,7 +954,27 @@ impl Engine {
             ));
         }
         turn.completed += 1;
+        if submitted != turn.submitted {
+            self.time(turn);
+            turn.submitted = submitted;
+        }
+        turn.timed += 1;
         Ok(())
+    }
+
+    /// Records how long the last completions took that were submitted together.
+    #[inline(never)]
+    fn time(&self, turn: &mut Turn) {
+        let count = std::mem::take(&mut turn.timed);
+        if turn.submitted == 0 || count == 0 {
+            return;
+        }
+        if turn.now == 0 {
+            turn.now = monotonic_ns();
+        }
+        // What was submitted after that look took no time.
+        let latency = turn.now.saturating_sub(turn.submitted);
+        self.shore.stats.latency.record(latency, count);
     }
 
     /// Makes ready to sleep: arms the doorbell and says so to the SQ's producer (unless enough is in
@@ -984,11 +1045,11 @@ impl Engine {
         self.config.retry.limit = 0;
         let mut turn = Turn::default();
         let unplugged = self.unplug(&mut turn);
-        self.publish(&turn);
+        self.publish(&mut std::mem::take(&mut turn));
         unplugged?;
         while self.in_flight() > 0 {
             let reaped = self.reap(&mut turn);
-            self.publish(&std::mem::take(&mut turn));
+            self.publish(&mut std::mem::take(&mut turn));
             reaped?;
             if self.in_flight() > 0 {
                 self.ring.submit(1, Some(Duration::from_millis(100)))?;

@@ -205,6 +205,14 @@ pub fn check_sums(stats: &Statistics, frames: u32) {
         "{stats:#?}"
     );
     assert_eq!(stats.submitted, stats.completed, "{stats:#?}");
+    let timed = (stats.command_latency.count(), stats.packet_latency.count());
+    assert_eq!(timed.0, stats.completed, "{stats:#?}");
+    // A frame that the caller keeps was written or not.
+    let ended = stats.stored + stats.failed;
+    assert!(
+        (ended..=ended + f.packets_held).contains(&timed.1),
+        "{stats:#?}"
+    );
     assert_eq!(
         f.free + f.filled + f.held + f.in_flight,
         u64::from(frames),

@@ -56,6 +56,16 @@ def test_the_example_serves_what_was_counted(network, device, start):
     frames = [after["unified_frames", state][0] for state in ("free", "filled", "held", "in_flight")]
     assert sum(frames) == 4096
     assert sum(after["unified_dropped_total", cause][0] for cause in ("no_frame", "rx_ring_full", "redirect_errors")) == 0
+    for what, count in (("packet", 300), ("command", after["unified_completed_total",][0])):
+        name = f"unified_{what}_latency_seconds"
+        buckets = [(float(key[1]), value) for key, (value, _) in after.items() if key[0] == f"{name}_bucket"]
+        assert len(buckets) == 101 and buckets == sorted(buckets) and buckets[-1] == (float("inf"), count)
+        assert [value for _, value in buckets] == sorted(value for _, value in buckets)
+        assert after[f"{name}_count",][0] == count
+        # The longest is in the first bucket that has them all.
+        longest = after[f"unified_{what}_latency_max_seconds",][0]
+        assert 0 < longest <= next(bound for bound, value in buckets if value == count)
+        assert longest <= after[f"{name}_sum",][0] < count * longest
     running.process.send_signal(signal.SIGINT)
     assert running.end(10) == 0 and "Stored 300 of 300" in running.text()
 
@@ -69,5 +79,6 @@ def test_dashboard_and_document_name_what_there_is(network, device, start):
     document = (ROOT / "docs/monitoring.md").read_text()
     shown, told = (set(re.findall(r"\bunified_[a-z_]+", text)) for text in (expressions, document))
     assert len(shown) > 10 and shown <= names, shown - names
-    functions = {"unified_stats", "unified_ctx_stats", "unified_stats_render"}
-    assert told - functions == names, told ^ names
+    functions = {"unified_stats", "unified_ctx_stats", "unified_stats_render", "unified_ctx_latency", "unified_latency_quantile"}
+    plain = {re.sub("_seconds_(bucket|count|sum)$", "_seconds", name) for name in names}
+    assert told - functions == plain | {"unified_packet_latency_seconds_bucket"}, told ^ plain

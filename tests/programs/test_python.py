@@ -129,6 +129,15 @@ def test_commands_without_data(storage):
     for name, value in dataclasses.asdict(stats).items():
         if name not in ("rx_dropped", "rx_ring_full", "redirect_errors") and not name.startswith("frames_"):
             assert text[name] == str(value), name
+    latency = storage.latency(unified.LATENCY_COMMAND)
+    assert latency.count == sum(count for _, count in latency.buckets) == 4
+    assert 0 < latency.max <= latency.sum < 4 * 60 * 10**9
+    assert latency.quantile(1) == latency.max >= latency.quantile(0.5) > 0
+    assert [bound for bound, _ in latency.buckets[:5]] == [1000, 2000, 3000, 4000, 5000]
+    assert latency.buckets[-2][0] == (1 << 26) * 1000 and latency.buckets[-1][0] == 2**64 - 1
+    assert storage.latency().count == storage.latency().quantile(0.99) == 0
+    with pytest.raises(unified.UnifiedError, match="no latency 2"):
+        storage.latency(2)
 
 
 def test_a_closed_context_says_so_and_closes_once(storage):

@@ -12,7 +12,7 @@ import (
 
 func main() {
 	for name, value := range map[string]any{
-		"info": unified.Info{}, "stats": unified.Stats{}, "event": unified.Event{}, "packet": unified.Packet{},
+		"info": unified.Info{}, "stats": unified.Stats{}, "latency": unified.Latency{}, "event": unified.Event{}, "packet": unified.Packet{},
 		"nvme_command": unified.NVMeCommand{}, "completion": unified.Completion{},
 		"pipeline_config": unified.PipelineConfig{}, "pipeline_status": unified.PipelineStatus{},
 		"log_record": unified.LogRecord{}, "log_info": unified.LogInfo{},
@@ -39,6 +39,8 @@ func main() {
 		"LAYOUT_SLOT":    unified.LayoutSlot, "LOG_NEW": unified.LogNew, "AT_END_STOP": unified.AtEndStop,
 		"AT_END_WRAP": unified.AtEndWrap, "LOG_RECORD": unified.LogRecordKind, "LOG_MISSING": unified.LogMissingKind,
 		"LOG_DAMAGED": unified.LogDamagedKind, "LOG_OVERWRITTEN": unified.LogOverwrittenKind,
+		"LATENCY_PACKET": unified.LatencyPacket, "LATENCY_COMMAND": unified.LatencyCommand,
+		"LATENCY_BUCKETS": unified.LatencyBuckets,
 	} {
 		fmt.Println("UNIFIED_"+name, "=", value)
 	}
