@@ -36,8 +36,9 @@ use crate::sys::event::{Doorbell, monotonic_ns};
 use crate::sys::fork::Mark;
 use crate::sys::limits;
 use crate::sys::mmap::Mapping;
+use crate::sys::probe;
 use crate::sys::shm::Shared;
-use crate::sys::xsk::XskSetup;
+use crate::sys::xsk::{XskSetup, XskStatistics};
 
 /// What a context is, as found at open.
 #[derive(Debug, Clone)]
@@ -100,8 +101,25 @@ pub(crate) struct Feeding {
     pub sq: Producer<UnifiedSqe>,
     /// When the entries that are not yet published were submitted; 0 where there are none.
     pub submitted_at: u64,
+    /// What the kernel had dropped when that was last looked at.
+    dropped: XskStatistics,
     /// For contexts without a network: where `frame_alloc` goes on.
     cursor: u32,
+}
+
+impl Feeding {
+    /// What the kernel dropped since the last look, for those who trace.
+    fn tell_dropped(&mut self, now: XskStatistics) {
+        let before = std::mem::replace(&mut self.dropped, now);
+        for (cause, now, before) in [
+            (c"no_frame", now.rx_dropped, before.rx_dropped),
+            (c"rx_ring_full", now.rx_ring_full, before.rx_ring_full),
+        ] {
+            if now > before {
+                probe::dropped(cause, now - before, probe::NO_FRAME);
+            }
+        }
+    }
 }
 
 /// The receiver's role, taken.
@@ -280,6 +298,7 @@ impl Context {
                 receiver,
                 sq: Producer::new(region.sq.clone(), "SQ"),
                 submitted_at: 0,
+                dropped: XskStatistics::default(),
                 cursor: 0,
             }),
             taking: Mutex::new(Consumer::new(region.cq.clone(), "CQ")),
@@ -419,20 +438,26 @@ impl Context {
     pub fn frame_release(&self, frame: u32) -> Result<()> {
         self.check_process()?;
         let fate = self.frames.release(frame)?;
-        self.count_fate(fate, 0);
+        self.count_fate(frame, fate, 0);
         self.wake_receiver();
         Ok(())
     }
 
-    pub(crate) fn count_fate(&self, fate: Fate, bytes: u32) {
+    fn count_fate(&self, frame: u32, fate: Fate, bytes: u32) {
         match fate {
             Fate::Empty => {}
             Fate::Stored => {
                 self.fates.stored.add(1);
                 self.fates.stored_bytes.add(bytes.into());
             }
-            Fate::Failed => self.fates.failed.add(1),
-            Fate::Released => self.fates.released.add(1),
+            Fate::Failed => {
+                self.fates.failed.add(1);
+                probe::dropped(c"failed", 1, frame);
+            }
+            Fate::Released => {
+                self.fates.released.add(1);
+                probe::dropped(c"released", 1, frame);
+            }
         }
     }
 
@@ -523,7 +548,7 @@ impl Context {
             match self.frames.finish(frame, cqe.status == 0) {
                 Ok(None) => completion.frame = Some(frame),
                 Ok(Some(fate)) => {
-                    self.count_fate(fate, cqe.len);
+                    self.count_fate(frame, fate, cqe.len);
                     freed = true;
                 }
                 Err(_) => completion.result = -libc::EBADMSG,
@@ -584,11 +609,15 @@ impl Context {
             stats.xdp = xdp.counters()?;
         }
         // Blocks a receiver for the time of one system call at most.
-        if let Some(receiver) = &mut self.feeding.lock().receiver {
-            stats.xsk = receiver
-                .statistics()
-                .map_err(|e| Error::os(&e, "reading the AF_XDP socket's statistics"))?;
-            stats.rx_pending = receiver.pending().into();
+        {
+            let mut feeding = self.feeding.lock();
+            if let Some(receiver) = &mut feeding.receiver {
+                stats.xsk = receiver
+                    .statistics()
+                    .map_err(|e| Error::os(&e, "reading the AF_XDP socket's statistics"))?;
+                stats.rx_pending = receiver.pending().into();
+                feeding.tell_dropped(stats.xsk);
+            }
         }
         stats.fill(
             &self.rx_stats,

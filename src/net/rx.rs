@@ -15,6 +15,7 @@ use crate::frame::{Fate, Frames};
 use crate::log::{self, Level};
 use crate::stats::{FateStats, RxStats};
 use crate::sys::event::monotonic_ns;
+use crate::sys::probe;
 use crate::sys::shm::Shared;
 use crate::sys::xsk::{RxDescriptor, Xsk, XskStatistics};
 
@@ -122,6 +123,8 @@ impl Receiver {
                         timestamp => timestamp,
                     };
                     self.frames.arrived(packet.frame, arrival);
+                    let payload_len = packet.headers.payload_len;
+                    probe::received(packet.frame, packet.len, payload_len, arrival);
                     bytes += u64::from(packet.len);
                     out[count] = packet;
                     count += 1;
@@ -149,6 +152,7 @@ impl Receiver {
         {
             // Not a frame that the kernel can have: nothing is read through such an address.
             self.stats.bad_descriptors.add(1);
+            probe::dropped(c"bad_descriptor", 1, probe::NO_FRAME);
             return None;
         }
         self.filled = self.filled.saturating_sub(1);
@@ -164,6 +168,7 @@ impl Receiver {
                     .is_ok_and(|fate| fate == Fate::Released)
                 {
                     self.fates.released.add(1);
+                    probe::dropped(c"malformed", 1, frame);
                 }
                 return None;
             }

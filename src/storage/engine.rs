@@ -27,6 +27,7 @@ use crate::stats::EngineStats;
 use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_SPILLED, UnifiedCqe, UnifiedSqe};
 use crate::sys::event::{Doorbell, monotonic_ns};
 use crate::sys::limits;
+use crate::sys::probe;
 use crate::sys::shm::Shared;
 use crate::sys::uring::{BufRange, Op, PIECES, Reaped, Ring, SHARD};
 
@@ -147,6 +148,13 @@ impl Slot {
             bounced: self.bounced,
             spilled: self.spilled,
         }
+    }
+
+    /// For those who trace.
+    fn tell(&self, outcome: &Outcome, submitted: u64) {
+        let command = &self.command;
+        let what = (command.opcode, command.lba, command.len, self.offset);
+        probe::completed(what, outcome.status, submitted);
     }
 }
 
@@ -488,6 +496,7 @@ impl Engine {
             && let Some(sqe) = self.sq.pop()?
         {
             turn.taken += 1;
+            tell_submitted(&sqe);
             self.backlog.push_back(sqe);
         }
         Ok(())
@@ -501,8 +510,9 @@ impl Engine {
         }
         let index = self.sq.head();
         let taken = self.sq.pop()?;
-        if taken.is_some() {
+        if let Some(sqe) = &taken {
             turn.taken += 1;
+            tell_submitted(sqe);
             // Before the slot is released, behind which its producer may write the next stamp.
             self.submitted = self.shore.stamps.get(index);
         }
@@ -533,6 +543,9 @@ impl Engine {
                     Outcome::status(status),
                     turn,
                 )?;
+                let (code, lba, bytes) = as_given(sqe);
+                let what = (code, lba, bytes, sqe.buf_offset);
+                probe::completed(what, status, self.submitted);
                 return Ok(true);
             }
         };
@@ -545,6 +558,7 @@ impl Engine {
                 Ok(false) => return Ok(false),
                 Err(outcome) => {
                     self.post(&slot.answer(), self.submitted, outcome, turn)?;
+                    slot.tell(&outcome, self.submitted);
                     return Ok(true);
                 }
             }
@@ -686,6 +700,7 @@ impl Engine {
         }
         self.shore.stats.bounced.add(1);
         self.shore.stats.bounced_bytes.add(command.len.into());
+        probe::bounced(command.opcode, command.lba, command.len, command.offset);
         Ok(true)
     }
 
@@ -866,7 +881,11 @@ impl Engine {
             self.copy_back(slot);
         }
         let answer = slot.answer();
-        let posted = self.post(&answer, self.times[index as usize], outcome, turn);
+        let submitted = self.times[index as usize];
+        let posted = self.post(&answer, submitted, outcome, turn);
+        if posted.is_ok() {
+            self.slots[index as usize].tell(&outcome, submitted);
+        }
         // Also when it could not be told: whoever waits for the last command counts slots.
         self.free_slot(index);
         posted
@@ -1091,6 +1110,19 @@ impl Engine {
     pub fn has_room(&mut self) -> Result<bool> {
         self.cq_room()
     }
+}
+
+/// The fields of an entry as they are given, which need not make sense.
+#[inline]
+fn tell_submitted(sqe: &UnifiedSqe) {
+    let (opcode, lba, bytes) = as_given(sqe);
+    probe::submitted(opcode, lba, bytes, sqe.buf_offset, sqe.user_data);
+}
+
+fn as_given(sqe: &UnifiedSqe) -> (u8, u64, u32) {
+    let cmd = &sqe.nvme_cmd;
+    let lba = u64::from(cmd.cdw11) << 32 | u64::from(cmd.cdw10);
+    (cmd.opcode, lba, cmd.data_len)
 }
 
 /// How a run in pieces ended. A short one is no success: then each entry is tried alone.

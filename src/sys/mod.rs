@@ -9,6 +9,7 @@ pub mod limits;
 pub mod link;
 pub mod mmap;
 pub mod netlink;
+pub mod probe;
 pub mod shm;
 #[cfg(loom)]
 mod shm_model;
