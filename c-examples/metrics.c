@@ -1,14 +1,18 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Records a port with a pipeline, and answers http://127.0.0.1:HTTP_PORT/metrics for Prometheus, all but the pipeline's
- * own work in one thread. It answers one request after the other, whatever they ask for, and reads nothing else.
+ * Records a port with a pipeline, and answers http://127.0.0.1:HTTP_PORT/metrics for Prometheus and unified-top (or the
+ * same on a Unix socket), all but the pipeline's own work in one thread. It answers one request after the other, whatever
+ * they ask for, and reads nothing else.
  *
- *     metrics IFACE DEVICE HTTP_PORT
+ *     metrics IFACE DEVICE HTTP_PORT|SOCKET
+ *
+ * SOCKET is a path with a / in it; a socket that was left there is replaced, and taken away at the end.
  *
  * Ends with Ctrl-C. Exit code: 0 all that was received is stored; 1 something failed; 2 wrong usage.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
@@ -17,7 +21,9 @@
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/time.h>
+#include <sys/un.h>
 #include <unistd.h>
 #include <unified.h>
 
@@ -38,6 +44,24 @@ static int listener(uint16_t port)
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), yes = 1;
 
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
+	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 16) < 0)
+		return -1;
+	return fd;
+}
+
+static int socket_at(const char *path)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct stat found;
+
+	if (strlen(path) >= sizeof(address.sun_path)) {
+		errno = ENAMETOOLONG;
+		return -1;
+	}
+	memcpy(address.sun_path, path, strlen(path));
+	if (stat(path, &found) == 0 && S_ISSOCK(found.st_mode))
+		unlink(path);
 	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 16) < 0)
 		return -1;
 	return fd;
@@ -77,12 +101,14 @@ int main(int argc, char **argv)
 	struct unified_pipeline_config pipeline = { .size = sizeof(pipeline), .at_end = UNIFIED_AT_END_WRAP };
 	struct unified_pipeline_status status = { .size = sizeof(status) };
 	struct pollfd waits[2] = { { .events = POLLIN }, { .events = POLLIN } };
+	const char *path;
 	unified_ctx *ctx;
 	sigset_t signals;
 	int rc;
 
-	if (argc != 4 || atoi(argv[3]) < 1 || atoi(argv[3]) > 65535)
-		return fprintf(stderr, "usage: %s IFACE DEVICE HTTP_PORT\n", argv[0]), 2;
+	if (argc != 4 || (!strchr(argv[3], '/') && (atoi(argv[3]) < 1 || atoi(argv[3]) > 65535)))
+		return fprintf(stderr, "usage: %s IFACE DEVICE HTTP_PORT|SOCKET\n", argv[0]), 2;
+	path = strchr(argv[3], '/') ? argv[3] : NULL;
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGINT);
 	sigaddset(&signals, SIGTERM);
@@ -90,14 +116,14 @@ int main(int argc, char **argv)
 	/* Writing to a client that is gone is no reason to end. */
 	signal(SIGPIPE, SIG_IGN);
 	waits[0].fd = signalfd(-1, &signals, SFD_CLOEXEC);
-	waits[1].fd = listener(atoi(argv[3]));
+	waits[1].fd = path ? socket_at(path) : listener(atoi(argv[3]));
 	if (waits[0].fd < 0 || waits[1].fd < 0)
 		return perror("listening"), 1;
 	config.ifname = argv[1];
 	config.device = argv[2];
 	if (unified_ctx_create(&config, &ctx) < 0 || unified_pipeline_start(ctx, &pipeline) < 0)
 		return fail("recording", unified_last_error());
-	printf("Recording %s to %s; http://127.0.0.1:%s/metrics\n", argv[1], argv[2], argv[3]);
+	printf(path ? "Recording %s to %s; %s\n" : "Recording %s to %s; http://127.0.0.1:%s/metrics\n", argv[1], argv[2], argv[3]);
 	fflush(stdout);
 	do {
 		poll(waits, 2, -1);
@@ -109,5 +135,7 @@ int main(int argc, char **argv)
 		fail("stopping", unified_last_error());
 	printf("Stored %" PRIu64 " of %" PRIu64 "\n", status.stored, status.submitted);
 	unified_ctx_destroy(ctx);
+	if (path)
+		unlink(path);
 	return rc < 0 || status.stored != status.submitted;
 }

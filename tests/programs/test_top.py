@@ -1,0 +1,170 @@
+"""unified-top: what it shows of a recorder, in a terminal (tmux's) and without one."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+from conftest import NUMBERS, OUT, call, must, need
+
+TOP = OUT / "bin/unified-top"
+
+
+class Terminal:
+    """A shell in a terminal of its own that says how its command ended, and waits."""
+
+    def __init__(self, command: str, env="", width=100, height=34):
+        need("tmux")
+        self.server = ["tmux", "-L", f"unified-test-{os.getpid()}-{next(NUMBERS)}", "-f", "/dev/null"]
+        shell = f"{env} {command}; echo ended with $?; stty -a | grep -ow -e '-\\?icanon' -e '-\\?echo'; cat"
+        must(*self.server, "new-session", "-d", "-x", width, "-y", height, shell)
+
+    def text(self) -> str:
+        return must(*self.server, "capture-pane", "-p")
+
+    def until(self, pattern: str, seconds=15.0) -> str:
+        end = time.monotonic() + seconds
+        while not re.search(pattern, text := self.text(), re.M) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert re.search(pattern, text, re.M), f"no '{pattern}' in:\n{text}"
+        return text
+
+    def key(self, key: str):
+        must(*self.server, "send-keys", key)
+
+    def size(self, width: int, height: int):
+        must(*self.server, "resize-window", "-x", width, "-y", height)
+
+    def child(self) -> int:
+        shell = must(*self.server, "display", "-p", "#{pane_pid}").strip()
+        return int(must("pgrep", "-P", shell, "unified-top"))
+
+    def ended(self, code: int):
+        """The program has ended, and the terminal is as it was."""
+        text = self.until(rf"^ended with {code}\nicanon\necho$")
+        assert "PACKETS" not in text, "still the other screen"
+        assert must(*self.server, "display", "-p", "#{alternate_on} #{cursor_flag}") == "0 1\n"
+
+    def close(self):
+        call(*self.server, "kill-server")
+
+
+@pytest.fixture
+def terminal():
+    made = []
+
+    def begin(*words, **options) -> Terminal:
+        made.append(Terminal(*words, **options))
+        return made[-1]
+
+    yield begin
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def recorder(network, device, start, tmp_path):
+    """The path of its socket. A short one: such a path has 107 bytes."""
+    path = f"/tmp/unified-top-{os.getpid()}.sock"
+    start(OUT / "bin/metrics", network.near, device, path).until("^Recording")
+    yield path
+    if os.path.exists(path):
+        os.unlink(path)
+
+
+def total(text: str, label: str) -> int:
+    """The last column of a row."""
+    row = re.search(rf"^{label}  .*?((?:\d{{1,3}} )*\d{{1,3}})$", text, re.M)
+    assert row, f"no row {label} in:\n{text}"
+    return int(row[1].replace(" ", ""))
+
+
+def test_it_shows_what_was_counted(network, device, recorder, terminal):
+    screen = terminal(f"{TOP} -i 0.2 {recorder}", env="LC_ALL=C.UTF-8")
+    screen.until("^received .* 0/s .* 0$")
+    network.send(1234, 1024, rate=2000)
+    text = screen.until(r"^stored .* 1 234$")
+    for label in ("to our ports", "received", "stored"):
+        assert total(text, label) == 1234
+    # Its own history: some of the rates of the last second are not nothing.
+    assert re.search(r"^received .*[▂▃▄▅▆▇█]", text, re.M), text
+    assert f"{network.near} queue 0" in text and "link up  XDP attached" in text
+    assert "LOST  nothing" in text and "FRAMES  4 096" in text
+    assert re.search(r"^packets( +\d\S* (µs|ms|s)){7}$", text, re.M), text
+    assert re.search(r"no frame +0 +RX ring full +0 ", text)
+    # Every size is drawn, also one that is too small, and the first one again.
+    for width, height, seen in ((60, 20, "^PACKETS"), (20, 4, "^20x4 is too small"), (140, 50, "^FRAMES"), (80, 24, "^PACKETS")):
+        screen.size(width, height)
+        text = screen.until(seen)
+        assert max(map(len, text.splitlines())) <= width
+    screen.key("q")
+    screen.ended(0)
+
+
+def test_signals_and_keys_leave_the_terminal_as_it_was(recorder, terminal):
+    for leave in ("C-c", "q", signal.SIGTERM, signal.SIGINT):
+        screen = terminal(f"{TOP} {recorder}", env="LC_ALL=C")
+        text = screen.until("^PACKETS")
+        assert text.isascii(), "the locale is not UTF-8"
+        if isinstance(leave, str):
+            screen.key(leave)
+        else:
+            os.kill(screen.child(), leave)
+        screen.ended(0)
+        screen.close()
+
+
+def test_colours_are_used_unless_they_are_not_wanted(recorder, terminal):
+    for env, colours in (("", True), ("NO_COLOR=1", False)):
+        screen = terminal(f"{TOP} {recorder}", env=f"LC_ALL=C.UTF-8 {env}")
+        screen.until("^FRAMES")
+        escaped = must(*screen.server, "capture-pane", "-p", "-e")
+        assert bool(re.search(r"\x1b\[(\d+;)*38;5;\d", escaped)) == colours, escaped
+        screen.key("q")
+        screen.ended(0)
+        screen.close()
+
+
+def test_what_is_lost_stands_out_and_a_recorder_that_ends_is_told(network, device, start, terminal):
+    path = f"/tmp/unified-top-{os.getpid()}.sock"
+    recorder = start(OUT / "bin/metrics", network.near, device, path)
+    recorder.until("^Recording")
+    screen = terminal(f"{TOP} -i 0.2 {path}", env="LC_ALL=C.UTF-8")
+    screen.until("link up")
+    must("ip", "-n", network.ns, "link", "set", network.far, "down")
+    screen.until("LINK DOWN")
+    escaped = must(*screen.server, "capture-pane", "-p", "-e")
+    assert re.search(r"\x1b\[(\d+;)*38;5;1m[^\n]*LINK DOWN", escaped), escaped
+    recorder.process.send_signal(signal.SIGINT)
+    assert recorder.end(10) == 0
+    screen.until("^no answer for .*there is no such socket")
+    screen.key("q")
+    screen.ended(0)
+
+
+def test_without_a_terminal_it_prints_lines(network, recorder):
+    network.send(100)
+    top = subprocess.Popen([TOP, "-i", "0.1", recorder], stdout=subprocess.PIPE, text=True)
+    for line in top.stdout:
+        if "stored 100 (" in line:
+            break
+    top.stdout.close()
+    assert re.match(rf"{network.near} queue 0 > \S+: received 100 \(\S+( k)?/s\), .* lost 0, failed 0, .* link up, XDP attached$",
+                    line.strip()), line
+    # Nobody reads any more: that is the end and no error.
+    assert top.wait(10) == 0
+    assert len(must(TOP, "-n", "2", "-i", "0.1", recorder).splitlines()) == 2
+
+
+def test_what_does_not_answer_is_told(tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        refused = call(TOP, f"http://127.0.0.1:{closed.getsockname()[1]}/metrics")
+    assert refused.returncode == 1 and "connection refused: no recorder listens there" in refused.stdout
+    absent = call(TOP, tmp_path / "none")
+    assert absent.returncode == 1 and "there is no such socket" in absent.stdout
+    assert call(TOP, "9464").returncode == 2
+    assert call(TOP).returncode == 2

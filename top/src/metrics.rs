@@ -1,0 +1,195 @@
+//! The OpenMetrics text of `unified_stats_render`, taken apart. Of metrics that are not the library's nothing is kept.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+/// Labels that name a context; all others say which of several values it is.
+const CONTEXT: [&str; 3] = ["interface", "queue", "device"];
+
+/// What one context counts.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Metrics {
+    pub interface: String,
+    pub queue: String,
+    pub device: String,
+    /// By name without `unified_` and `_total`; behind a space the value of its own label, where it has one.
+    values: BTreeMap<String, f64>,
+    /// Upper bounds in seconds, and how many did not exceed them.
+    buckets: BTreeMap<String, Vec<(f64, f64)>>,
+}
+
+impl Metrics {
+    /// 0 for what is not there.
+    pub fn get(&self, name: &str) -> f64 {
+        self.values.get(name).copied().unwrap_or(0.0)
+    }
+
+    /// The buckets of `NAME_seconds`.
+    pub fn buckets(&self, name: &str) -> &[(f64, f64)] {
+        self.buckets.get(name).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// The contexts in a text, in its order. The error says which line is not OpenMetrics, or that it was cut.
+pub fn parse(text: &str) -> Result<Vec<Metrics>, String> {
+    let mut contexts: Vec<Metrics> = Vec::new();
+    let mut ended = false;
+    for line in text.lines() {
+        if line.starts_with('#') || line.is_empty() {
+            ended = line == "# EOF";
+            continue;
+        }
+        let (name, labels, value) =
+            sample(line).ok_or_else(|| format!("not a line of OpenMetrics: {line}"))?;
+        let Some(name) = name.strip_prefix("unified_") else {
+            continue;
+        };
+        let label = |wanted: &str| {
+            let found = labels.iter().find(|(label, _)| label == wanted);
+            found.map(|(_, value)| value.clone()).unwrap_or_default()
+        };
+        let [interface, queue, device] = CONTEXT.map(label);
+        let same = |m: &Metrics| m.interface == interface && m.queue == queue && m.device == device;
+        let at = contexts.iter().position(same).unwrap_or_else(|| {
+            contexts.push(Metrics {
+                interface: interface.clone(),
+                queue: queue.clone(),
+                device: device.clone(),
+                ..Metrics::default()
+            });
+            contexts.len() - 1
+        });
+        let context = &mut contexts[at];
+        if let Some(name) = name.strip_suffix("_seconds_bucket") {
+            let bound = match label("le").as_str() {
+                "+Inf" => f64::INFINITY,
+                bound => bound
+                    .parse()
+                    .map_err(|_| format!("a bucket without a bound: {line}"))?,
+            };
+            let buckets = context.buckets.entry(name.into()).or_default();
+            buckets.push((bound, value));
+            continue;
+        }
+        let name = name.strip_suffix("_total").unwrap_or(name);
+        let own = labels
+            .iter()
+            .find(|(label, _)| !CONTEXT.contains(&label.as_str()));
+        let key = match own {
+            Some((_, which)) => format!("{name} {which}"),
+            None => name.into(),
+        };
+        context.values.insert(key, value);
+    }
+    match (contexts.is_empty(), ended) {
+        (true, _) => Err("there is no metric of unified in it".into()),
+        (_, false) => Err("its end is missing (# EOF)".into()),
+        _ => Ok(contexts),
+    }
+}
+
+type Labels = Vec<(String, String)>;
+
+/// `name{label="value",...} number`, perhaps with a timestamp or exemplar behind it.
+fn sample(line: &str) -> Option<(&str, Labels, f64)> {
+    let end = line.find(['{', ' '])?;
+    let (name, mut rest) = line.split_at(end);
+    let mut labels = Labels::new();
+    if let Some(inside) = rest.strip_prefix('{') {
+        rest = inside;
+        while !rest.starts_with('}') {
+            let (label, behind) = rest.trim_start_matches(',').split_once("=\"")?;
+            let (value, behind) = quoted(behind)?;
+            labels.push((label.into(), value));
+            rest = behind;
+        }
+        rest = &rest[1..];
+    }
+    let number = rest.split_ascii_whitespace().next()?;
+    Some((name, labels, number.parse().ok()?))
+}
+
+/// Up to the closing quote, without its escapes; and what is behind it.
+fn quoted(text: &str) -> Option<(String, &str)> {
+    let mut value = String::new();
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Some((value, &text[at + 1..])),
+            '\\' => value.push(match chars.next()?.1 {
+                'n' => '\n',
+                other => other,
+            }),
+            other => value.push(other),
+        }
+    }
+    None
+}
+
+/// The time in seconds that a part `q` of what came between two looks did not exceed: the bound of its bucket.
+/// `None` where nothing came, infinity where it is behind the last bound.
+pub fn quantile(now: &[(f64, f64)], before: &[(f64, f64)], q: f64) -> Option<f64> {
+    let came = |i: usize| now[i].1 - before.get(i).map_or(0.0, |b| b.1);
+    let all = came(now.len().checked_sub(1)?);
+    if all <= 0.0 {
+        return None;
+    }
+    let rank = (q * all).ceil().max(1.0);
+    let at = (0..now.len()).find(|i| came(*i) >= rank)?;
+    Some(now[at].0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"# TYPE unified_received counter
+unified_received_total{interface="eth0",queue="0",device="/tmp/a,b=\"c\\"} 12
+unified_received_total{interface="eth1",queue="3",device="d"} 7
+unified_dropped_total{interface="eth0",queue="0",device="/tmp/a,b=\"c\\",cause="no_frame"} 3
+unified_packet_latency_seconds_sum{interface="eth1",queue="3",device="d"} 1.5
+unified_packet_latency_seconds_bucket{interface="eth1",queue="3",device="d",le="0.000001"} 1
+unified_packet_latency_seconds_bucket{interface="eth1",queue="3",device="d",le="0.000002"} 9
+unified_packet_latency_seconds_bucket{interface="eth1",queue="3",device="d",le="+Inf"} 10
+other_total 5
+# EOF
+"#;
+
+    #[test]
+    fn a_text_is_taken_apart_by_context() {
+        let contexts = parse(TEXT).unwrap();
+        assert_eq!(contexts.len(), 2);
+        let (a, b) = (&contexts[0], &contexts[1]);
+        assert_eq!(
+            (a.interface.as_str(), a.device.as_str()),
+            ("eth0", "/tmp/a,b=\"c\\")
+        );
+        assert_eq!((a.get("received"), a.get("dropped no_frame")), (12.0, 3.0));
+        assert_eq!((b.get("received"), b.get("dropped no_frame")), (7.0, 0.0));
+        let buckets = b.buckets("packet_latency");
+        assert_eq!(
+            buckets,
+            [(0.000001, 1.0), (0.000002, 9.0), (f64::INFINITY, 10.0)]
+        );
+        assert_eq!(quantile(buckets, &[], 0.5), Some(0.000002));
+        assert_eq!(quantile(buckets, &[], 0.1), Some(0.000001));
+        assert_eq!(quantile(buckets, &[], 0.99), Some(f64::INFINITY));
+        assert_eq!(quantile(buckets, buckets, 0.5), None);
+        assert_eq!(quantile(&[], &[], 0.5), None);
+    }
+
+    #[test]
+    fn what_is_no_such_text_is_told() {
+        for (text, word) in [
+            (TEXT.strip_suffix("# EOF\n").unwrap(), "EOF"),
+            ("<html>no</html>", "OpenMetrics: <html>"),
+            ("unified_a{b=\"c} 1\n# EOF\n", "OpenMetrics"),
+            ("other 1\n# EOF\n", "no metric"),
+            ("", "no metric"),
+        ] {
+            let said = parse(text).unwrap_err();
+            assert!(said.contains(word), "{said}");
+        }
+    }
+}
