@@ -1262,7 +1262,7 @@ mod tests {
             device.spill = spill(&device);
             let len = bounce_bytes(&device.limits, 64);
             let bounce = Arc::new(Mapping::anonymous(len, false).unwrap());
-            let shore = Shore::new().unwrap();
+            let shore = Shore::timed(64).unwrap();
             let mut engine = Engine::new(
                 device,
                 Consumer::new(region.sq.clone(), "SQ"),
@@ -1316,13 +1316,18 @@ mod tests {
                     .write(at as usize, &[block as u8 + 1; BLOCK as usize]);
                 let mut sqe = command::transfer(opcode::WRITE, block, 1, at, BLOCK, false);
                 sqe.user_data = block;
-                assert!(self.sq.push(sqe).unwrap());
+                self.push(sqe);
             }
             let _ = self.sq.publish();
         }
 
+        fn push(&mut self, sqe: UnifiedSqe) {
+            self.shore.stamps.set(self.sq.tail(), monotonic_ns());
+            assert!(self.sq.push(sqe).unwrap());
+        }
+
         fn flush(&mut self) -> UnifiedCqe {
-            assert!(self.sq.push(command::flush()).unwrap());
+            self.push(command::flush());
             let _ = self.sq.publish();
             self.take(1)[0]
         }
@@ -1570,6 +1575,12 @@ mod tests {
             start.elapsed()
         );
         assert_eq!(rig.shore.stats.operations.get(), 5);
+        // The flush was quick, and the write took as long as its pauses.
+        let latency = rig.shore.stats.latency.snapshot();
+        assert_eq!(latency.count(), 2);
+        assert!(latency.quantile(0.5) < 140_000_000, "{latency:?}");
+        let passed = start.elapsed().as_nanos() as u64;
+        assert!((140_000_000..=passed).contains(&latency.max), "{latency:?}");
     }
 
     #[test]

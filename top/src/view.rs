@@ -256,7 +256,7 @@ impl View {
                 "{:NAME$}{:>RATE$}  {:history$} {:>sum$}",
                 "PACKETS",
                 "now",
-                fit("history", history),
+                if history < 7 { "" } else { "history" },
                 "total"
             ),
             look.head(),
