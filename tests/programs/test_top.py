@@ -117,6 +117,26 @@ def test_signals_and_keys_leave_the_terminal_as_it_was(recorder, terminal):
         screen.close()
 
 
+def test_it_ends_with_its_terminal(recorder, terminal):
+    screen = terminal(f"{TOP} {recorder}")
+    screen.until("^PACKETS")
+    child = screen.child()
+    screen.close()
+    end = time.monotonic() + 10
+    while alive(child) and time.monotonic() < end:
+        time.sleep(0.05)
+    if alive(child):
+        os.kill(child, signal.SIGKILL)
+        pytest.fail("it goes on without a terminal")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/exe") == str(TOP)
+    except FileNotFoundError:
+        return False
+
+
 def test_colours_are_used_unless_they_are_not_wanted(recorder, terminal):
     for env, colours in (("", True), ("NO_COLOR=1", False)):
         screen = terminal(f"{TOP} {recorder}", env=f"LC_ALL=C.UTF-8 {env}")

@@ -21,6 +21,7 @@ use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use metrics::Metrics;
 use source::Source;
@@ -111,13 +112,11 @@ fn main() -> ExitCode {
         Ok(contexts) => contexts,
         Err(what) => return fail(&what),
     };
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        if let Err(error) = signal_hook::flag::register(signal, stop.clone()) {
-            return fail(&format!("taking signals: {error}"));
-        }
-    }
     let plain = arguments.plain || !io::stdout().is_terminal() || !io::stdin().is_terminal();
+    let stop = Arc::new(AtomicBool::new(false));
+    if let Err(error) = heed_signals(stop.clone(), plain) {
+        return fail(&format!("taking signals: {error}"));
+    }
     let ended = match plain {
         true => lines(&arguments, first, &stop),
         false => screen(&arguments, first, &stop),
@@ -126,6 +125,22 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(what) => fail(&what),
     }
+}
+
+/// Asks for the end, and makes it where nobody hears: reading the keys of a terminal that is gone never returns.
+fn heed_signals(stop: Arc<AtomicBool>, plain: bool) -> io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            stop.store(true, Ordering::Relaxed);
+            thread::sleep(10 * TICK);
+            if !plain {
+                let _ = ratatui::try_restore();
+            }
+            std::process::exit(1);
+        }
+    });
+    Ok(())
 }
 
 fn fail(what: &str) -> ExitCode {
