@@ -30,7 +30,8 @@ import header  # noqa: E402
 GROUPS = {
     "open and close a context": ["unified_ctx_create", "unified_ctx_destroy"],
     "what a context turned out to be": ["unified_ctx_info", "unified_ctx_device"],
-    "counters of a context": ["unified_ctx_stats", "unified_stats_render"],
+    "counters of a context": ["unified_ctx_stats", "unified_ctx_latency", "unified_latency_bound",
+                              "unified_latency_quantile", "unified_stats_render"],
     "UDP ports that are received": ["unified_port_add", "unified_port_remove"],
     "metadata events of the XDP program": ["unified_events", "unified_events_fd", "unified_events_sample"],
     "frames of the region": ["unified_frame_alloc", "unified_frame_release", "unified_frame_data"],
@@ -45,7 +46,7 @@ GROUPS = {
     "store what is received with threads of the library": ["unified_pipeline_start", "unified_pipeline_status",
                                                            "unified_pipeline_stop"],
     "read a log of records": ["unified_log_open", "unified_log_close", "unified_log_next", "unified_log_seek",
-                              "unified_log_seek_time", "unified_log_info"],
+                              "unified_log_seek_time", "unified_log_add_spill", "unified_log_info"],
     "errors in words, and the log": ["unified_last_error", "unified_strerror", "unified_status_string",
                                      "unified_set_log_callback"],
     "version of the library": ["unified_version", "unified_version_string"],
@@ -62,6 +63,7 @@ EXITS = {
                         ("1", "Payloads are missing or damaged."), ("2", "Wrong usage, or an error of the system.")],
     "unified-export": [("0", "Done; the log has no gap."), ("1", "The log has a gap (report)."),
                        ("2", "Wrong usage, or an error.")],
+    "unified-top": [("0", "It was ended."), ("1", "The recorder could not be asked."), ("2", "Wrong usage.")],
 }
 
 

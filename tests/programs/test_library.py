@@ -54,7 +54,7 @@ def test_what_is_installed_and_that_uninstalling_leaves_nothing(libdir, tmp_path
     expected = {f"{libdir}/libunified.so.{version}", f"{libdir}/libunified.so.0", f"{libdir}/libunified.so",
                 f"{libdir}/libunified.a", f"{libdir}/libunified-uapi-preload.so", f"{libdir}/pkgconfig/unified.pc",
                 f"{libdir}/pkgconfig/unified-uapi.pc", "include/unified.h", "include/unified_uapi.h"}
-    programs = ["unified-full-stack-test", "unified-traffic", "unified-export"]
+    programs = ["unified-full-stack-test", "unified-traffic", "unified-export", "unified-top"]
     expected |= {f"bin/{name}" for name in programs} | {f"share/man/man1/{name}.1" for name in programs}
     expected |= {"share/man/man7/unified.7"}
     expected |= {f"share/man/man3/{name}.3" for name in (ROOT / "abi/symbols").read_text().split() if name.startswith("unified_")}

@@ -9,7 +9,7 @@ import pytest
 from conftest import OUT, ROOT, call, must, need
 
 MAN = OUT / "man"
-PROGRAMS = ["unified-full-stack-test", "unified-traffic", "unified-export"]
+PROGRAMS = ["unified-full-stack-test", "unified-traffic", "unified-export", "unified-top"]
 FUNCTIONS = [name for name in (ROOT / "abi/symbols").read_text().split() if name.startswith("unified_")]
 GENERATE = ROOT / "docs/man/generate.py"
 
