@@ -54,6 +54,7 @@ typedef int filler(void *);
 static int fill_info(void *at) { return unified_ctx_info(ctx, at); }
 static int fill_stats(void *at) { return unified_ctx_stats(ctx, at); }
 static int fill_status(void *at) { return unified_pipeline_status(ctx, at); }
+static int fill_latency(void *at) { return unified_ctx_latency(ctx, UNIFIED_LATENCY_PACKET, at); }
 static int fill_log_info(void *at) { return unified_log_info(opened, at); }
 static int fill_record(void *at) { return unified_log_seek(opened, 0) == 0 ? unified_log_next(opened, at, 0) : -EIO; }
 
@@ -256,6 +257,8 @@ int main(int argc, char **argv)
 	begin_pipeline(UNIFIED_LAYOUT_SLOT);
 	fills("unified_pipeline_status", sizeof(status), 1, 0, fill_status);
 	refuses("unified_pipeline_status", fill_status);
+	fills("unified_latency", sizeof(struct unified_latency), 8, 0, fill_latency);
+	refuses("unified_latency", fill_latency);
 	puts("ready");
 	fflush(stdout);
 	for (int turns = 0; status.stored < 3; turns++) {

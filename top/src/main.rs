@@ -30,9 +30,8 @@ use view::{Look, View};
 /// How long a key, a new size or a signal may go unnoticed.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Shows rates, losses, latency and frames of a running recorder. Keys: q quits, Tab goes to the next context.
-///
-/// Without a terminal it prints a line for each look, and ends when the recorder does. NO_COLOR is heeded.
+/// Shows rates, losses, latency and frames of a running recorder (q quits, Tab goes to the next context); without a
+/// terminal it prints a line for each look, and ends when the recorder does
 #[derive(Debug, Parser)]
 #[command(name = "unified-top", version)]
 struct Arguments {
