@@ -6,6 +6,8 @@ use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::Once;
 
+use parking_lot::Mutex;
+
 use crate::log::{self, Level};
 
 /// The object must start on 8 bytes: libelf reads its headers in place.
@@ -22,6 +24,10 @@ static OBJECT_PLAIN: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(
     env!("OUT_DIR"),
     "/unified_xdp_plain.bpf.o"
 )));
+
+/// libxdp builds its paths in buffers that all threads share: one at a time goes into it. (ThreadSanitizer found two
+/// contexts being made at once there.)
+static LIBXDP: Mutex<()> = Mutex::new(());
 
 const SECTION: &CStr = c"xdp.frags";
 pub const PROGRAM: &str = "unified_xdp";
@@ -192,6 +198,7 @@ impl Program {
     }
 
     pub fn attach(&mut self, ifindex: u32, mode: Mode) -> io::Result<()> {
+        let _one = LIBXDP.lock();
         // SAFETY: the program is open; the flags are zero as libxdp demands.
         negative(unsafe {
             libxdp_sys::xdp_program__attach(self.program, ifindex as c_int, mode.raw(), 0)
@@ -200,6 +207,7 @@ impl Program {
     }
 
     pub fn detach(&mut self, ifindex: u32, mode: Mode) -> io::Result<()> {
+        let _one = LIBXDP.lock();
         // SAFETY: the program is open.
         negative(unsafe {
             libxdp_sys::xdp_program__detach(self.program, ifindex as c_int, mode.raw(), 0)
@@ -377,6 +385,7 @@ pub struct AttachedList {
 
 /// The programs attached to an interface; `None` where there are none.
 pub fn attached(ifindex: u32) -> Option<AttachedList> {
+    let _one = LIBXDP.lock();
     route_log();
     // SAFETY: takes an index; the result is checked before use.
     let multi = unsafe { libxdp_sys::xdp_multiprog__get_from_ifindex(ifindex as c_int) };
@@ -424,6 +433,7 @@ pub fn attached(ifindex: u32) -> Option<AttachedList> {
 
 /// Detaches a program by its id.
 pub fn detach_id(ifindex: u32, id: u32, mode: Mode) -> io::Result<()> {
+    let _one = LIBXDP.lock();
     // SAFETY: takes an id; the result is checked, used, and closed.
     unsafe {
         let program = libxdp_sys::xdp_program__from_id(id);
