@@ -36,7 +36,7 @@ class Results:
         self.peers = self.about["peers"]
         self.by_part = defaultdict(lambda: defaultdict(list))
         for entry in results["runs"]:
-            if entry["part"] == "storage":
+            if entry["part"] in ("storage", "guest"):
                 key = (entry["who"], entry["target"], entry["order"], entry["block"], entry["depth"])
             else:
                 key = (entry["recorder"], entry["target"], entry["size"])
@@ -55,11 +55,9 @@ class Results:
     def write_only(self, name: str, target: str, size: int) -> float | None:
         """Packets a second that the device takes in the way in which this recorder writes."""
         peer = self.peers[name]
-        if peer["own"] and "slot" in name:
-            return self.storage("unified inline", target, "sequential", 2048, 1024)
         if peer["own"]:
-            # One command a packet.
-            return self.storage(f"unified {name.split()[-1]}", target, "random", 2048, 128)
+            # Block after block in both layouts, which the engine merges.
+            return self.storage("unified inline", target, "sequential", 2048, 1024)
         rate = self.storage("fio", target, "sequential", MIB, 4)
         return rate and rate * MIB / peer["bytes"][str(size) if str(size) in peer["bytes"] else size]
 
@@ -174,20 +172,20 @@ class Results:
                                                     for q in ("p50_ns", "p99_ns", "p999_ns"))])
         return table(["recorder", "target", "payload", "p50, us", "p99, us", "p99.9, us"], rows)
 
-    def fio_ratios(self) -> list[tuple[int, int, str, float, float, float]]:
+    def fio_ratios(self, part: str = "storage") -> list[tuple[int, int, str, float, float, float]]:
         """Block, depth, drive, our rate, fio's, and the median of the rounds' ratios."""
         found = []
-        for who, target, order, block, depth in sorted(self.by_part["storage"]):
-            fio = self.of("storage", "fio", target, order, block, depth)
+        for who, target, order, block, depth in sorted(self.by_part[part]):
+            fio = self.of(part, "fio", target, order, block, depth)
             if order == "equal" and who != "fio" and fio:
-                ours = self.of("storage", who, target, order, block, depth)
+                ours = self.of(part, who, target, order, block, depth)
                 found.append((block, depth, who, median(r["rate"] for r in ours), median(r["rate"] for r in fio),
                               median(a["rate"] / b["rate"] for a, b in zip(ours, fio))))
         return found
 
-    def storage_table(self) -> str:
+    def storage_table(self, part: str = "storage") -> str:
         rows = [[str(block), str(depth), who, show(ours / 1e3, ".1f"), show(fio / 1e3, ".1f"), show(ratio, ".2f")]
-                for block, depth, who, ours, fio, ratio in self.fio_ratios()]
+                for block, depth, who, ours, fio, ratio in self.fio_ratios(part)]
         return table(["block", "depth", "ours", "thousand writes/s", "fio", "ratio"], rows)
 
     def ceilings(self) -> str:
@@ -222,6 +220,10 @@ class Results:
         if self.by_part["storage"]:
             text.append("### The same random writes by this library and by fio\n\n" + self.storage_table())
             text.append("### What the storage takes\n\n" + self.ceilings())
+        if self.by_part["guest"]:
+            text.append("### The same random writes through NVMe passthrough, in the guest\n\n"
+                        "Its processors are emulated: the ratio counts, and what it says is which of the two has the "
+                        "longer way through its code.\n\n" + self.storage_table("guest"))
         text.append("### What was measured\n\n" + self.peers_table())
         return "\n".join(text)
 

@@ -30,6 +30,10 @@ class Test:
         return f"{self.name}\t{self.limit}\t{self.command}\n"
 
 
+# Only where it is asked for: a comparison is no test.
+PEERS = Test("fio", "/bin/sh /tests/fio.sh", 300)
+
+
 class Suite:
     """The tests, and the programs and files that they need in the guest."""
 
@@ -46,6 +50,9 @@ class Suite:
         tests = [*self.tests, self.power_cut]
         if not patterns:
             return tests
+        if PEERS.name in patterns:
+            add_peers(self)
+            tests.append(PEERS)
         chosen = []
         for pattern in patterns:
             hits = [
@@ -119,6 +126,20 @@ def add_installed(suite):
     machine = f"{os.uname().machine}-linux-gnu"
     trees = ["linux", "asm-generic", "bpf", f"{machine}/asm"]
     suite.heavy["registration"] = clang, [Path("/usr/include") / tree for tree in trees]
+
+
+def add_peers(suite):
+    """fio, and what writes as it does through this library."""
+    fio = shutil.which("fio")
+    if fio is None:
+        raise Failed("fio is not installed: make -f Makefile.full-stack bench-deps")
+    program, built = suite.target / "vm" / "write-only", ROOT / "target" / "full-stack" / "lib"
+    source = ROOT / "benches" / "peers" / "write-only.c"
+    command = [os.environ.get("CC", "cc"), "-O2", f"-I{ROOT}/include", source, "-o", program, f"-L{built}", "-lunified"]
+    subprocess.run(command, check=True)
+    suite.programs["opt/unified/bin/write-only"] = program
+    suite.programs["usr/sbin/fio"] = Path(fio)
+    suite.files["tests/fio.sh"] = HERE / "peers" / "fio.sh"
 
 
 def add_binary(suite, name, executable):
