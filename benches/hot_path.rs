@@ -1,7 +1,7 @@
 //! The three things done for every packet: a ring's entry, a packet's headers, and the engine's turn.
 
 use std::hint::black_box;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -72,6 +72,64 @@ fn headers(c: &mut Criterion) {
     }
 }
 
+/// What a packet costs the library, by the length of its payload: it should not depend on it, for nothing touches the
+/// payload. Beside it what a copy of the same payload would cost, over more memory than a cache holds.
+fn lengths(c: &mut Criterion) {
+    const COPIED: usize = 32 << 20;
+    let mut config = Config::default();
+    config.device.path = "null:".into();
+    let context = Context::open(&config).unwrap();
+    let frames: Vec<u32> = (0..BATCH).map(|_| context.frame_alloc().unwrap()).collect();
+    let mut done = [Completion::default(); BATCH];
+    let from = vec![1u8; COPIED];
+    let mut to = vec![2u8; COPIED];
+    let mut group = c.benchmark_group("by length");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    for len in [64, 512, 1024, 1472] {
+        let transfer = |i: usize| Transfer {
+            frame: frames[i],
+            offset: u64::from(frames[i]) * 2048 + 512,
+            len,
+            lba: i as u64 * 3,
+            keep: true,
+            more: i + 1 < BATCH,
+            ..Transfer::default()
+        };
+        group.bench_function(format!("submit and complete {len} bytes"), |b| {
+            b.iter(|| {
+                for i in 0..BATCH {
+                    context.submit_write(&transfer(i)).unwrap();
+                }
+                assert_eq!(context.completions(&mut done).unwrap(), BATCH);
+            });
+        });
+        group.bench_function(format!("submit {len} bytes"), |b| {
+            b.iter_custom(|rounds| {
+                let mut spent = Duration::ZERO;
+                for _ in 0..rounds {
+                    let start = Instant::now();
+                    for i in 0..BATCH {
+                        context.submit_write(&transfer(i)).unwrap();
+                    }
+                    spent += start.elapsed();
+                    assert_eq!(context.completions(&mut done).unwrap(), BATCH);
+                }
+                spent
+            });
+        });
+        let mut at = 0;
+        group.bench_function(format!("copy {len} bytes"), |b| {
+            b.iter(|| {
+                for _ in 0..BATCH {
+                    let end = at + len as usize;
+                    to[at..end].copy_from_slice(black_box(&from[at..end]));
+                    at = (at + 2048) % COPIED;
+                }
+            });
+        });
+    }
+}
+
 /// 64 writes to no device, from submitting them to taking their completions.
 fn turn(c: &mut Criterion) {
     let mut config = Config::default();
@@ -108,6 +166,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .sample_size(30);
-    targets = ring, headers, turn
+    targets = ring, headers, turn, lengths
 }
 criterion_main!(hot_path);
