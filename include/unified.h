@@ -15,6 +15,9 @@
  * rx_batch, every submit) and the taker (completions); one thread may have both. A second thread in a
  * role gets -EBUSY. Handles do not work in a forked child.
  *
+ * Unloading: dlclose leaves nothing once every context is destroyed and every log closed. Threads that have called
+ * the library must have ended before, or the C library keeps it mapped: their last message is still theirs.
+ *
  * Order: the device may execute and complete commands in any order, whatever order they were submitted in;
  * who needs one waits for a completion before the next submission. A flush covers the writes whose
  * completion was given before it was submitted. Neighbouring writes (or reads) may reach the device as one

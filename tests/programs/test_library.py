@@ -139,6 +139,15 @@ def test_a_consumer_of_the_installed_files(installed, compiler, standard, kind, 
     assert result.returncode == 0 and result.stdout.endswith(" 7 0\n"), result.stdout
 
 
+def test_unloading_it_leaves_nothing(network, tmp_path):
+    program = tmp_path / "unload"
+    must("gcc", "-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}/include", ROOT / "tests/capi/unload.c", "-o", program,
+         "-ldl", "-pthread")
+    said = must(program, OUT / "lib/libunified.so.0", network.near, tmp_path / "device")
+    assert said.splitlines() == ["threads=0 descriptors=0 mappings=0"] * 5
+    assert not network.program()
+
+
 def test_a_new_build_leaves_the_library_of_running_programs_alone():
     file = LIBRARY.resolve()
     with open(file, "rb") as running:
