@@ -136,6 +136,8 @@ def add_peers(suite):
     program, built = suite.target / "vm" / "write-only", ROOT / "target" / "full-stack" / "lib"
     source = ROOT / "benches" / "peers" / "write-only.c"
     command = [os.environ.get("CC", "cc"), "-O2", f"-I{ROOT}/include", source, "-o", program, f"-L{built}", "-lunified"]
+    # For the look at what it needs, on this host.
+    command.append(f"-Wl,-rpath,{built}")
     subprocess.run(command, check=True)
     suite.programs["opt/unified/bin/write-only"] = program
     suite.programs["usr/sbin/fio"] = Path(fio)

@@ -4,7 +4,6 @@
 
 drive=$(drive plain)
 node=/dev/ng${drive#nvme}n1
-case $(readlink -f "/sys/class/nvme-generic/${node#/dev/}") in */"$drive"/*) ;; *) fail "$node is not of $drive" ;; esac
 
 ours() { # DRIVE DEPTH
     said=$(/opt/unified/bin/write-only --random --drive "$1" "$node" 4096 "$2" 2) || fail "write-only: $said"
