@@ -1,5 +1,6 @@
 """What a release must keep: exported symbols and their versions, functions and types, layouts, and how structs grow."""
 
+import os
 import re
 import subprocess
 import sys
@@ -131,9 +132,11 @@ def test_a_program_linked_with_wrap_gets_the_versioned_functions(tmp_path):
 def test_sized_structs_may_be_older_and_newer(network, device, start, tmp_path):
     """Every struct with a size, in every size: tests/capi/growth.c, in which one that is forgotten is missed."""
     program = tmp_path / "growth"
-    must("gcc", "-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}/include", ROOT / "tests/capi/growth.c", "-o",
+    must("gcc", "-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined",
+         "-fno-sanitize-recover=all", f"-I{ROOT}/include", ROOT / "tests/capi/growth.c", "-o",
          program, f"-L{OUT}/lib", "-lunified", f"-Wl,-rpath,{OUT}/lib")
-    running = start(program, network.near, device)
+    options = {"LSAN_OPTIONS": f"suppressions={ROOT}/tests/lsan.supp"}
+    running = start(program, network.near, device, env=os.environ | options)
     running.until("^ready$", 60)
     network.send(10)
     assert running.end() == 0, running.text()
