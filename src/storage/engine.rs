@@ -747,17 +747,15 @@ impl Engine {
         };
         let slot = &self.slots[index as usize];
         let alone = slot.alone;
-        let Some(next) = slot.next else {
-            if self.spills(index, &outcome)? {
-                return Ok(());
-            }
+        let next = slot.next;
+        if (alone || next.is_none()) && self.spills(index, &outcome) {
+            return Ok(());
+        }
+        let Some(next) = next else {
             return self.finish(index, outcome, turn);
         };
         // A run: each of its entries gets its own truth.
         if alone {
-            if self.spills(index, &outcome)? {
-                return Ok(());
-            }
             self.slots[index as usize].next = None;
             return self
                 .finish(index, outcome, turn)
@@ -786,10 +784,10 @@ impl Engine {
     }
 
     /// Sends a write that the device failed to the spill, and a flush on to it. `false`: it has ended.
-    fn spills(&mut self, index: u16, outcome: &Outcome) -> Result<bool> {
+    fn spills(&mut self, index: u16, outcome: &Outcome) -> bool {
         let slot = &self.slots[index as usize];
         let (Some(spill), None) = (&mut self.spill, slot.spilling) else {
-            return Ok(false);
+            return false;
         };
         let file = spill.file;
         let op = match slot.data {
@@ -804,14 +802,14 @@ impl Engine {
                 spill.dirty = false;
                 Op::Sync { file }
             }
-            _ => return Ok(false),
+            _ => return false,
         };
         if self.queue(&op, u64::from(index)).is_err() {
-            return Ok(false);
+            return false;
         }
         self.slots[index as usize].spilling = Some(*outcome);
         self.operating += 1;
-        Ok(true)
+        true
     }
 
     /// What became of a command that went to the spill.
