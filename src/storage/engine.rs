@@ -728,7 +728,7 @@ impl Engine {
 
     /// Queues a command's next operation, or completes it.
     fn follow(&mut self, index: u16, step: Step, turn: &mut Turn) -> Result<()> {
-        let outcome = match step {
+        let mut outcome = match step {
             Step::Submit(op) => match self.queue(&op, u64::from(index)) {
                 Ok(()) => {
                     // The device has nothing to do with a pause.
@@ -748,7 +748,7 @@ impl Engine {
         let slot = &self.slots[index as usize];
         let alone = slot.alone;
         let next = slot.next;
-        if (alone || next.is_none()) && self.spills(index, &outcome) {
+        if (alone || next.is_none()) && self.spills(index, &mut outcome) {
             return Ok(());
         }
         let Some(next) = next else {
@@ -784,7 +784,7 @@ impl Engine {
     }
 
     /// Sends a write that the device failed to the spill, and a flush on to it. `false`: it has ended.
-    fn spills(&mut self, index: u16, outcome: &Outcome) -> bool {
+    fn spills(&mut self, index: u16, outcome: &mut Outcome) -> bool {
         let slot = &self.slots[index as usize];
         let (Some(spill), None) = (&mut self.spill, slot.spilling) else {
             return false;
@@ -804,7 +804,12 @@ impl Engine {
             }
             _ => return false,
         };
-        if self.queue(&op, u64::from(index)).is_err() {
+        if let Err(error) = self.queue(&op, u64::from(index)) {
+            if let (Op::Sync { .. }, Some(spill)) = (&op, &mut self.spill) {
+                // Not flushed: that must not be taken for durable.
+                spill.dirty = true;
+                *outcome = Outcome::errno(error.errno(), opcode::FLUSH);
+            }
             return false;
         }
         self.slots[index as usize].spilling = Some(*outcome);
