@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::command::{self, Command, Rules, entry_flags, opcode};
 use super::device::{Device, Kind, Limits};
-use super::merge::{self, Bounds, Follows};
+use super::merge::{self, Bounds, Follows, Habit};
 use super::nvme;
 use super::spill;
 use super::{
@@ -37,6 +37,11 @@ const BUSY: u32 = 8;
 /// Most completions waited for at once, and the longest wait for that many.
 const WAIT_BATCH: u32 = 32;
 const WAIT_BATCH_TIME: Duration = Duration::from_micros(200);
+/// Scattered operations are handed to the kernel in small batches while the device has less than `FED` of them: what
+/// waits for the rest of a long batch to be prepared, an idle device could have begun. The kernel holds a batch back
+/// until its end, too (its own plug).
+const FEED: usize = 4;
+const FED: usize = 32;
 const DOORBELL_DATA: u64 = u64::MAX;
 
 /// What the engine shares with those who feed it and empty it.
@@ -217,6 +222,7 @@ pub struct Engine {
     gathers: bool,
     /// Grows while the device is busy.
     run: Option<Run>,
+    habit: Habit,
     /// Operations that the device has.
     operating: u32,
     /// An entry that waits for a bounce piece.
@@ -341,6 +347,7 @@ impl Engine {
             bounds: Bounds::of(&limits),
             gathers: backend.gathers() && ring.gathers(),
             run: None,
+            habit: Habit::default(),
             operating: 0,
             sq,
             cq,
@@ -423,8 +430,9 @@ impl Engine {
     fn work(&mut self, turn: &mut Turn) -> Result<()> {
         let reaped = self.reap(turn)?;
         self.take(turn)?;
-        // Plugging: a run grows while the device is busy, and goes when it has room again.
-        if reaped || self.operating == 0 {
+        // Plugging: a run grows while the device is busy, and goes when it has room again. Where nothing ever
+        // joins one, waiting would only cost the device a command.
+        if reaped || self.operating == 0 || self.habit.is_scattered() {
             self.unplug(turn)?;
         }
         Ok(())
@@ -578,6 +586,7 @@ impl Engine {
         slot.data = slot.task.data;
         self.slots[index as usize] = slot;
         self.times[index as usize] = self.submitted;
+        self.habit.see(&command);
         if self.joins_run(index) {
             return Ok(true);
         }
@@ -926,6 +935,10 @@ impl Engine {
     }
 
     fn queue(&mut self, op: &Op, user_data: u64) -> Result<()> {
+        let queued = self.ring.queued();
+        if self.habit.is_scattered() && queued >= FEED && (self.operating as usize) < FED + queued {
+            self.ring.submit(0, None)?;
+        }
         match self.ring.push(op, user_data) {
             Err(error) if error.errno() == libc::EAGAIN => {
                 // The queue holds what was pushed this turn: hand it over and go on.
@@ -1379,6 +1392,40 @@ mod tests {
                 assert!(self.faults.lock().is_empty(), "every fault happened");
             }
         }
+    }
+
+    #[test]
+    fn scattered_entries_wait_for_no_neighbour_and_no_long_batch() {
+        let mut rig = Rig::new("scattered", Retry::default());
+        let turn = |rig: &mut Rig, blocks: &mut dyn Iterator<Item = u64>| {
+            blocks.for_each(|block| rig.write(block..block + 1));
+            rig.engine.pump(false).unwrap();
+        };
+        // At first nobody knows: the last one waits, and all others for the end of the turn.
+        turn(&mut rig, &mut (0..8).map(|i| i * 2));
+        assert!(rig.engine.run.is_some());
+        assert_eq!(rig.engine.ring.queued(), 7);
+        turn(&mut rig, &mut (8..24).map(|i| i * 2));
+        assert!(rig.engine.run.is_none());
+        assert_eq!(rig.engine.operating, 24);
+        assert!((1..=FEED).contains(&rig.engine.ring.queued()));
+        assert_eq!(rig.take(24).len(), 24);
+        // Once the device has enough, the rest goes as one batch.
+        turn(&mut rig, &mut (0..48).map(|i| (i * 7) % 64));
+        assert_eq!(rig.engine.operating, 48);
+        let batch = rig.engine.ring.queued();
+        assert!((FEED + 1..=48 - FED).contains(&batch), "{batch}");
+        assert_eq!(rig.take(48).len(), 48);
+        // Neighbours again.
+        turn(&mut rig, &mut (50..56));
+        assert!(rig.engine.run.is_none(), "the device had nothing to do");
+        turn(&mut rig, &mut (56..64));
+        assert!(
+            rig.engine.run.is_some(),
+            "it grows while the device is busy"
+        );
+        assert_eq!(rig.take(14).len(), 14);
+        assert!((50..64).all(|block| rig.stored(block)));
     }
 
     #[test]

@@ -85,6 +85,38 @@ pub fn follows(
     }
 }
 
+/// So many entries in a row that do not go on from the one before are not the start of anything.
+const STRANGERS: u32 = 16;
+
+/// Whether entries go on from one another on the device, by those that came last.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Habit {
+    opcode: u8,
+    next_lba: u64,
+    strangers: u32,
+}
+
+impl Habit {
+    /// Looks at the next entry. Those that never merge say nothing.
+    pub fn see(&mut self, command: &Command) {
+        if !mergeable(command) {
+            return;
+        }
+        if command.opcode == self.opcode && command.lba == self.next_lba {
+            self.strangers = 0;
+        } else {
+            self.strangers = self.strangers.saturating_add(1);
+        }
+        self.opcode = command.opcode;
+        self.next_lba = command.lba + u64::from(command.blocks);
+    }
+
+    /// Nothing is gained by waiting for an entry's neighbour.
+    pub fn is_scattered(&self) -> bool {
+        self.strangers >= STRANGERS
+    }
+}
+
 /// Makes `next`, which follows, part of the command of a run.
 pub fn join(run: &mut Command, next: &Command) {
     run.blocks += next.blocks;
@@ -163,6 +195,24 @@ mod tests {
             command(opcode::WRITE, 14, 4, 4096, false).0,
             bounced
         )));
+    }
+
+    #[test]
+    fn one_neighbour_ends_the_habit_of_scattering() {
+        let mut habit = Habit::default();
+        let mut see = |code, lba| {
+            habit.see(&command(code, lba, 4, 0, false).0);
+            habit.is_scattered()
+        };
+        for lba in 1..STRANGERS {
+            assert!(!see(opcode::WRITE, u64::from(lba) * 100));
+        }
+        assert!(see(opcode::WRITE, 7));
+        assert!(see(opcode::READ, 11), "another opcode at the right place");
+        assert!(see(opcode::WRITE, 15), "behind a read");
+        assert!(see(opcode::COMPARE, 19), "a compare is no neighbour");
+        assert!(!see(opcode::WRITE, 19), "behind the last write");
+        assert!(!see(opcode::WRITE, 500), "one alone");
     }
 
     #[test]
