@@ -789,9 +789,12 @@ struct unified_pipeline_config {
   uint32_t flush_writes;
   uint32_t flush_interval_ms;
   /**
-   * Must be 0.
+   * While packets come, the RX ring is looked at after so many us at the latest, and nobody is woken in between: what
+   * comes meanwhile becomes one write. The first packet after a pause is taken at once. 0: 4000; 1: every packet wakes;
+   * at most 1000000. The library looks more often where the RX ring is short (each of its entries is good for 250 ns)
+   * or fills faster, and at least every flush_interval_ms.
    */
-  uint32_t reserved;
+  uint32_t moderation_us;
 };
 
 /**
@@ -1260,7 +1263,8 @@ int unified_packet_flow(const struct unified_packet *packet,
  * UNIFIED_LAYOUT_SLOT as records of a log, which unified_log_open reads, and which goes on where it ended
  * (or begins anew with UNIFIED_LOG_NEW). Until it is stopped the functions of the data path return -EBUSY.
  *
- * 0, -EINVAL (the range is not on the device; no log fits, or one of other sizes is there), -EROFS,
+ * 0, -EINVAL (the range is not on the device; no log fits, or one of other sizes is there; more moderation_us than there can
+ * be), -EROFS,
  * -EALREADY (one runs), -ENOTCONN (no interface), -EIO (the log cannot be read). Any thread.
  *
  * What a completed write promises: with UNIFIED_FUA, or on a device without volatile cache, that it is

@@ -31,10 +31,11 @@ const BATCH: usize = 256;
 const TICK: Duration = Duration::from_millis(50);
 /// How late a group flush may be, where there is one.
 const FLUSH_TICK: Duration = Duration::from_millis(5);
-/// While packets come, the packet thread looks at the RX ring this often and is not woken in between: waking it
+/// While packets come, the packet thread looks at the RX ring this often by default and is not woken in between: waking it
 /// for a few packets costs more than storing them, and what is found together becomes one operation. The
 /// first packet behind a pause is taken at once.
-const MODERATION: Duration = Duration::from_millis(1);
+pub const MODERATION: Duration = Duration::from_millis(4);
+const LONGEST_MODERATION: Duration = Duration::from_secs(1);
 /// It looks more often where the RX ring is short: a burst of two million packets a second may fill half of it
 /// meanwhile.
 const MODERATION_ENTRY: Duration = Duration::from_nanos(250);
@@ -65,7 +66,7 @@ pub enum Layout {
     Slot,
 }
 
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct PipelineConfig {
     pub start_lba: u64,
     /// 0: to the end of the device.
@@ -79,6 +80,24 @@ pub struct PipelineConfig {
     /// A flush after so many completed writes, and at the latest so long after one. `None`: only at the end.
     pub flush_writes: Option<u32>,
     pub flush_interval: Option<Duration>,
+    /// The longest between two looks at the RX ring while packets come.
+    pub moderation: Duration,
+}
+
+impl Default for PipelineConfig {
+    fn default() -> PipelineConfig {
+        PipelineConfig {
+            start_lba: 0,
+            blocks: 0,
+            at_end: AtEnd::default(),
+            fua: false,
+            layout: Layout::default(),
+            existing: Existing::default(),
+            flush_writes: None,
+            flush_interval: None,
+            moderation: MODERATION,
+        }
+    }
 }
 
 /// Where a pipeline stands.
@@ -149,8 +168,23 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Starts both threads. `EINVAL`: the range is not on the device, or no log fits into it.
+    /// Starts both threads. `EINVAL`: the range is not on the device, or no log fits into it; more moderation than
+    /// there can be.
     pub fn start(context: Arc<Context>, config: PipelineConfig) -> Result<Pipeline> {
+        if config.moderation > LONGEST_MODERATION {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!(
+                    "a moderation of {} us: at most {} (1 second)",
+                    config.moderation.as_micros(),
+                    LONGEST_MODERATION.as_micros()
+                ),
+            ));
+        }
+        // A group flush is not late for it.
+        let moderation = config.flush_interval.map_or(config.moderation, |interval| {
+            interval.min(config.moderation)
+        });
         let end = check_range(&context, &config)?;
         let place = match config.layout {
             Layout::Payload => Place::Range(Range {
@@ -212,6 +246,7 @@ impl Pipeline {
                 progress,
                 place,
                 flusher,
+                moderation,
             }
             .run()
         })?;
@@ -461,6 +496,8 @@ struct Packets<'a> {
     progress: &'a Progress,
     place: Place,
     flusher: Flusher,
+    /// The longest between two looks while packets come.
+    moderation: Duration,
 }
 
 impl Packets<'_> {
@@ -497,7 +534,9 @@ impl Packets<'_> {
                     return Ok(());
                 }
             } else if count == 0 {
-                let left = moderation(fresh, backlog).saturating_sub(woken.elapsed());
+                let left = pause_after(fresh, backlog)
+                    .min(self.moderation)
+                    .saturating_sub(woken.elapsed());
                 if fresh > 0 && left >= SHORTEST_PAUSE {
                     std::thread::sleep(left);
                 } else {
@@ -624,10 +663,10 @@ impl Packets<'_> {
     }
 }
 
-/// How long the next look at the RX ring can wait where the last one found so many packets.
-fn moderation(found: u32, backlog: u32) -> Duration {
+/// How long the next look at the RX ring can wait, for the ring's sake, where the last one found so many packets.
+fn pause_after(found: u32, backlog: u32) -> Duration {
     let part = (backlog / MODERATION_RING).max(1);
-    MODERATION.min(MODERATION_ENTRY * backlog) * part / found.max(part)
+    MODERATION_ENTRY * backlog * part / found.max(part)
 }
 
 /// Waits for room in the SQ ring; other errors are the caller's.
@@ -763,12 +802,12 @@ mod tests {
     #[test]
     fn the_pause_is_shorter_the_faster_packets_come() {
         let full = MODERATION_ENTRY * 2048;
-        assert_eq!(moderation(1, 2048), full);
-        assert_eq!(moderation(256, 2048), full);
-        assert_eq!(moderation(512, 2048), full / 2);
-        assert_eq!(moderation(2048, 2048), full / 8);
-        assert_eq!(moderation(1, 16384), MODERATION);
-        assert_eq!(moderation(1, 64), Duration::from_micros(16));
+        assert_eq!(pause_after(1, 2048), full);
+        assert_eq!(pause_after(256, 2048), full);
+        assert_eq!(pause_after(512, 2048), full / 2);
+        assert_eq!(pause_after(2048, 2048), full / 8);
+        assert!(pause_after(1, 16384) > MODERATION);
+        assert_eq!(pause_after(1, 64), Duration::from_micros(16));
     }
 
     #[test]

@@ -406,7 +406,7 @@ mod c {
             layout: 0,
             flush_writes: 0,
             flush_interval_ms: 0,
-            reserved: 0,
+            moderation_us: 0,
         };
         let mut all = Vec::new();
         macro_rules! call {
@@ -1110,7 +1110,7 @@ fn pipelines_that_cannot_be_are_refused() {
                 layout: 0,
                 flush_writes: 0,
                 flush_interval_ms: 0,
-                reserved: 0,
+                moderation_us: 0,
             },
             unknown: 0,
         };
@@ -1121,7 +1121,7 @@ fn pipelines_that_cannot_be_are_refused() {
     let size = size_of::<c::GrownPipeline>() as u64;
     assert_eq!(size, size_of::<unified_pipeline_config>() as u64 + 8);
     type Change = fn(&mut c::GrownPipeline);
-    let wrong: [(Change, i32, &str); 11] = [
+    let wrong: [(Change, i32, &str); 12] = [
         (|r| r.known.start_lba = 2048, EINVAL, "blocks 2048"),
         (
             |r| r.known.start_lba = u64::MAX,
@@ -1139,6 +1139,11 @@ fn pipelines_that_cannot_be_are_refused() {
         ),
         (|r| r.known.at_end = 2, EINVAL, "at_end 2"),
         (|r| r.known.flags = 2, EINVAL, "flags 0x2"),
+        (
+            |r| r.known.moderation_us = 1_000_001,
+            EINVAL,
+            "moderation of 1000001 us",
+        ),
         (|r| r.known.size = 0, EINVAL, "size field holds 0"),
         (|r| r.known.size = 4, EINVAL, "size field holds 4"),
         (

@@ -226,7 +226,7 @@ type PipelineConfig struct {
 	Layout          uint32
 	FlushWrites     uint32
 	FlushIntervalMS uint32
-	reserved        uint32
+	ModerationUS    uint32
 }
 
 // PipelineStatus is where a pipeline stands.

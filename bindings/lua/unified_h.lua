@@ -190,7 +190,7 @@ struct unified_pipeline_config {
   uint32_t layout;
   uint32_t flush_writes;
   uint32_t flush_interval_ms;
-  uint32_t reserved;
+  uint32_t moderation_us;
 };
 struct unified_pipeline_status {
   uint64_t size;

@@ -234,7 +234,7 @@ exports.structs = {
     layout: 'uint32_t',
     flush_writes: 'uint32_t',
     flush_interval_ms: 'uint32_t',
-    reserved: 'uint32_t',
+    moderation_us: 'uint32_t',
   }),
   unified_pipeline_status: koffi.struct('unified_pipeline_status', {
     size: 'uint64_t',

@@ -109,7 +109,7 @@ class _completion(c.Structure):
 
 
 class _pipeline_config(c.Structure):
-    _fields_ = _fields("u64 size start_lba blocks, u32 at_end flags layout flush_writes flush_interval_ms reserved")
+    _fields_ = _fields("u64 size start_lba blocks, u32 at_end flags layout flush_writes flush_interval_ms moderation_us")
 
 
 class _pipeline_status(c.Structure):
@@ -754,12 +754,13 @@ class Context:
 
     def pipeline(self, *, start_lba: int = 0, blocks: int = 0, at_end: int = AT_END_STOP, fua: bool = False,
                  new_log: bool = False, layout: int = LAYOUT_PAYLOAD, flush_writes: int = 0,
-                 flush_interval: float = 0) -> Pipeline:
+                 flush_interval: float = 0, moderation: float = 0) -> Pipeline:
         """Stores everything that is received, by threads of the library; to be used with `with`."""
         config = _pipeline_config(
             size=c.sizeof(_pipeline_config), start_lba=start_lba, blocks=blocks, at_end=at_end,
             flags=FUA * fua | LOG_NEW * new_log, layout=layout, flush_writes=flush_writes,
-            flush_interval_ms=_milliseconds(flush_interval))
+            flush_interval_ms=_milliseconds(flush_interval),
+            moderation_us=max(0, -int(-moderation * 1_000_000 // 1)))
         return Pipeline(self, config)
 
 

@@ -7,7 +7,7 @@ use super::types::*;
 use super::{get_sized, guard, put_sized, size_given, unified_ctx, with};
 use crate::error::{Error, Result};
 use crate::log;
-use crate::pipeline::{AtEnd, Layout, Pipeline, PipelineConfig, PipelineStatus};
+use crate::pipeline::{AtEnd, Layout, MODERATION, Pipeline, PipelineConfig, PipelineStatus};
 use crate::recorder::Existing;
 
 /// Starts the packet thread and the storage thread: what the context receives is stored in a range of the
@@ -15,7 +15,8 @@ use crate::recorder::Existing;
 /// UNIFIED_LAYOUT_SLOT as records of a log, which unified_log_open reads, and which goes on where it ended
 /// (or begins anew with UNIFIED_LOG_NEW). Until it is stopped the functions of the data path return -EBUSY.
 ///
-/// 0, -EINVAL (the range is not on the device; no log fits, or one of other sizes is there), -EROFS,
+/// 0, -EINVAL (the range is not on the device; no log fits, or one of other sizes is there; more moderation_us than there can
+/// be), -EROFS,
 /// -EALREADY (one runs), -ENOTCONN (no interface), -EIO (the log cannot be read). Any thread.
 ///
 /// What a completed write promises: with UNIFIED_FUA, or on a device without volatile cache, that it is
@@ -31,7 +32,7 @@ pub unsafe extern "C" fn unified_pipeline_start(
     guard(|| {
         // SAFETY: the caller's promise.
         let c = unsafe { get_sized(config, "the pipeline's configuration")? };
-        if c.flags & !(UNIFIED_FUA | UNIFIED_LOG_NEW) != 0 || c.reserved != 0 {
+        if c.flags & !(UNIFIED_FUA | UNIFIED_LOG_NEW) != 0 {
             return Err(Error::new(
                 libc::EINVAL,
                 format!("unknown pipeline flags {:#x}", c.flags),
@@ -71,6 +72,10 @@ pub unsafe extern "C" fn unified_pipeline_start(
             flush_writes: (c.flush_writes > 0).then_some(c.flush_writes),
             flush_interval: (c.flush_interval_ms > 0)
                 .then(|| Duration::from_millis(c.flush_interval_ms.into())),
+            moderation: match c.moderation_us {
+                0 => MODERATION,
+                us => Duration::from_micros(us.into()),
+            },
         };
         with(ctx, |handle, context| {
             // A log callback may ask for the pipeline's status.

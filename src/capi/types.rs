@@ -431,8 +431,11 @@ pub struct unified_pipeline_config {
     /// was completed since. Both 0: one flush, at the end.
     pub flush_writes: u32,
     pub flush_interval_ms: u32,
-    /// Must be 0.
-    pub reserved: u32,
+    /// While packets come, the RX ring is looked at after so many us at the latest, and nobody is woken in between: what
+    /// comes meanwhile becomes one write. The first packet after a pause is taken at once. 0: 4000; 1: every packet wakes;
+    /// at most 1000000. The library looks more often where the RX ring is short (each of its entries is good for 250 ns)
+    /// or fills faster, and at least every flush_interval_ms.
+    pub moderation_us: u32,
 }
 
 /// Where a pipeline stands.
