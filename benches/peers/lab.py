@@ -138,6 +138,12 @@ class Lab:
         sent["offered"] = sent["sent"] + sent["refused"]
         return sent
 
+    def defer_interrupts(self, on: bool) -> None:
+        """The kernel's receive work for the interface is done by a timer, every 200 us, and not for each packet."""
+        for setting, value in (("napi_defer_hard_irqs", 2), ("gro_flush_timeout", 200000)):
+            run("ip", "netns", "exec", self.near, "sh", "-c",
+                f"echo {value if on else 0} >/sys/class/net/{self.iface}/{setting}")
+
     def drop_everything(self, on: bool) -> None:
         program = ["obj", f"{self.programs}/drop.bpf.o", "sec", "xdp"] if on else ["off"]
         run("ip", "-n", self.near, "link", "set", self.iface, "xdpdrv", *program)

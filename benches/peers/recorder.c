@@ -9,7 +9,7 @@
  *                                       on its own, its packet-to-completion time kept
  *     --layout payload|slot             of the pipeline (default slot)
  *     --drive inline|thread             (default inline)
- *     --frames N --frame-size N --rings N --sq N
+ *     --frames N --frame-size N --rings N --sq N --moderation US --huge-pages
  *
  * Prints "ready", records until SIGINT or SIGTERM, and prints what became of every packet as key=value.
  */
@@ -136,6 +136,8 @@ static void latency(void)
 	}
 }
 
+static uint32_t moderation_us;
+
 static void pipeline(uint32_t layout)
 {
 	struct unified_pipeline_config config = {
@@ -143,6 +145,7 @@ static void pipeline(uint32_t layout)
 		.at_end = UNIFIED_AT_END_WRAP,
 		.layout = layout,
 		.flags = layout == UNIFIED_LAYOUT_SLOT ? UNIFIED_LOG_NEW : 0,
+		.moderation_us = moderation_us,
 	};
 	struct unified_pipeline_status status = { .size = sizeof(status) };
 
@@ -185,6 +188,7 @@ static void report(void)
 	SAY(bounced);
 	SAY(bounced_bytes);
 	SAY(misplaced);
+	printf("huge_pages=%d\n", info.huge_pages);
 	printf("backend=%s\nzero_copy=%d\nnative=%d\ndirect_io=%d\n", info.backend, info.zero_copy, info.native,
 	       info.direct_io);
 	printf("user_cpu=%.6f\nsystem_cpu=%.6f\n", used.ru_utime.tv_sec + used.ru_utime.tv_usec / 1e6,
@@ -212,7 +216,8 @@ int main(int argc, char **argv)
 		{ "mode", required_argument, NULL, 'm' },	{ "layout", required_argument, NULL, 'l' },
 		{ "drive", required_argument, NULL, 'd' },	{ "frames", required_argument, NULL, 'n' },
 		{ "frame-size", required_argument, NULL, 's' }, { "rings", required_argument, NULL, 'r' },
-		{ "sq", required_argument, NULL, 'q' },		{ NULL, 0, NULL, 0 },
+		{ "sq", required_argument, NULL, 'q' },		{ "moderation", required_argument, NULL, 'M' },
+		{ "huge-pages", no_argument, NULL, 'H' },	{ NULL, 0, NULL, 0 },
 	};
 	struct unified_config config = {
 		.size = sizeof(config),
@@ -251,6 +256,12 @@ int main(int argc, char **argv)
 			break;
 		case 'q':
 			config.sq_entries = config.cq_entries = strtoul(optarg, NULL, 10);
+			break;
+		case 'M':
+			moderation_us = strtoul(optarg, NULL, 10);
+			break;
+		case 'H':
+			config.flags |= UNIFIED_HUGE_PAGES;
 			break;
 		default:
 			return 2;

@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from lab import PORT, Lab, run, words
+from lab import PORT, RECORDER_CORE, SENDER_CORE, Lab, run, words
 
 PCAP_FILE_HEADER, PCAP_RECORD_HEADER, FRAME_HEADERS = 24, 16, 42
 MIB = 1 << 20
@@ -110,6 +110,30 @@ class Ours(Recorder):
 
     def bytes_per_packet(self, size):
         return 2048 if self.layout == "slot" else -(-size // 512) * 512
+
+
+class OursWith(Ours):
+    """The slot layout with something turned."""
+
+    def __init__(self, lab, what: str, *arguments: str, cores: str = "", deferred: bool = False):
+        super().__init__(lab, "slot", "inline")
+        self.name = f"unified slot, {what}"
+        self.arguments, self.cores, self.deferred = arguments, cores, deferred
+
+    def start(self, target):
+        self.lab.defer_interrupts(self.deferred)
+        super().start(target)
+
+    def stop(self):
+        try:
+            return super().stop()
+        finally:
+            self.lab.defer_interrupts(False)
+
+    def command(self, target):
+        program, *rest = super().command(target)
+        pinned = ["taskset", "-c", self.cores] if self.cores else []
+        return [*pinned, program, *self.arguments, *rest]
 
 
 class OursNull(Ours):
@@ -262,6 +286,15 @@ class Drop(Recorder):
 
     def kill(self):
         self.lab.drop_everything(False)
+
+
+def variants(lab: Lab) -> list[Recorder]:
+    """What can be turned, each beside the default."""
+    return [Drop(lab), OursWith(lab, "as it comes"), OursWith(lab, "huge pages", "--huge-pages"),
+            OursWith(lab, "moderation 1 ms", "--moderation", "1000"),
+            OursWith(lab, "no moderation", "--moderation", "1"),
+            OursWith(lab, "both cores", cores=f"{SENDER_CORE},{RECORDER_CORE}"),
+            OursWith(lab, "interrupts deferred", deferred=True)]
 
 
 def all_recorders(lab: Lab) -> list[Recorder]:

@@ -148,21 +148,37 @@ class Results:
                     free = self.lossless(name, target, size)
                     best = max((f["stored_rate"] for n in others if (f := self.lossless(n, target, size))),
                                default=0)
-                    cpu = self.cpu_per_gb("paced", name, target, size)
-                    cheapest = min((c for n in others if (c := self.cpu_per_gb("paced", n, target, size))),
-                                   default=None)
+                    cpu = []
+                    for part in ("paced", "flood"):
+                        mine = self.cpu_per_gb(part, name, target, size)
+                        cheapest = min((c for n in others if (c := self.cpu_per_gb(part, n, target, size))),
+                                       default=None)
+                        cpu.append(show(mine / cheapest if mine and cheapest else None, ".2f"))
                     rows.append([target, str(size), name, show(self.ratio(name, target, size), ".2f"),
                                  show(free["stored_rate"] / best if free and best else None, ".2f"),
-                                 show(cpu / cheapest if cpu and cheapest else None, ".2f"),
-                                 show(self.calls(name, target, size), ".3f")])
+                                 *cpu, show(self.calls(name, target, size), ".3f")])
         return table(["target", "payload", "recorder", "stored / min(rx, write)", "no-loss rate / best other",
-                      "CPU s/GB / best other", "system calls / packet"], rows)
+                      "CPU s/GB / best other, paced", "flood", "system calls / packet"], rows)
 
     def null_cost(self) -> str:
         rows = [[str(size), *(show(self.ns_per_packet(part, f"unified {layout} null", "none", size), ".0f")
                               for layout in ("payload", "slot") for part in ("paced", "flood"))]
                 for size in self.about["sizes"]]
         return table(["payload", "payload layout paced, ns", "flood, ns", "slot layout paced, ns", "flood, ns"], rows)
+
+    def options_table(self) -> str:
+        rows = []
+        for name, target, size in sorted(self.by_part["options flood"]):
+            if target == "none":
+                continue
+            runs = self.of("options flood", name, target, size)
+            rows.append([name, target, str(size), show(median(r["offered_rate"] for r in runs) / 1e3, ".0f"),
+                         show(median(r["stored_rate"] for r in runs) / 1e3, ".0f"),
+                         show(median(r["lost"] / r["offered"] for r in runs) * 100, ".1f"),
+                         *(show(self.cpu_per_gb(f"options {how}", name, target, size), ".2f")
+                           for how in ("flood", "paced"))])
+        return table(["recorder", "target", "payload", "offered, thousand/s", "stored", "lost, %", "CPU s/GB flood",
+                      "CPU s/GB paced"], rows)
 
     def latency_table(self) -> str:
         rows = []
@@ -215,6 +231,8 @@ class Results:
                     label = " (buffered: tmpfs has no direct I/O)" if target == "tmpfs" else ""
                     text.append(f"### To {target}{label}, {size} byte payloads\n\n" + self.main_table(target, size))
             text.append("### CPU time per packet, nothing stored\n\n" + self.null_cost())
+        if self.by_part["options flood"]:
+            text.append("### What can be turned\n\n" + self.options_table())
         if self.by_part["latency"]:
             text.append(f"### Packet to completion, {about['latency_rate']} packets/s\n\n" + self.latency_table())
         if self.by_part["storage"]:
