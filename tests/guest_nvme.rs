@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::storing::store_and_compare;
 use common::{is_root, log_to_stderr, payload, skip};
@@ -244,6 +244,93 @@ fn nothing_is_copied_by_the_kernel_itself() {
             assert!(copies >= 20, "{copies} copies of 20 misaligned payloads");
         }
     }
+}
+
+/// Neighbours on the device whose memory is in pieces: in few commands where the drive takes gaps between them and the
+/// kernel such commands (6.15), each by itself elsewhere. Nowhere does the kernel copy.
+#[test]
+fn memory_in_pieces_is_one_command_where_the_drive_takes_gaps() {
+    const COUNT: usize = 200;
+    nix::sys::prctl::set_name(c"kernel_itself").unwrap();
+    let mut gathered = 0;
+    let all = writable("memory_in_pieces_is_one_command_where_the_drive_takes_gaps");
+    for namespace in all.iter().flatten() {
+        let gaps = namespace.number("queue/virt_boundary_mask") == 0 && kernel() >= (6, 15);
+        gathered += usize::from(gaps);
+        for drive in BOTH {
+            namespace.clear();
+            let mut config = namespace.config(drive);
+            config.frame_count = 512;
+            let context = Context::open(&config).unwrap();
+            let block = context.info().limits.block_size;
+            let len = block.max(1024);
+            let mut frames: Vec<u32> = (0..COUNT).map(|_| context.frame_alloc().unwrap()).collect();
+            frames.reverse();
+            let pieces: Vec<Transfer> = frames
+                .iter()
+                .enumerate()
+                .map(|(i, frame)| Transfer {
+                    offset: u64::from(*frame) * 4096 + u64::from(512 * u32::from(len < 4096)),
+                    len,
+                    more: i + 1 < COUNT,
+                    ..transfer(&context, *frame, (i as u32 * len / block).into())
+                })
+                .collect();
+            let data = |i: usize| payload(i as u32 + 3, len as usize);
+            for (i, piece) in pieces.iter().enumerate() {
+                context.data().write(piece.offset as usize, &data(i));
+            }
+            let finish = || {
+                let mut done = [Completion::default(); 64];
+                let (mut finished, until) = (0, Instant::now() + Duration::from_secs(10));
+                while finished < COUNT {
+                    assert!(Instant::now() < until, "{finished} of {COUNT}");
+                    context
+                        .wait(WAIT_COMPLETIONS, Some(Duration::from_millis(100)))
+                        .unwrap();
+                    let count = context.completions(&mut done).unwrap();
+                    for one in &done[..count] {
+                        assert_eq!((one.status, one.result, one.len), (0, 0, len));
+                    }
+                    finished += count;
+                }
+            };
+            let copies = kernel_copies(|| {
+                pieces.iter().for_each(|p| context.submit_write(p).unwrap());
+                finish();
+            });
+            assert_eq!(copies, 0, "{}", namespace.node);
+            let stored = namespace.read();
+            for (i, piece) in pieces.iter().enumerate() {
+                assert!(stored[i * len as usize..][..len as usize] == data(i), "{i}");
+                context.data().zero(piece.offset as usize, len as usize);
+            }
+            pieces.iter().for_each(|p| context.submit_read(p).unwrap());
+            finish();
+            for (i, piece) in pieces.iter().enumerate() {
+                let mut found = vec![0; len as usize];
+                context.data().read(piece.offset as usize, &mut found);
+                assert!(found == data(i), "{i} read");
+            }
+            let operations = context.statistics().unwrap().operations;
+            eprintln!(
+                "{} {drive:?}: {operations} commands, gaps: {gaps}",
+                namespace.node
+            );
+            match gaps {
+                // As long as a command may be; and the first and the last of both directions may be short.
+                true => {
+                    let limits = context.info().limits;
+                    let each = (limits.max_transfer / len).min(limits.max_segments).min(64);
+                    let most = 2 * (COUNT as u64 / u64::from(each) + 3);
+                    assert!(operations <= most, "{operations} of {most}");
+                }
+                false => assert_eq!(operations, 2 * COUNT as u64),
+            }
+        }
+    }
+    // QEMU's drives take scatter gather lists, for which newer kernels allow gaps.
+    assert!(all.is_none() || gathered > 0 || kernel() < (7, 0));
 }
 
 /// Waits for one completion, which must be there soon.

@@ -29,7 +29,7 @@ use crate::sys::event::{Doorbell, monotonic_ns};
 use crate::sys::limits;
 use crate::sys::probe;
 use crate::sys::shm::Shared;
-use crate::sys::uring::{BufRange, Op, PIECES, Reaped, Ring, SHARD};
+use crate::sys::uring::{BufRange, Op, PIECES, Reaped, Ring, SHARD, Table};
 
 /// With this many commands in flight the engine does not ask to be rung for new entries: the next
 /// completion brings it round anyway, and meanwhile the run of entries grows.
@@ -127,8 +127,8 @@ struct Slot {
     data: Option<BufRange>,
     /// The entry behind this one in the same run.
     next: Option<u16>,
-    /// The head of a run whose memory is in pieces.
-    gathered: bool,
+    /// The head of a run whose memory is in pieces: where its vectors are.
+    table: Option<Table>,
     /// The run failed: its entries are tried each by itself.
     alone: bool,
     user_data: u64,
@@ -182,6 +182,7 @@ struct Run {
     /// The last piece of its memory, and how many there are.
     piece: BufRange,
     pieces: usize,
+    segments: usize,
 }
 
 /// How an engine is set up.
@@ -309,8 +310,14 @@ impl Engine {
                 dirty: false,
             }
         });
+        let mut in_pieces = true;
         if device.kind == Kind::Nvme {
-            let registered = config.registered && nvme::takes_registered(&device)?;
+            let takes = match config.registered {
+                true => nvme::takes(&device)?,
+                false => nvme::Takes::default(),
+            };
+            let registered = takes.registered;
+            in_pieces = takes.pieces;
             if config.registered && !registered {
                 log::log(
                     Level::Warn,
@@ -344,8 +351,8 @@ impl Engine {
                 raw: config.raw,
                 pass_unknown: backend.passes_unknown(),
             },
-            bounds: Bounds::of(&limits),
-            gathers: backend.gathers() && ring.gathers(),
+            bounds: Bounds::of(&limits, device.kind != Kind::Nvme),
+            gathers: backend.gathers() && ring.gathers() && in_pieces,
             run: None,
             habit: Habit::default(),
             operating: 0,
@@ -474,8 +481,8 @@ impl Engine {
             }
             let step = if let Some(failure) = state.spilling {
                 self.spilled(slot, failure, done.result)
-            } else if state.gathered {
-                gathered(&state.task, done.result)
+            } else if state.table.is_some() {
+                self.backend.gathered_ended(&state.task, done.result)
             } else {
                 self.backend.advance(
                     &mut state.task,
@@ -599,6 +606,7 @@ impl Engine {
                     tail: index,
                     piece,
                     pieces: 1,
+                    segments: merge::segments(piece),
                 });
             }
             _ => self.begin(index, turn)?,
@@ -622,20 +630,28 @@ impl Engine {
             return false;
         };
         let command = &mut head.task.command;
+        let segments = run.segments + merge::segments(at);
+        let fits = self.bounds.take_segments(segments);
         match merge::follows(command, run.piece, &next.command, at, self.bounds) {
-            Follows::Whole => {
+            Follows::Whole if head.table.is_none() || fits => {
                 run.piece.len += at.len;
                 if let Some(data) = &mut head.task.data {
                     data.len += at.len;
                 }
             }
-            Follows::Apart if self.gathers && run.pieces < PIECES => {
+            Follows::Apart if self.gathers && run.pieces < PIECES && fits => {
+                if head.table.is_none() {
+                    head.table = self.ring.reserve();
+                }
+                if head.table.is_none() {
+                    return false;
+                }
                 run.piece = at;
                 run.pieces += 1;
-                head.gathered = true;
             }
             _ => return false,
         }
+        run.segments = segments;
         merge::join(command, &next.command);
         self.slots[run.tail as usize].next = Some(index);
         run.tail = index;
@@ -651,8 +667,8 @@ impl Engine {
     }
 
     fn begin(&mut self, index: u16, turn: &mut Turn) -> Result<()> {
-        if self.slots[index as usize].gathered {
-            let step = match self.gather(index) {
+        if let Some(table) = self.slots[index as usize].table {
+            let step = match self.gather(index, table) {
                 Ok(op) => Step::Submit(op),
                 Err(error) => Step::Done(Outcome::errno(error.errno(), opcode::WRITE)),
             };
@@ -719,17 +735,11 @@ impl Engine {
     }
 
     /// The one operation of a run whose memory is in pieces.
-    fn gather(&mut self, head: u16) -> Result<Op> {
+    fn gather(&mut self, head: u16, table: Table) -> Result<Op> {
         let slots = &self.slots;
         let chain = std::iter::successors(Some(head), |index| slots[*index as usize].next);
         let pieces = chain.filter_map(|index| slots[index as usize].data);
-        let pieces = match self.ring.gather(pieces.clone()) {
-            Err(error) if error.errno() == libc::EAGAIN => {
-                self.ring.submit(0, None)?;
-                self.ring.gather(pieces)?
-            }
-            result => result?,
-        };
+        let pieces = self.ring.gather(table, pieces)?;
         Ok(self
             .backend
             .gathered(&self.slots[head as usize].task.command, pieces))
@@ -781,7 +791,9 @@ impl Engine {
         while let Some(index) = at {
             let slot = &mut self.slots[index as usize];
             slot.alone = true;
-            slot.gathered = false;
+            if let Some(table) = slot.table.take() {
+                self.ring.release(table);
+            }
             slot.task = Task {
                 command: slot.command,
                 data: slot.data,
@@ -917,6 +929,9 @@ impl Engine {
         let slot = &mut self.slots[index as usize];
         self.bounce.free.extend(slot.bounce.take());
         self.bounce.free.extend(slot.scratch.take());
+        if let Some(table) = slot.table.take() {
+            self.ring.release(table);
+        }
         self.free_slots.push(index);
     }
 
@@ -1139,15 +1154,6 @@ fn as_given(sqe: &UnifiedSqe) -> (u8, u64, u32) {
     let cmd = &sqe.nvme_cmd;
     let lba = u64::from(cmd.cdw11) << 32 | u64::from(cmd.cdw10);
     (cmd.opcode, lba, cmd.data_len)
-}
-
-/// How a run in pieces ended. A short one is no success: then each entry is tried alone.
-fn gathered(task: &Task, result: i32) -> Step {
-    Step::Done(match u32::try_from(result) {
-        Ok(len) if len == task.command.len => Outcome::success(len),
-        Ok(_) => Outcome::errno(libc::EIO, task.command.opcode),
-        Err(_) => Outcome::errno(-result, task.command.opcode),
-    })
 }
 
 /// Messages to an engine's thread.
@@ -1385,6 +1391,7 @@ mod tests {
             if !std::thread::panicking() {
                 assert_eq!((self.engine.in_flight(), self.engine.operating), (0, 0));
                 assert_eq!(self.engine.bounce.free.len(), 64, "every piece came back");
+                assert!(self.engine.ring.all_tables_are_free());
                 assert_eq!(
                     self.shore.stats.submitted.get(),
                     self.shore.stats.completed.get()

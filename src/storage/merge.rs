@@ -2,13 +2,14 @@
 //!
 //! Two entries are neighbours when both are writes or both are reads, of the same namespace, with the same
 //! flags and timeout, and when their blocks follow one another. Where their memory does too, one piece of it
-//! serves both; where it does not, a backend that can gathers the pieces. The device then sees one command
+//! serves both; where it does not, the pieces are gathered, where backend and device can. The device then sees one command
 //! where the rings saw many; completions are fanned out again by the engine.
 
 #![forbid(unsafe_code)]
 
 use super::command::{Command, MAX_BLOCKS, opcode};
 use super::device::Limits;
+use crate::sys::mmap::PAGE;
 use crate::sys::uring::{BufRange, SHARD};
 
 /// How long a run may grow.
@@ -16,16 +17,30 @@ use crate::sys::uring::{BufRange, SHARD};
 pub struct Bounds {
     pub bytes: u32,
     pub blocks: u32,
+    /// Of memory, where nobody splits what has more.
+    pub segments: Option<u32>,
 }
 
 impl Bounds {
-    /// What the device takes in one command.
-    pub fn of(limits: &Limits) -> Bounds {
+    /// What the device takes in one command. The block layer makes several of one with too many segments; to passthrough
+    /// they are an error.
+    pub fn of(limits: &Limits, split: bool) -> Bounds {
         Bounds {
             bytes: limits.max_transfer,
             blocks: MAX_BLOCKS,
+            segments: (!split).then_some(limits.max_segments),
         }
     }
+
+    pub fn take_segments(&self, segments: usize) -> bool {
+        self.segments.is_none_or(|most| segments <= most as usize)
+    }
+}
+
+/// Segments that a piece of memory is at most: its pages may lie anywhere.
+pub fn segments(piece: BufRange) -> usize {
+    let last = piece.offset + (piece.len as usize).saturating_sub(1);
+    last / PAGE - piece.offset / PAGE + 1
 }
 
 /// Whether a command may take part in a run at all.
@@ -135,6 +150,7 @@ mod tests {
     const BOUNDS: Bounds = Bounds {
         bytes: 16 * BLOCK,
         blocks: 65536,
+        segments: None,
     };
 
     fn rules() -> Rules {
@@ -195,6 +211,25 @@ mod tests {
             command(opcode::WRITE, 14, 4, 4096, false).0,
             bounced
         )));
+    }
+
+    #[test]
+    fn each_page_of_a_piece_is_a_segment() {
+        let of = |offset, len| {
+            segments(BufRange {
+                buffer: 0,
+                offset,
+                len,
+            })
+        };
+        assert_eq!((of(0, 4096), of(512, 1024), of(4095, 1)), (1, 1, 1));
+        assert_eq!((of(512, 4096), of(4095, 2), of(4095, 4098)), (2, 2, 3));
+        let bounds = Bounds {
+            segments: Some(10),
+            ..BOUNDS
+        };
+        assert!(bounds.take_segments(10) && !bounds.take_segments(11));
+        assert!(BOUNDS.take_segments(1 << 20), "the block layer splits");
     }
 
     #[test]

@@ -272,17 +272,28 @@ impl Backend {
         }
     }
 
-    /// Whether a command's data may be in pieces. NVMe passthrough would need a device that takes any gap
-    /// between two pieces, and user memory pinned anew for each command.
+    /// Whether a command's data may be in pieces.
     pub fn gathers(&self) -> bool {
-        matches!(self, Backend::Block(_))
+        matches!(self, Backend::Block(_) | Backend::Nvme(_))
+    }
+
+    /// How an operation in pieces ended. A short one is no success: then each entry is tried alone.
+    pub fn gathered_ended(&self, task: &Task, result: i32) -> Step {
+        let command = &task.command;
+        Step::Done(match (self, u32::try_from(result)) {
+            (Backend::Nvme(_), _) => nvme::outcome(result, command),
+            (_, Ok(len)) if len == command.len => Outcome::success(len),
+            (_, Ok(_)) => Outcome::errno(libc::EIO, command.opcode),
+            (_, Err(_)) => Outcome::errno(-result, command.opcode),
+        })
     }
 
     /// The operation of a write or read whose data is in pieces; for backends that gather.
     pub fn gathered(&self, command: &Command, pieces: Gathered) -> Op {
         match self {
             Backend::Block(b) => b.gathered(command, pieces),
-            Backend::Nvme(_) | Backend::Null(_) => Op::Nop,
+            Backend::Nvme(n) => n.gathered(command, pieces),
+            Backend::Null(_) => Op::Nop,
             #[cfg(test)]
             Backend::Faulty(_) => Op::Nop,
         }

@@ -14,7 +14,7 @@ use crate::sys::abi::NvmeUringCmd;
 use crate::sys::file as sysfile;
 use crate::sys::mmap::{Mapping, PAGE};
 use crate::sys::shm::Shared;
-use crate::sys::uring::{BufRange, Op, Ring};
+use crate::sys::uring::{BufRange, Gathered, Op, Ring};
 
 /// Number of the controller in the registered file table.
 const FILE_CONTROLLER: u32 = 1;
@@ -52,6 +52,14 @@ impl Nvme {
         })
     }
 
+    pub fn gathered(&self, command: &Command, pieces: Gathered) -> Op {
+        Op::NvmeGather {
+            file: FILE_DEVICE,
+            cmd: command.raw,
+            pieces,
+        }
+    }
+
     pub fn advance(&self, task: &mut Task, result: i32) -> Step {
         Step::Done(outcome(result, &task.command))
     }
@@ -78,14 +86,24 @@ const PROBE_TIME: Duration = Duration::from_secs(10);
 /// More segments than this are not tried: drives have 33 to 257.
 const MOST_SEGMENTS: u32 = 1024;
 
+/// What passthrough to a drive takes.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Takes {
+    /// Registered buffers.
+    pub registered: bool,
+    /// Several pieces of one in a command.
+    pub pieces: bool,
+}
+
 /// Whether the kernel takes registered buffers that are longer than the I/O: those before 6.11.8 may
 /// answer EINVAL, some of them only where the buffer has more pages than a command has segments. Reads one
-/// block into such a buffer, the way commands will be sent.
-pub fn takes_registered(device: &Device) -> Result<bool> {
+/// block into such a buffer, the way commands will be sent; and two into pieces with a gap between them, where the drive
+/// has no boundary that gaps must respect (there the kernel would copy).
+pub fn takes(device: &Device) -> Result<Takes> {
     let limits = &device.limits;
     let block = limits.block_size as usize;
     let pages = (limits.max_segments.min(MOST_SEGMENTS) + 2) as usize;
-    let len = (pages * PAGE).max(2 * block);
+    let len = (pages * PAGE).max(3 * block);
     let mapping = Mapping::anonymous(len, false)
         .map_err(|e| Error::os(&e, format_args!("mapping {len} bytes to try reading into")))?;
     let memory = Shared::new(Arc::new(mapping), 0, len).expect("the mapping is that long");
@@ -95,10 +113,40 @@ pub fn takes_registered(device: &Device) -> Result<bool> {
         nsid: limits.nsid,
         ..command::transfer(opcode::READ, 0, 1, 0, limits.block_size, false).nvme_cmd
     };
-    let answer = probe(&mut ring, cmd);
+    let answer = probe(&mut ring, cmd).and_then(|registered| {
+        let asked = registered && limits.virt_boundary == 0 && limits.blocks >= 2;
+        Ok(Takes {
+            registered,
+            pieces: asked && takes_pieces(&mut ring, cmd, limits.block_size)?,
+        })
+    });
     // At once rather than when the kernel gets to it: what counts against RLIMIT_MEMLOCK is free again.
     ring.unregister()?;
     answer
+}
+
+fn takes_pieces(ring: &mut Ring, mut cmd: NvmeUringCmd, block: u32) -> Result<bool> {
+    let piece = |number: usize| BufRange {
+        buffer: 0,
+        offset: number * block as usize,
+        len: block,
+    };
+    let Some(table) = ring.reserve() else {
+        return Ok(false);
+    };
+    // Two blocks: the number is one less than they are.
+    cmd.cdw12 += 1;
+    let pieces = ring.gather(table, [piece(0), piece(2)].into_iter())?;
+    let read = Op::NvmeGather {
+        file: FILE_DEVICE,
+        cmd,
+        pieces,
+    };
+    ring.push(&read, 0)?;
+    ring.submit(1, Some(PROBE_TIME))?;
+    let mut result = None;
+    ring.reap(|done| result = Some(done.result));
+    Ok(result == Some(0))
 }
 
 fn probe(ring: &mut Ring, cmd: NvmeUringCmd) -> Result<bool> {
@@ -126,7 +174,7 @@ fn probe(ring: &mut Ring, cmd: NvmeUringCmd) -> Result<bool> {
     Ok(true)
 }
 
-fn outcome(result: i32, command: &Command) -> Outcome {
+pub fn outcome(result: i32, command: &Command) -> Outcome {
     match result {
         0 => Outcome::success(command.len),
         r if r < 0 => Outcome::errno(-r, command.opcode),

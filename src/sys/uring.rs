@@ -22,8 +22,10 @@ use crate::error::{Error, Result};
 /// one operation stays within one of them.
 pub const SHARD: usize = 1 << 30;
 
-/// `NVME_URING_CMD_IO` and `NVME_URING_CMD_ADMIN` of linux/nvme_ioctl.h: _IOWR('N', 0x80 / 0x82, 72 bytes).
+/// `NVME_URING_CMD_IO` and `NVME_URING_CMD_ADMIN` of linux/nvme_ioctl.h: _IOWR('N', 0x80 / 0x81 / 0x82, 72 bytes).
 const NVME_URING_CMD_IO: u32 = 0xC048_4E80;
+/// The same with vectors: `addr` points to them, and `data_len` is their number.
+const NVME_URING_CMD_IO_VEC: u32 = 0xC048_4E81;
 const NVME_URING_CMD_ADMIN: u32 = 0xC048_4E82;
 
 /// Pauses of different length; all further ones are as the last.
@@ -92,6 +94,12 @@ pub enum Op {
         cmd: NvmeUringCmd,
         data: Option<BufRange>,
     },
+    /// One whose memory is in several pieces of a registered buffer.
+    NvmeGather {
+        file: u32,
+        cmd: NvmeUringCmd,
+        pieces: Gathered,
+    },
     /// One shot: completes when the file is readable.
     Poll {
         file: u32,
@@ -105,8 +113,8 @@ pub enum Op {
 
 /// Most pieces of one gathered operation.
 pub const PIECES: usize = 64;
-/// Pieces of all operations that are queued and not yet submitted.
-const ARENA: usize = PIECES * 32;
+/// Gathered operations that can be in flight.
+const TABLES: u16 = 256;
 
 /// An iovec as a number, so that a ring may go from thread to thread.
 #[derive(Debug, Default, Clone, Copy)]
@@ -123,14 +131,16 @@ const _: () = {
     assert!(offset_of!(Vector, len) == offset_of!(libc::iovec, iov_len));
 };
 
-/// Pieces in a ring's arena, valid until its next submit.
+/// A place for the vectors of one operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Table(u16);
+
+/// Pieces in one of a ring's tables.
 #[derive(Debug, Clone, Copy)]
 pub struct Gathered {
-    first: u32,
+    table: Table,
     count: u32,
     buffer: u16,
-    /// Which filling of the arena they belong to.
-    round: u64,
 }
 
 /// A completion as io_uring gives it.
@@ -155,11 +165,11 @@ pub struct Ring {
     fixed_nvme: bool,
     deferred: bool,
     gathers: bool,
-    /// The vectors of gathered operations. The kernel copies them when the operation is submitted; the
-    /// box never moves and is filled anew only when nothing is queued.
-    arena: Box<[Vector]>,
-    arena_used: usize,
-    arena_round: u64,
+    /// The vectors of gathered operations, `PIECES` for each. The box never moves; a table is written again only when
+    /// its operation has completed, for the kernel may read it as long (an NVMe command's that it could not begin at
+    /// once).
+    tables: Box<[Vector]>,
+    free_tables: Vec<Table>,
     /// What Pause names; the kernel reads it when the operation is submitted.
     pauses: Box<[types::Timespec]>,
     /// Keeps SIGXFSZ from whoever submits.
@@ -201,6 +211,7 @@ impl Ring {
         let gathers = ring.submitter().register_probe(&mut probe).is_ok()
             && probe.is_supported(opcode::WritevFixed::CODE)
             && probe.is_supported(opcode::ReadvFixed::CODE);
+        let tables = if gathers { TABLES } else { 0 };
         Ok(Ring {
             ring,
             buffers: Vec::new(),
@@ -208,9 +219,8 @@ impl Ring {
             fixed_nvme: true,
             deferred,
             gathers,
-            arena: vec![Vector::default(); if gathers { ARENA } else { 0 }].into(),
-            arena_used: 0,
-            arena_round: 0,
+            tables: vec![Vector::default(); tables as usize * PIECES].into(),
+            free_tables: (0..tables).rev().map(Table).collect(),
             pauses: Box::default(),
             shield: false,
         })
@@ -292,67 +302,72 @@ impl Ring {
         self.gathers
     }
 
-    /// Puts pieces together for one operation, in their order; neighbours become one. `EAGAIN` where the
-    /// arena is full (submit, then again), `EFAULT` where they are too many, or not all in one registered
-    /// buffer. They must be queued before the next submit.
-    pub fn gather(&mut self, pieces: impl Iterator<Item = BufRange>) -> Result<Gathered> {
+    /// A table for the vectors of one operation, kept until `release`. `None` where all are in use.
+    pub fn reserve(&mut self) -> Option<Table> {
+        self.free_tables.pop()
+    }
+
+    #[cfg(test)]
+    pub fn all_tables_are_free(&self) -> bool {
+        self.free_tables.len() * PIECES == self.tables.len()
+    }
+
+    /// The operation has completed, or was never queued.
+    pub fn release(&mut self, table: Table) {
+        self.free_tables.push(table);
+    }
+
+    /// Puts pieces together for one operation, in their order; neighbours become one. `EFAULT` where they are too
+    /// many, or not all in one registered buffer. The table holds them until it is released.
+    pub fn gather(
+        &mut self,
+        table: Table,
+        pieces: impl Iterator<Item = BufRange>,
+    ) -> Result<Gathered> {
         let wrong = || {
             Error::new(
                 libc::EFAULT,
                 "pieces of memory that cannot be gathered: too many, or not in one registered buffer",
             )
         };
-        if self.queued() == 0 {
-            self.arena_used = 0;
-            self.arena_round += 1;
-        }
-        if self.arena.len() - self.arena_used < PIECES {
-            return Err(Error::new(
-                libc::EAGAIN,
-                "no room for more gathered operations",
-            ));
-        }
-        let first = self.arena_used;
-        let mut end = first;
+        let first = table.0 as usize * PIECES;
+        let mut count = 0;
         let mut buffer = None;
         for range in pieces {
             let (index, pointer) = self.resolve(range).ok_or_else(wrong)?;
             if *buffer.get_or_insert(index) != index {
                 return Err(wrong());
             }
+            let vectors = self
+                .tables
+                .get_mut(first..first + PIECES)
+                .ok_or_else(wrong)?;
             let len = range.len as usize;
-            if end > first {
-                let last = &mut self.arena[end - 1];
+            if count > 0 {
+                let last = &mut vectors[count - 1];
                 if last.base + last.len == pointer as usize {
                     last.len += len;
                     continue;
                 }
             }
-            if end - first == PIECES {
-                return Err(wrong());
-            }
-            self.arena[end] = Vector {
+            *vectors.get_mut(count).ok_or_else(wrong)? = Vector {
                 base: pointer as usize,
                 len,
             };
-            end += 1;
+            count += 1;
         }
-        self.arena_used = end;
         Ok(Gathered {
-            first: first as u32,
-            count: (end - first) as u32,
+            table,
+            count: count as u32,
             buffer: buffer.ok_or_else(wrong)?,
-            round: self.arena_round,
         })
     }
 
-    /// The vectors of a gathered operation, where they are still those that it was made of.
+    /// The vectors of a gathered operation.
     fn vectors(&self, pieces: &Gathered) -> Option<*const libc::iovec> {
-        let vectors = self
-            .arena
-            .get(pieces.first as usize..)?
-            .get(..pieces.count as usize)?;
-        (pieces.round == self.arena_round).then_some(vectors.as_ptr().cast())
+        let first = pieces.table.0 as usize * PIECES;
+        let vectors = self.tables.get(first..)?.get(..pieces.count as usize)?;
+        Some(vectors.as_ptr().cast())
     }
 
     /// What Pause operations wait for: `first`, then twice as long each, never above `longest`. Once.
@@ -491,6 +506,20 @@ impl Ring {
                     .cmd(command_bytes(&cmd))
                     .build()
             }
+            Op::NvmeGather {
+                file,
+                mut cmd,
+                pieces,
+            } => {
+                cmd.addr = self.vectors(&pieces)? as u64;
+                cmd.data_len = pieces.count;
+                cmd.metadata = 0;
+                cmd.metadata_len = 0;
+                opcode::UringCmd80::new(fixed(file)?, NVME_URING_CMD_IO_VEC)
+                    .buf_index(Some(pieces.buffer))
+                    .cmd(command_bytes(&cmd))
+                    .build()
+            }
             Op::Poll { file } => opcode::PollAdd::new(fixed(file)?, libc::POLLIN as u32)
                 .build()
                 .into(),
@@ -515,9 +544,9 @@ impl Ring {
         };
         let entry = entry.user_data(user_data);
         // SAFETY: the entry's buffer lies in registered memory that self owns (resolve), its file is in
-        // the table that self owns, and its vectors, where it has some, lie in self's arena, which is not
-        // changed while something is queued (gather); the kernel has copied them when submit returns. A
-        // pause's time is in a box of self that is set before the first push.
+        // the table that self owns, and its vectors, where it has some, lie in self's tables, whose box lives
+        // as long as the ring; were they changed too early, the kernel would still hold them against the
+        // registered buffer. A pause's time is in a box of self that is set before the first push.
         unsafe { self.ring.submission().push(&entry) }
             .map_err(|_| Error::new(libc::EAGAIN, "the io_uring's submission queue is full"))
     }
