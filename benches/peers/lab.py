@@ -141,8 +141,32 @@ class Lab:
     def defer_interrupts(self, on: bool) -> None:
         """The kernel's receive work for the interface is done by a timer, every 200 us, and not for each packet."""
         for setting, value in (("napi_defer_hard_irqs", 2), ("gro_flush_timeout", 200000)):
-            run("ip", "netns", "exec", self.near, "sh", "-c",
-                f"echo {value if on else 0} >/sys/class/net/{self.iface}/{setting}")
+            if not self.set_interface(setting, value if on else 0):
+                raise RuntimeError(f"no {setting} here")
+
+    def set_interface(self, setting: str, value) -> bool:
+        """In sysfs, where the interface is. `False` where it does not take it."""
+        return subprocess.run(["ip", "netns", "exec", self.near, "sh", "-c",
+                               f"echo {value} >/sys/class/net/{self.iface}/{setting}"],
+                              stderr=subprocess.DEVNULL).returncode == 0
+
+    def receive_here(self) -> None:
+        """Gives the kernel's receive work to the recorders' core, for a recorder that has started: to a thread where an
+        XDP program receives, which is there as long as the program is; else by RPS."""
+        if not self.set_interface("queues/rx-0/rps_cpus", f"{1 << int(RECORDER_CORE):x}"):
+            raise RuntimeError("no RPS here")
+        if not self.set_interface("threaded", 1):
+            return  # No program, and so no NAPI.
+        pinned = 0
+        for comm in Path("/proc").glob("[0-9]*/comm"):
+            try:
+                if comm.read_text().startswith(f"napi/{self.iface}-"):
+                    run("taskset", "-pc", RECORDER_CORE, comm.parent.name)
+                    pinned += 1
+            except OSError:
+                continue
+        if not pinned:
+            raise RuntimeError("no NAPI thread to pin")
 
     def drop_everything(self, on: bool) -> None:
         program = ["obj", f"{self.programs}/drop.bpf.o", "sec", "xdp"] if on else ["off"]

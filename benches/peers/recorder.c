@@ -165,8 +165,20 @@ static int by_value(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
+/* Within a quarter: the end of the bucket in which it is. */
+static uint64_t quantile(const struct unified_latency *latency, double part)
+{
+	uint64_t seen = 0;
+	uint32_t i = 0;
+
+	while (i < 100 && (seen += latency->buckets[i]) < part * latency->count)
+		i++;
+	return unified_latency_bound(i);
+}
+
 static void report(void)
 {
+	struct unified_latency latency = { .size = sizeof(latency) };
 	struct unified_stats s = { .size = sizeof(s) };
 	struct rusage used;
 
@@ -198,7 +210,12 @@ static void report(void)
 		printf("samples=%zu\np50_ns=%" PRIu32 "\np99_ns=%" PRIu32 "\np999_ns=%" PRIu32 "\n", sample_count,
 		       samples[sample_count / 2], samples[sample_count * 99 / 100],
 		       samples[sample_count * 999 / 1000]);
+		return;
 	}
+	check(unified_ctx_latency(ctx, UNIFIED_LATENCY_PACKET, &latency), "Latency");
+	if (latency.count > 0)
+		printf("samples=%" PRIu64 "\np50_ns=%" PRIu64 "\np99_ns=%" PRIu64 "\np999_ns=%" PRIu64 "\n",
+		       latency.count, quantile(&latency, .5), quantile(&latency, .99), quantile(&latency, .999));
 }
 
 static int one_of(const char *value, const char *a, const char *b)

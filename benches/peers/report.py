@@ -66,11 +66,11 @@ class Results:
                  if len(runs := self.of(part, name, "none", size)) > number]
         return max(rates, default=None)
 
-    def ratio(self, name: str, target: str, size: int) -> float | None:
+    def ratio(self, name: str, target: str, size: int, part: str = "flood") -> float | None:
         """stored / min(rx-only, write-only), round by round."""
         device, found = self.write_only(name, target, size), []
-        for number, run in enumerate(self.of("flood", name, target, size)):
-            receive = self.rx_only("flood", size, number)
+        for number, run in enumerate(self.of(part, name, target, size)):
+            receive = self.rx_only(part, size, number)
             bounds = [bound for bound in (receive, device) if bound]
             if bounds:
                 found.append(run["stored_rate"] / min(bounds))
@@ -124,8 +124,8 @@ class Results:
                 "" if not peer else show(median(r["stored_rate"] for r in runs) / 1e3, ".0f"),
                 "" if not peer else show(median(r["lost"] / r["offered"] for r in runs) * 100, ".1f"),
                 show(self.ratio(name, target, size) if stores else None, ".2f"),
-                show(free and free["stored_rate"] / 1e3, ".0f") + (" (sender)" if free and free["bound"] == "sender"
-                                                                   else ""),
+                show(free and free["stored_rate"] / 1e3, ".0f") + (
+                    " (sender)" if free and free["stored_rate"] and free["bound"] == "sender" else ""),
                 show(self.cpu_per_gb("paced", name, place, size) if peer else None, ".2f"),
                 show(self.cpu_per_gb("flood", name, place, size) if peer else None, ".2f"),
                 show(self.calls(name, place, size), ".3f"), show(operations, ".4f") if stores else "",
@@ -165,6 +165,24 @@ class Results:
                               for layout in ("payload", "slot") for part in ("paced", "flood"))]
                 for size in self.about["sizes"]]
         return table(["payload", "payload layout paced, ns", "flood, ns", "slot layout paced, ns", "flood, ns"], rows)
+
+    def overrun_table(self) -> str:
+        def rate(name: str, target: str, size: int) -> float | None:
+            return median(r["stored_rate"] for r in self.of("overrun", name, target, size))
+
+        rows = []
+        for name, target, size in self.keys("overrun"):
+            runs, peer = self.of("overrun", name, target, size), self.peers.get(name)
+            best = max((found for n, p in self.peers.items() if p.get("stores") and not p["own"]
+                        and (found := rate(n, target, size))), default=None)
+            ours = peer and peer["own"] and peer["stores"]
+            rows.append([target, str(size), name, show(median(r["offered_rate"] for r in runs) / 1e3, ".0f"),
+                         show(rate(name, target, size) / 1e3, ".0f") if peer else "",
+                         show(median(r["lost"] / r["offered"] for r in runs) * 100, ".1f") if peer else "",
+                         show(self.ratio(name, target, size, "overrun") if peer and peer["stores"] else None, ".2f"),
+                         show(rate(name, target, size) / best if ours and best else None, ".2f")])
+        return table(["target", "payload", "recorder", "offered, thousand/s", "stored", "lost, %",
+                      "stored / min(rx, write)", "stored / best other"], rows)
 
     def options_table(self) -> str:
         rows = []
@@ -221,7 +239,11 @@ class Results:
 
     def markdown(self) -> str:
         about = self.about
-        text = [f"Measured {about['date']} at commit {about['commit']}: kernel {about['kernel']}, {about['cpu']}, "
+        parts = defaultdict(list)
+        for part, when in about["measured"].items():
+            parts[when].append(part)
+        when = "; ".join(f"{when} ({', '.join(names)})" for when, names in parts.items())
+        text = [f"Measured {when}: kernel {about['kernel']}, {about['cpu']}, "
                 f"{about['cores']} cores; load average before {about['load_before']}, after {about['load_after']}. "
                 f"Medians of {about['rounds']} interleaved rounds of {about['seconds']} s each.\n"]
         if self.by_part["flood"]:
@@ -231,6 +253,9 @@ class Results:
                     label = " (buffered: tmpfs has no direct I/O)" if target == "tmpfs" else ""
                     text.append(f"### To {target}{label}, {size} byte payloads\n\n" + self.main_table(target, size))
             text.append("### CPU time per packet, nothing stored\n\n" + self.null_cost())
+        if self.by_part["overrun"]:
+            text.append("### More offered than anybody takes\n\nThe kernel's receive work is on the recorders' core.\n\n"
+                        + self.overrun_table())
         if self.by_part["options flood"]:
             text.append("### What can be turned\n\n" + self.options_table())
         if self.by_part["latency"]:
