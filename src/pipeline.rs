@@ -34,7 +34,7 @@ const FLUSH_TICK: Duration = Duration::from_millis(5);
 /// While packets come, the packet thread looks at the RX ring this often by default and is not woken in between: waking it
 /// for a few packets costs more than storing them, and what is found together becomes one operation. The
 /// first packet behind a pause is taken at once.
-pub const MODERATION: Duration = Duration::from_millis(4);
+const MODERATION: Duration = Duration::from_millis(4);
 const LONGEST_MODERATION: Duration = Duration::from_secs(1);
 /// It looks more often where the RX ring is short: a burst of two million packets a second may fill half of it
 /// meanwhile.
@@ -66,7 +66,7 @@ pub enum Layout {
     Slot,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy)]
 pub struct PipelineConfig {
     pub start_lba: u64,
     /// 0: to the end of the device.
@@ -80,24 +80,8 @@ pub struct PipelineConfig {
     /// A flush after so many completed writes, and at the latest so long after one. `None`: only at the end.
     pub flush_writes: Option<u32>,
     pub flush_interval: Option<Duration>,
-    /// The longest between two looks at the RX ring while packets come.
-    pub moderation: Duration,
-}
-
-impl Default for PipelineConfig {
-    fn default() -> PipelineConfig {
-        PipelineConfig {
-            start_lba: 0,
-            blocks: 0,
-            at_end: AtEnd::default(),
-            fua: false,
-            layout: Layout::default(),
-            existing: Existing::default(),
-            flush_writes: None,
-            flush_interval: None,
-            moderation: MODERATION,
-        }
-    }
+    /// The longest between two looks at the RX ring while packets come. `None`: 4 ms.
+    pub moderation: Option<Duration>,
 }
 
 /// Where a pipeline stands.
@@ -171,20 +155,21 @@ impl Pipeline {
     /// Starts both threads. `EINVAL`: the range is not on the device, or no log fits into it; more moderation than
     /// there can be.
     pub fn start(context: Arc<Context>, config: PipelineConfig) -> Result<Pipeline> {
-        if config.moderation > LONGEST_MODERATION {
+        let moderation = config.moderation.unwrap_or(MODERATION);
+        if moderation > LONGEST_MODERATION {
             return Err(Error::new(
                 libc::EINVAL,
                 format!(
                     "a moderation of {} us: at most {} (1 second)",
-                    config.moderation.as_micros(),
+                    moderation.as_micros(),
                     LONGEST_MODERATION.as_micros()
                 ),
             ));
         }
         // A group flush is not late for it.
-        let moderation = config.flush_interval.map_or(config.moderation, |interval| {
-            interval.min(config.moderation)
-        });
+        let moderation = config
+            .flush_interval
+            .map_or(moderation, |interval| interval.min(moderation));
         let end = check_range(&context, &config)?;
         let place = match config.layout {
             Layout::Payload => Place::Range(Range {

@@ -105,7 +105,7 @@ fn moderation_gathers_packets_into_one_write() {
     let gathered = operations(PipelineConfig::default().moderation);
     assert!(gathered <= 100, "{gathered}");
     // Without, each is found alone, whenever the machine lets the thread run.
-    let single = (0..10).map(|_| operations(Duration::from_micros(1)));
+    let single = (0..10).map(|_| operations(Some(Duration::from_micros(1))));
     assert!(single.into_iter().any(|count| count > 150));
 }
 

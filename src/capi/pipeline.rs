@@ -7,7 +7,7 @@ use super::types::*;
 use super::{get_sized, guard, put_sized, size_given, unified_ctx, with};
 use crate::error::{Error, Result};
 use crate::log;
-use crate::pipeline::{AtEnd, Layout, MODERATION, Pipeline, PipelineConfig, PipelineStatus};
+use crate::pipeline::{AtEnd, Layout, Pipeline, PipelineConfig, PipelineStatus};
 use crate::recorder::Existing;
 
 /// Starts the packet thread and the storage thread: what the context receives is stored in a range of the
@@ -72,10 +72,8 @@ pub unsafe extern "C" fn unified_pipeline_start(
             flush_writes: (c.flush_writes > 0).then_some(c.flush_writes),
             flush_interval: (c.flush_interval_ms > 0)
                 .then(|| Duration::from_millis(c.flush_interval_ms.into())),
-            moderation: match c.moderation_us {
-                0 => MODERATION,
-                us => Duration::from_micros(us.into()),
-            },
+            moderation: (c.moderation_us > 0)
+                .then(|| Duration::from_micros(c.moderation_us.into())),
         };
         with(ctx, |handle, context| {
             // A log callback may ask for the pipeline's status.
