@@ -142,11 +142,16 @@ fn takes_pieces(ring: &mut Ring, mut cmd: NvmeUringCmd, block: u32) -> Result<bo
         cmd,
         pieces,
     };
-    ring.push(&read, 0)?;
+    Ok(ask(ring, &read)? == Some(0))
+}
+
+/// What becomes of one operation; `None` where nothing does in time.
+fn ask(ring: &mut Ring, op: &Op) -> Result<Option<i32>> {
+    ring.push(op, 0)?;
     ring.submit(1, Some(PROBE_TIME))?;
     let mut result = None;
     ring.reap(|done| result = Some(done.result));
-    Ok(result == Some(0))
+    Ok(result)
 }
 
 fn probe(ring: &mut Ring, cmd: NvmeUringCmd) -> Result<bool> {
@@ -162,10 +167,7 @@ fn probe(ring: &mut Ring, cmd: NvmeUringCmd) -> Result<bool> {
     };
     for fixed in [true, false] {
         ring.set_fixed_nvme(fixed);
-        ring.push(&read, 0)?;
-        ring.submit(1, Some(PROBE_TIME))?;
-        let mut result = None;
-        ring.reap(|done| result = Some(done.result));
+        let result = ask(ring, &read)?;
         // Without an answer, or with another error, nothing speaks against registered buffers.
         if result != Some(-libc::EINVAL) {
             return Ok(fixed || result.is_none_or(|r| r < 0));
