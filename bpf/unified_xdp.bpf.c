@@ -226,8 +226,9 @@ static __always_inline void log_event(struct xdp_md *ctx, const struct found *f,
 	__u64 flags = BPF_RB_NO_WAKEUP;
 
 	set = bpf_map_lookup_elem(&unified_set, &zero);
-	if (!set || !set->event_sample || count->matched % set->event_sample)
+	if (!set || !set->event_sample || ++count->since_event < set->event_sample)
 		return;
+	count->since_event = 0;
 	event = bpf_ringbuf_reserve(&unified_events, sizeof(*event), 0);
 	if (!event) {
 		count->events_lost++;
@@ -298,8 +299,11 @@ int unified_xdp(struct xdp_md *ctx)
 	default:
 		return pass(count);
 	}
-	/* Cut off: the stack drops such a packet, also where the datagram itself is whole. */
-	if (f.l3_end > bpf_xdp_get_buff_len(ctx)) {
+	/*
+	 * Cut off: the stack drops such a packet, also where the datagram itself is whole. (What lies beyond the
+	 * linear part is seldom there to be asked for.)
+	 */
+	if (f.l3_end > ctx->data_end - ctx->data && f.l3_end > bpf_xdp_get_buff_len(ctx)) {
 		count->malformed++;
 		return pass(count);
 	}

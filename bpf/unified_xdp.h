@@ -50,6 +50,7 @@ struct unified_counters {
 	__u64 events;
 	__u64 events_lost; /* the ring buffer was full */
 	__u64 no_metadata; /* no metadata area: the driver has none, or the dispatcher may not make one */
+	__u64 since_event; /* packets since the last that was logged: the program's own */
 };
 
 /* Changed from user space at any time. */
@@ -63,7 +64,7 @@ struct unified_settings {
 
 _Static_assert(sizeof(struct unified_meta) == 32, "at most 32 bytes fit before a packet on older kernels");
 _Static_assert(sizeof(struct unified_event) == 56, "src/net/wire.rs");
-_Static_assert(sizeof(struct unified_counters) == 80, "src/net/wire.rs");
+_Static_assert(sizeof(struct unified_counters) == 88, "src/net/wire.rs");
 _Static_assert(sizeof(struct unified_settings) == 24, "src/net/wire.rs");
 
 #endif

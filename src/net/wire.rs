@@ -18,8 +18,8 @@ pub struct XdpCounters {
     pub no_metadata: u64,
 }
 
-/// `u64`s in `XdpCounters`.
-pub const COUNTERS: usize = 10;
+/// `u64`s that the XDP program keeps for each CPU.
+pub const COUNTERS: usize = 11;
 
 impl XdpCounters {
     pub fn from_words(words: &[u64; COUNTERS]) -> XdpCounters {
@@ -34,6 +34,7 @@ impl XdpCounters {
             events,
             events_lost,
             no_metadata,
+            _since_event,
         ] = *words;
         XdpCounters {
             seen,
