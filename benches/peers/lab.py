@@ -94,9 +94,62 @@ class Clock:
                 "load": float(Path("/proc/loadavg").read_text().split()[0])}
 
 
+class SlowDisk:
+    """A cgroup whose processes write at most so many bytes a second to the disk that a file is on: the kernel's block
+    throttling. `RuntimeError` where the kernel or the disk has none."""
+
+    def __init__(self, file: Path, bytes_per_second: int):
+        self.device, self.rate = self._disk_of(file), bytes_per_second
+        self.group = None
+        self.enabled = False
+
+    @staticmethod
+    def _disk_of(file: Path) -> str:
+        device = os.stat(file).st_dev
+        block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+        if (block / "partition").exists():
+            block = block.parent
+        if not (block / "dev").exists():
+            raise RuntimeError(f"{file} is on no disk of its own")
+        return (block / "dev").read_text().strip()
+
+    def __enter__(self) -> "SlowDisk":
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+        for _, at, kind, flags, *_ in mounts:
+            if kind == "cgroup" and "blkio" in flags.split(","):
+                self.root, limit = Path(at), ("blkio.throttle.write_bps_device", f"{self.device} {self.rate}")
+                break
+            if kind == "cgroup2" and "io" in (Path(at) / "cgroup.controllers").read_text().split():
+                self.root, limit = Path(at), ("io.max", f"{self.device} wbps={self.rate}")
+                self.enabled = "io" not in (self.root / "cgroup.subtree_control").read_text().split()
+                break
+        else:
+            raise RuntimeError("no cgroup hierarchy with a controller for block I/O is mounted")
+        try:
+            if self.enabled:
+                (self.root / "cgroup.subtree_control").write_text("+io")
+            self.group = self.root / f"unified-bench-{os.getpid()}"
+            self.group.mkdir()
+            (self.group / limit[0]).write_text(limit[1])
+        except OSError as error:
+            self.__exit__()
+            raise RuntimeError(f"the disk {self.device} can't be slowed: {error}") from error
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.group and self.group.exists():
+            self.group.rmdir()
+        if self.enabled:
+            (self.root / "cgroup.subtree_control").write_text("-io")
+
+    def slowed(self, command: list[str]) -> list[str]:
+        return ["sh", "-c", 'echo $$ >"$0" && exec "$@"', f"{self.group}/cgroup.procs", *command]
+
+
 class Lab:
     def __init__(self, programs: Path, niceness: int):
         self.programs, self.niceness = programs, niceness
+        self.slow_disk: SlowDisk | None = None
         self.near, self.far = f"bench-rx-{os.getpid()}", f"bench-tx-{os.getpid()}"
         self.iface, self.far_iface = "rx0", "tx0"
 
@@ -129,7 +182,8 @@ class Lab:
 
     def here(self, command: list[str]) -> list[str]:
         """A command on the recorders' core, in their namespace."""
-        return [*self._prefix(self.near, RECORDER_CORE), *command]
+        command = [*self._prefix(self.near, RECORDER_CORE), *command]
+        return self.slow_disk.slowed(command) if self.slow_disk else command
 
     def send(self, size: int, rate: float, seconds: float) -> dict[str, float]:
         """`rate` 0: as many as go."""

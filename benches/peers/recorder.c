@@ -10,6 +10,7 @@
  *     --layout payload|slot             of the pipeline (default slot)
  *     --drive inline|thread             (default inline)
  *     --frames N --frame-size N --rings N --sq N --moderation US --huge-pages
+ *     --events                          of the pipeline: an event of each packet, read by this program
  *
  * Prints "ready", records until SIGINT or SIGTERM, and prints what became of every packet as key=value.
  */
@@ -17,6 +18,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -136,6 +138,21 @@ static void latency(void)
 	}
 }
 
+/* A signal; and meanwhile takes the events, where there are any. */
+static void await(void)
+{
+	static struct unified_event events[256];
+	struct pollfd fd = { .fd = unified_events_fd(ctx), .events = POLLIN };
+	int count;
+
+	poll(&fd, 1, -1);
+	do
+		count = unified_events(ctx, events, 256);
+	while (count > 0);
+	if (fd.fd >= 0)
+		check(count, "Taking events");
+}
+
 static uint32_t moderation_us;
 
 static void pipeline(uint32_t layout)
@@ -152,7 +169,7 @@ static void pipeline(uint32_t layout)
 	check(unified_pipeline_start(ctx, &config), "Starting the pipeline");
 	ready();
 	while (!stopping)
-		pause();
+		await();
 	check(unified_pipeline_stop(ctx, &status), "Stopping the pipeline");
 	printf("payload_bytes=%" PRIu64 " no_space=%" PRIu64 " empty=%" PRIu64 " wraps=%" PRIu64 "\n",
 	       status.payload_bytes, status.no_space, status.empty, status.wraps);
@@ -187,6 +204,8 @@ static void report(void)
 #define SAY(field) printf(#field "=%" PRIu64 "\n", s.field)
 	SAY(xdp_seen);
 	SAY(xdp_redirected);
+	SAY(events);
+	SAY(events_lost);
 	SAY(rx_dropped);
 	SAY(rx_ring_full);
 	SAY(redirect_errors);
@@ -234,7 +253,8 @@ int main(int argc, char **argv)
 		{ "drive", required_argument, NULL, 'd' },	{ "frames", required_argument, NULL, 'n' },
 		{ "frame-size", required_argument, NULL, 's' }, { "rings", required_argument, NULL, 'r' },
 		{ "sq", required_argument, NULL, 'q' },		{ "moderation", required_argument, NULL, 'M' },
-		{ "huge-pages", no_argument, NULL, 'H' },	{ NULL, 0, NULL, 0 },
+		{ "huge-pages", no_argument, NULL, 'H' },	{ "events", no_argument, NULL, 'e' },
+		{ NULL, 0, NULL, 0 },
 	};
 	struct unified_config config = {
 		.size = sizeof(config),
@@ -276,6 +296,9 @@ int main(int argc, char **argv)
 			break;
 		case 'M':
 			moderation_us = strtoul(optarg, NULL, 10);
+			break;
+		case 'e':
+			config.flags &= ~UNIFIED_NO_EVENTS;
 			break;
 		case 'H':
 			config.flags |= UNIFIED_HUGE_PAGES;

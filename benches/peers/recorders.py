@@ -294,7 +294,7 @@ def variants(lab: Lab) -> list[Recorder]:
             OursWith(lab, "moderation 1 ms", "--moderation", "1000"),
             OursWith(lab, "no moderation", "--moderation", "1"),
             OursWith(lab, "both cores", cores=f"{SENDER_CORE},{RECORDER_CORE}"),
-            OursWith(lab, "interrupts deferred", deferred=True)]
+            OursWith(lab, "interrupts deferred", deferred=True), OursWith(lab, "an event of each packet", "--events")]
 
 
 def all_recorders(lab: Lab) -> list[Recorder]:

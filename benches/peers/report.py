@@ -36,7 +36,7 @@ class Results:
         self.peers = self.about["peers"]
         self.by_part = defaultdict(lambda: defaultdict(list))
         for entry in results["runs"]:
-            if entry["part"] in ("storage", "guest"):
+            if "who" in entry:
                 key = (entry["who"], entry["target"], entry["order"], entry["block"], entry["depth"])
             else:
                 key = (entry["recorder"], entry["target"], entry["size"])
@@ -49,17 +49,23 @@ class Results:
     def of(self, part: str, *key) -> list[dict]:
         return self.by_part[part].get(key, [])
 
-    def storage(self, *key) -> float | None:
-        return median(run["rate"] for run in self.of("storage", *key))
+    def storage(self, *key, part: str = "storage") -> float | None:
+        return median(run["rate"] for run in self.of(part, *key))
 
-    def write_only(self, name: str, target: str, size: int) -> float | None:
+    def write_only(self, name: str, target: str, size: int, part: str = "storage") -> float | None:
         """Packets a second that the device takes in the way in which this recorder writes."""
         peer = self.peers[name]
         if peer["own"]:
-            # Block after block in both layouts, which the engine merges.
-            return self.storage("unified inline", target, "sequential", 2048, 1024)
-        rate = self.storage("fio", target, "sequential", MIB, 4)
-        return rate and rate * MIB / peer["bytes"][str(size) if str(size) in peer["bytes"] else size]
+            # Block after block, which the engine merges.
+            blocks = self.storage("unified inline", target, "sequential", 2048, 1024, part=part)
+            return blocks and blocks * 2048 / self.stored_bytes(peer, size)
+        rate = self.storage("fio", target, "sequential", MIB, 4, part=part)
+        return rate and rate * MIB / self.stored_bytes(peer, size)
+
+    @staticmethod
+    def stored_bytes(peer: dict, size: int) -> int:
+        """For a packet. (The keys of JSON are strings.)"""
+        return peer["bytes"][str(size) if str(size) in peer["bytes"] else size]
 
     def rx_only(self, part: str, size: int, number: int) -> float | None:
         rates = [runs[number]["stored_rate"] for name in RX_ONLY
@@ -68,7 +74,8 @@ class Results:
 
     def ratio(self, name: str, target: str, size: int, part: str = "flood") -> float | None:
         """stored / min(rx-only, write-only), round by round."""
-        device, found = self.write_only(name, target, size), []
+        storage = "slow storage" if part == "slow" else "storage"
+        device, found = self.write_only(name, target, size, storage), []
         for number, run in enumerate(self.of(part, name, target, size)):
             receive = self.rx_only(part, size, number)
             bounds = [bound for bound in (receive, device) if bound]
@@ -184,6 +191,19 @@ class Results:
         return table(["target", "payload", "recorder", "offered, thousand/s", "stored", "lost, %",
                       "stored / min(rx, write)", "stored / best other"], rows)
 
+    def slow_table(self) -> str:
+        rows = []
+        for name, target, size in self.keys("slow"):
+            if target == "none":
+                continue
+            runs = self.of("slow", name, target, size)
+            rows.append([target, str(size), name, show(median(r["offered_rate"] for r in runs) / 1e3, ".0f"),
+                         show(median(r["stored_rate"] for r in runs) / 1e3, ".1f"),
+                         show(self.write_only(name, target, size, "slow storage") / 1e3, ".1f"),
+                         show(self.ratio(name, target, size, "slow"), ".2f")])
+        return table(["target", "payload", "recorder", "offered, thousand/s", "stored", "write-only",
+                      "stored / min(rx, write)"], rows)
+
     def options_table(self) -> str:
         rows = []
         for name, target, size in sorted(self.by_part["options flood"]):
@@ -256,6 +276,9 @@ class Results:
         if self.by_part["overrun"]:
             text.append("### More offered than anybody takes\n\nThe kernel's receive work is on the recorders' core.\n\n"
                         + self.overrun_table())
+        if self.by_part["slow"]:
+            text.append(f"### A disk that takes {about['slow_rate'] / 1e6:.0f} MB/s\n\nStored: until all is written.\n\n"
+                        + self.slow_table())
         if self.by_part["options flood"]:
             text.append("### What can be turned\n\n" + self.options_table())
         if self.by_part["latency"]:
