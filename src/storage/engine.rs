@@ -3,120 +3,54 @@
 //! One turn (`pump`) reaps io_uring, takes SQ entries, and publishes completions. An entry is taken only
 //! when a CQ slot can be reserved for it, so no completion can ever be lost. Whoever calls `pump` drives
 //! the engine: the caller's thread (inline) or `EngineThread`.
+//!
+//! An entry's way: `next_entry`, `start` (which finds a place for its data, `bounce`), then either into the run
+//! that grows (`run`) or to the device (`begin`); back through `reap` and `follow`, which knows what comes next, and on
+//! its way out through the spill (`overflow`) where the device failed it; `finish` and `post` tell.
 
 #![forbid(unsafe_code)]
 
+mod bounce;
+mod overflow;
+mod run;
+mod shore;
+#[cfg(test)]
+mod tests;
+mod thread;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
+
+use bounce::BouncePool;
+pub use bounce::{bounce_bytes, bounce_piece};
+use overflow::Overflow;
+use run::Run;
+pub use shore::Shore;
+pub use thread::EngineThread;
 
 use super::command::{self, Command, Rules, entry_flags, opcode};
 use super::device::{Device, Kind, Limits};
-use super::merge::{self, Bounds, Follows, Habit};
+use super::merge::{self, Bounds, Habit};
 use super::nvme;
-use super::spill;
-use super::{
-    BUFFER_BOUNCE, BUFFER_DATA, Backend, MAX_BACKOFF_US, Memory, Outcome, Retry, Step, Task,
-};
+use super::{Backend, MAX_BACKOFF_US, Memory, Outcome, Retry, Step, Task};
 use crate::error::{Error, Result};
-use crate::latency::Stamps;
 use crate::log::{self, Level};
 use crate::ring::{Consumer, Producer};
-use crate::stats::EngineStats;
 use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_SPILLED, UnifiedCqe, UnifiedSqe};
-use crate::sys::event::{Doorbell, monotonic_ns};
+use crate::sys::event::monotonic_ns;
 use crate::sys::limits;
 use crate::sys::probe;
 use crate::sys::shm::Shared;
-use crate::sys::uring::{BufRange, Op, PIECES, Reaped, Ring, SHARD, Table};
+use crate::sys::uring::{BufRange, Op, Reaped, Ring, Table};
 
-/// With this many commands in flight the engine does not ask to be rung for new entries: the next
-/// completion brings it round anyway, and meanwhile the run of entries grows.
-const BUSY: u32 = 8;
-/// Most completions waited for at once, and the longest wait for that many.
-const WAIT_BATCH: u32 = 32;
-const WAIT_BATCH_TIME: Duration = Duration::from_micros(200);
 /// Scattered operations are handed to the kernel in small batches while the device has less than `FED` of them: what
 /// waits for the rest of a long batch to be prepared, an idle device could have begun. The kernel holds a batch back
 /// until its end, too (its own plug).
 const FEED: usize = 4;
 const FED: usize = 32;
 const DOORBELL_DATA: u64 = u64::MAX;
-
-/// What the engine shares with those who feed it and empty it.
-#[derive(Debug)]
-pub struct Shore {
-    /// Rung by the SQ's producer and, when the CQ was full, by its consumer.
-    pub engine_bell: Doorbell,
-    /// Rung by the engine when the CQ's flag asks for it.
-    pub taker_bell: Doorbell,
-    /// The engine has entries and no CQ slot for them.
-    cq_starved: AtomicBool,
-    /// Something is broken for good: the rings were corrupted, or io_uring fails. An errno, or 0.
-    failed: AtomicU64,
-    pub stats: EngineStats,
-    /// When each entry of the SQ ring was submitted.
-    pub stamps: Stamps,
-}
-
-impl Shore {
-    /// For rings that a program writes itself: nobody says when it submitted, and no times are kept.
-    pub fn new() -> Result<Arc<Shore>> {
-        Self::timed(0)
-    }
-
-    /// For an SQ ring of so many entries, whose producer stamps them.
-    pub fn timed(sq_entries: u32) -> Result<Arc<Shore>> {
-        let bell = || Doorbell::new().map_err(|e| Error::os(&e, "creating an eventfd"));
-        Ok(Arc::new(Shore {
-            engine_bell: bell()?,
-            taker_bell: bell()?,
-            cq_starved: AtomicBool::new(false),
-            failed: AtomicU64::new(0),
-            stats: EngineStats::default(),
-            stamps: Stamps::new(sq_entries),
-        }))
-    }
-
-    /// The taker has freed CQ slots: wakes an engine that waits for them. Once a batch.
-    pub fn cq_released(&self) {
-        // The mirror image of the rings' need-wakeup: release the slots, fence, look at the flag.
-        fence(Ordering::SeqCst);
-        if self.cq_starved.load(Ordering::Relaxed) {
-            self.engine_bell.ring();
-        }
-    }
-
-    /// The errno of a failure that the engine cannot go on from.
-    pub fn failure(&self) -> Option<i32> {
-        match self.failed.load(Ordering::Acquire) {
-            0 => None,
-            errno => Some(errno as i32),
-        }
-    }
-}
-
-/// Fixed pieces of registered memory, for data that the device cannot take where it is.
-#[derive(Debug)]
-struct BouncePool {
-    piece: u32,
-    free: Vec<u16>,
-}
-
-impl BouncePool {
-    fn take(&mut self) -> Option<u16> {
-        self.free.pop()
-    }
-
-    fn range(&self, piece: u16, len: u32) -> BufRange {
-        BufRange {
-            buffer: BUFFER_BOUNCE,
-            offset: piece as usize * self.piece as usize,
-            len,
-        }
-    }
-}
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Slot {
@@ -172,17 +106,6 @@ struct Answer {
     frame: bool,
     bounced: bool,
     spilled: bool,
-}
-
-/// Entries that have become one operation, which is not yet given to the device.
-#[derive(Debug, Clone, Copy)]
-struct Run {
-    head: u16,
-    tail: u16,
-    /// The last piece of its memory, and how many there are.
-    piece: BufRange,
-    pieces: usize,
-    segments: usize,
 }
 
 /// How an engine is set up.
@@ -242,16 +165,6 @@ pub struct Engine {
     _device: Device,
 }
 
-/// The spill, as the engine uses it.
-#[derive(Debug)]
-struct Overflow {
-    /// Number in the registered file table.
-    file: u32,
-    path: String,
-    /// Holds what no flush has covered yet.
-    dirty: bool,
-}
-
 /// What one turn did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Turn {
@@ -262,16 +175,6 @@ pub struct Turn {
     submitted: u64,
     /// Looked at once, when there is something to time. ns; 0 before.
     now: u64,
-}
-
-/// Bytes in a bounce piece: the longest command that can be bounced.
-pub fn bounce_piece(limits: &Limits) -> u32 {
-    limits.block_size.max(8192)
-}
-
-/// Bytes of the bounce pool for a depth.
-pub fn bounce_bytes(limits: &Limits, depth: u32) -> usize {
-    bounce_piece(limits) as usize * depth.clamp(2, 256) as usize
 }
 
 impl Engine {
@@ -614,58 +517,6 @@ impl Engine {
         Ok(true)
     }
 
-    /// Adds an entry to the run, where it is the next one.
-    fn joins_run(&mut self, index: u16) -> bool {
-        let Some(run) = &mut self.run else {
-            return false;
-        };
-        // A slot is some cache lines long: looked at where it is.
-        let Ok([head, next]) = self
-            .slots
-            .get_disjoint_mut([run.head as usize, index as usize])
-        else {
-            return false;
-        };
-        let Some(at) = next.data.filter(|_| next.bounce.is_none()) else {
-            return false;
-        };
-        let command = &mut head.task.command;
-        let segments = run.segments + merge::segments(at);
-        let fits = self.bounds.take_segments(segments);
-        match merge::follows(command, run.piece, &next.command, at, self.bounds) {
-            Follows::Whole if head.table.is_none() || fits => {
-                run.piece.len += at.len;
-                if let Some(data) = &mut head.task.data {
-                    data.len += at.len;
-                }
-            }
-            Follows::Apart if self.gathers && run.pieces < PIECES && fits => {
-                if head.table.is_none() {
-                    head.table = self.ring.reserve();
-                }
-                if head.table.is_none() {
-                    return false;
-                }
-                run.piece = at;
-                run.pieces += 1;
-            }
-            _ => return false,
-        }
-        run.segments = segments;
-        merge::join(command, &next.command);
-        self.slots[run.tail as usize].next = Some(index);
-        run.tail = index;
-        true
-    }
-
-    /// Gives the run to the device.
-    fn unplug(&mut self, turn: &mut Turn) -> Result<()> {
-        match self.run.take() {
-            Some(run) => self.begin(run.head, turn),
-            None => Ok(()),
-        }
-    }
-
     fn begin(&mut self, index: u16, turn: &mut Turn) -> Result<()> {
         if let Some(table) = self.slots[index as usize].table {
             let step = match self.gather(index, table) {
@@ -678,71 +529,6 @@ impl Engine {
             .backend
             .begin(&mut self.slots[index as usize].task, &self.memory);
         self.follow(index, step, turn)
-    }
-
-    /// Finds where the data is, or copies it to where the device can take it. `Ok(false)`: no piece.
-    fn place(
-        &mut self,
-        sqe: &UnifiedSqe,
-        flags: u32,
-        slot: &mut Slot,
-    ) -> std::result::Result<bool, Outcome> {
-        let command = slot.task.command;
-        let (at, len) = (command.offset as usize, command.len as usize);
-        let short = flags & entry_flags::PAD_IN_BOUNCE != 0;
-        let in_place = self.backend.takes_in_place(&command)
-            || ((self.memory.data.address() + at) | len) & self.limits.dma_alignment as usize == 0;
-        let one_shard = at / SHARD == (at + len - 1) / SHARD;
-        if !short && one_shard && (in_place || !self.config.bounce) {
-            slot.task.data = Some(BufRange {
-                buffer: BUFFER_DATA,
-                offset: at,
-                len: command.len,
-            });
-            return Ok(true);
-        }
-        if command.len > self.bounce.piece {
-            // Longer than what the library can copy for it: the caller has to align it.
-            return Err(Outcome::errno(libc::EINVAL, command.opcode));
-        }
-        let Some(piece) = self.bounce.take() else {
-            return Ok(false);
-        };
-        slot.bounce = Some(piece);
-        slot.bounced = true;
-        let range = self.bounce.range(piece, command.len);
-        slot.task.data = Some(range);
-        if command::direction(command.opcode) != command::Direction::FromDevice {
-            let valid = if short {
-                (sqe.pad as usize).min(len)
-            } else {
-                len
-            };
-            self.memory
-                .data
-                .copy_to(at, &self.memory.bounce, range.offset, valid);
-            self.memory.bounce.zero(range.offset + valid, len - valid);
-        }
-        self.shore.stats.bounced.add(1);
-        self.shore.stats.bounced_bytes.add(command.len.into());
-        probe::bounced(command.opcode, command.lba, command.len, command.offset);
-        Ok(true)
-    }
-
-    fn free_pieces(&mut self, slot: &mut Slot) {
-        self.bounce.free.extend(slot.bounce.take());
-        self.bounce.free.extend(slot.scratch.take());
-    }
-
-    /// The one operation of a run whose memory is in pieces.
-    fn gather(&mut self, head: u16, table: Table) -> Result<Op> {
-        let slots = &self.slots;
-        let chain = std::iter::successors(Some(head), |index| slots[*index as usize].next);
-        let pieces = chain.filter_map(|index| slots[index as usize].data);
-        let pieces = self.ring.gather(table, pieces)?;
-        Ok(self
-            .backend
-            .gathered(&self.slots[head as usize].task.command, pieces))
     }
 
     /// Queues a command's next operation, or completes it.
@@ -784,119 +570,8 @@ impl Engine {
         if outcome.status == 0 {
             return self.finish_run(index, outcome, turn);
         }
-        // What failed as one is tried entry by entry, and one after the other: the block layer makes one
-        // request of neighbours that come together, which then fails as one again. A block that was written
-        // by the first try is written again with the same data.
-        let mut at = Some(index);
-        while let Some(index) = at {
-            let slot = &mut self.slots[index as usize];
-            slot.alone = true;
-            if let Some(table) = slot.table.take() {
-                self.ring.release(table);
-            }
-            slot.task = Task {
-                command: slot.command,
-                data: slot.data,
-                ..Task::default()
-            };
-            at = slot.next;
-        }
+        self.part_run(index);
         self.begin(index, turn)
-    }
-
-    /// Sends a write that the device failed to the spill, and a flush on to it. `false`: it has ended.
-    fn spills(&mut self, index: u16, outcome: &mut Outcome) -> bool {
-        let slot = &self.slots[index as usize];
-        let (Some(spill), None) = (&mut self.spill, slot.spilling) else {
-            return false;
-        };
-        let file = spill.file;
-        let op = match slot.data {
-            Some(range) if spill::wants(&slot.command, outcome) => Op::Write {
-                file,
-                range,
-                offset: slot.command.lba << self.limits.block_shift(),
-                dsync: slot.command.fua,
-            },
-            _ if slot.command.opcode == opcode::FLUSH && outcome.status == 0 && spill.dirty => {
-                // What is spilled from now on is for the next one.
-                spill.dirty = false;
-                Op::Sync { file }
-            }
-            _ => return false,
-        };
-        if let Err(error) = self.queue(&op, u64::from(index)) {
-            if let (Op::Sync { .. }, Some(spill)) = (&op, &mut self.spill) {
-                // Not flushed: that must not be taken for durable.
-                spill.dirty = true;
-                *outcome = Outcome::errno(error.errno(), opcode::FLUSH);
-            }
-            return false;
-        }
-        self.slots[index as usize].spilling = Some(*outcome);
-        self.operating += 1;
-        true
-    }
-
-    /// What became of a command that went to the spill.
-    fn spilled(&mut self, index: u16, ended: Outcome, result: i32) -> Step {
-        let slot = &mut self.slots[index as usize];
-        let Some(spill) = &mut self.spill else {
-            return Step::Done(ended);
-        };
-        if slot.command.opcode == opcode::FLUSH {
-            spill.dirty |= result < 0;
-            return Step::Done(match result {
-                0.. => ended,
-                _ => Outcome::errno(-result, opcode::FLUSH),
-            });
-        }
-        let len = slot.command.len;
-        if u32::try_from(result) != Ok(len) {
-            log::log(
-                Level::Error,
-                format_args!(
-                    "block {}: the device failed the write (status {:#x}), and so did the spill '{}' ({result} of \
-                     {len} bytes)",
-                    slot.command.lba, ended.status, spill.path
-                ),
-            );
-            return Step::Done(ended);
-        }
-        slot.spilled = true;
-        spill.dirty = true;
-        let stats = &self.shore.stats;
-        if stats.spilled.get() == 0 {
-            log::log(
-                Level::Warn,
-                format_args!(
-                    "block {}: the device failed the write (status {:#x}); it is in '{}', and others may follow it",
-                    slot.command.lba, ended.status, spill.path
-                ),
-            );
-        }
-        stats.spilled.add(1);
-        stats.spilled_bytes.add(len.into());
-        Step::Done(Outcome::success(len))
-    }
-
-    fn finish_run(&mut self, head: u16, outcome: Outcome, turn: &mut Turn) -> Result<()> {
-        let mut at = Some(head);
-        while let Some(index) = at {
-            let slot = &mut self.slots[index as usize];
-            at = slot.next.take();
-            let outcome = Outcome {
-                len: slot.command.len,
-                ..outcome
-            };
-            self.finish(index, outcome, turn).inspect_err(|_| {
-                // The rings are broken: the rest of the run ends here too.
-                if let Some(rest) = at {
-                    self.forget(rest);
-                }
-            })?;
-        }
-        Ok(())
     }
 
     fn finish(&mut self, index: u16, outcome: Outcome, turn: &mut Turn) -> Result<()> {
@@ -933,20 +608,6 @@ impl Engine {
             self.ring.release(table);
         }
         self.free_slots.push(index);
-    }
-
-    fn copy_back(&self, slot: &Slot) {
-        let command = &slot.command;
-        let reads = matches!(
-            command::direction(command.opcode),
-            command::Direction::FromDevice | command::Direction::Both
-        );
-        if let (true, Some(range)) = (reads, slot.data) {
-            let to = command.offset as usize;
-            self.memory
-                .bounce
-                .copy_to(range.offset, &self.memory.data, to, range.len as usize);
-        }
     }
 
     fn queue(&mut self, op: &Op, user_data: u64) -> Result<()> {
@@ -1067,25 +728,6 @@ impl Engine {
         }
         self.ring.submit(0, None)
     }
-
-    /// Sleeps in io_uring until a completion or the doorbell, as its thread does.
-    fn sleep(&mut self) -> Result<()> {
-        let in_flight = self.in_flight();
-        let ready = if in_flight >= BUSY && self.cq_room()? {
-            // Busy: no doorbell wanted. New entries wait for the next completion and go in one batch.
-            let want = (self.operating / 4).clamp(1, WAIT_BATCH);
-            self.ring.submit(want as usize, Some(WAIT_BATCH_TIME))?;
-            false
-        } else {
-            self.prepare_sleep()?
-        };
-        if ready {
-            self.shore.stats.sleeps.add(1);
-            self.ring.submit(1, None)?;
-        }
-        self.awake();
-        Ok(())
-    }
 }
 
 impl Engine {
@@ -1154,602 +796,4 @@ fn as_given(sqe: &UnifiedSqe) -> (u8, u64, u32) {
     let cmd = &sqe.nvme_cmd;
     let lba = u64::from(cmd.cdw11) << 32 | u64::from(cmd.cdw10);
     (cmd.opcode, lba, cmd.data_len)
-}
-
-/// Messages to an engine's thread.
-#[derive(Debug, Default)]
-pub struct Control {
-    stop: AtomicBool,
-}
-
-/// The library's own thread around an engine. Dropping it stops it: what is in flight is finished first.
-pub struct EngineThread {
-    control: Arc<Control>,
-    shore: Arc<Shore>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl EngineThread {
-    pub fn spawn(mut engine: Engine, shore: Arc<Shore>) -> Result<EngineThread> {
-        let control = Arc::new(Control::default());
-        let seen = control.clone();
-        let thread = std::thread::Builder::new()
-            .name("unified-engine".into())
-            .spawn(move || {
-                crate::sys::event::block_signals();
-                if let Err(error) = run(&mut engine, &seen) {
-                    // Nothing may touch the region when the thread has ended.
-                    let _ = engine.abandon();
-                    engine
-                        .shore
-                        .failed
-                        .store(error.errno() as u64, Ordering::Release);
-                    crate::log::log(
-                        crate::log::Level::Error,
-                        format_args!("engine stopped: {error}"),
-                    );
-                    engine.shore.taker_bell.ring();
-                }
-            })
-            .map_err(|e| Error::os(&e, "starting the engine's thread"))?;
-        Ok(EngineThread {
-            control,
-            shore,
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for EngineThread {
-    fn drop(&mut self) {
-        // Release: whatever the stopper did before is seen by the engine's last turns.
-        self.control.stop.store(true, Ordering::Release);
-        self.shore.engine_bell.ring();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn run(engine: &mut Engine, control: &Control) -> Result<()> {
-    engine.enable()?;
-    loop {
-        let turn = engine.pump(false)?;
-        // Behind the pump, which may have taken the ring of the bell that came with it.
-        if control.stop.load(Ordering::Acquire) {
-            engine.config.retry.limit = 0;
-            // Entries that are in the SQ ring now were submitted before the stop: they are served, and
-            // what is in flight is finished. A CQ that nobody empties ends it too.
-            let stuck = !engine.cq_room()?;
-            if engine.in_flight() == 0 && (turn.taken == 0 || stuck) {
-                return Ok(());
-            }
-            engine
-                .ring
-                .submit(usize::from(engine.in_flight() > 0), Some(WAIT_BATCH_TIME))?;
-            continue;
-        }
-        engine.sleep()?;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Instant;
-
-    use super::super::device::DeviceConfig;
-    use super::super::faulty::{Fault, Faults, Faulty};
-    use super::super::spill::Spill;
-    use super::*;
-    use crate::region::{Layout, Region};
-    use crate::storage::command::status;
-    use crate::sys::mmap::Mapping;
-
-    const BLOCK: u32 = 512;
-    const BLOCKS: u64 = 64;
-
-    /// An inline engine over a file in memory, whose operations fail as told.
-    struct Rig {
-        engine: Engine,
-        region: Region,
-        sq: Producer<UnifiedSqe>,
-        cq: Consumer<UnifiedCqe>,
-        faults: Faults,
-        path: std::path::PathBuf,
-        shore: Arc<Shore>,
-    }
-
-    impl Rig {
-        fn new(name: &str, retry: Retry) -> Rig {
-            Rig::with_spill(name, retry, |_| None)
-        }
-
-        fn with_spill(
-            name: &str,
-            retry: Retry,
-            spill: impl FnOnce(&Device) -> Option<Spill>,
-        ) -> Rig {
-            let path = std::path::PathBuf::from(format!(
-                "/dev/shm/unified-engine-{name}-{}",
-                std::process::id()
-            ));
-            let region = Region::create(Layout::new(64, 64, 1 << 20).unwrap(), false).unwrap();
-            let device = Device::open(&DeviceConfig {
-                path: path.to_str().unwrap().into(),
-                file_size: BLOCKS * u64::from(BLOCK),
-                ..DeviceConfig::default()
-            });
-            let mut device = device.unwrap();
-            device.made.take().unwrap().keep();
-            device.spill = spill(&device);
-            let len = bounce_bytes(&device.limits, 64);
-            let bounce = Arc::new(Mapping::anonymous(len, false).unwrap());
-            let shore = Shore::timed(64).unwrap();
-            let mut engine = Engine::new(
-                device,
-                Consumer::new(region.sq.clone(), "SQ"),
-                Producer::new(region.cq.clone(), "CQ"),
-                region.data.clone(),
-                Shared::new(bounce, 0, len).unwrap(),
-                EngineConfig {
-                    depth: 64,
-                    bounce: true,
-                    raw: false,
-                    threaded: false,
-                    backlog: 0,
-                    registered: true,
-                    retry,
-                },
-                shore.clone(),
-            )
-            .unwrap();
-            let faults = Faults::default();
-            let device = std::mem::replace(
-                &mut engine.backend,
-                Backend::Faulty(Box::new(Faulty {
-                    device: Backend::Null(super::super::null::Null::new(&engine._device)),
-                    faults: faults.clone(),
-                })),
-            );
-            if let Backend::Faulty(faulty) = &mut engine.backend {
-                faulty.device = device;
-            }
-            Rig {
-                sq: Producer::new(region.sq.clone(), "SQ"),
-                cq: Consumer::new(region.cq.clone(), "CQ"),
-                engine,
-                region,
-                faults,
-                path,
-                shore,
-            }
-        }
-
-        fn fail(&self, opcode: u8, result: i32) {
-            self.faults.lock().push_back(Fault { opcode, result });
-        }
-
-        /// One block each, neighbours in memory and on the device: one run.
-        fn write(&mut self, blocks: std::ops::Range<u64>) {
-            for block in blocks {
-                let at = block * u64::from(BLOCK);
-                self.region
-                    .data
-                    .write(at as usize, &[block as u8 + 1; BLOCK as usize]);
-                let mut sqe = command::transfer(opcode::WRITE, block, 1, at, BLOCK, false);
-                sqe.user_data = block;
-                self.push(sqe);
-            }
-            let _ = self.sq.publish();
-        }
-
-        fn push(&mut self, sqe: UnifiedSqe) {
-            self.shore.stamps.set(self.sq.tail(), monotonic_ns());
-            assert!(self.sq.push(sqe).unwrap());
-        }
-
-        fn flush(&mut self) -> UnifiedCqe {
-            self.push(command::flush());
-            let _ = self.sq.publish();
-            self.take(1)[0]
-        }
-
-        fn take(&mut self, count: usize) -> Vec<UnifiedCqe> {
-            let start = Instant::now();
-            let mut done = Vec::new();
-            while done.len() < count {
-                assert!(
-                    start.elapsed() < Duration::from_secs(20),
-                    "{} of {count}",
-                    done.len()
-                );
-                self.engine.pump(true).unwrap();
-                match self.cq.pop().unwrap() {
-                    Some(cqe) => done.push(cqe),
-                    None => self
-                        .engine
-                        .ring
-                        .submit(1, Some(Duration::from_millis(100)))
-                        .unwrap(),
-                }
-                self.cq.release();
-            }
-            done.sort_by_key(|cqe| cqe.user_data);
-            done
-        }
-
-        fn stored(&self, block: u64) -> bool {
-            let file = std::fs::read(&self.path).unwrap();
-            file.chunks(BLOCK as usize).nth(block as usize)
-                == Some(&[block as u8 + 1; BLOCK as usize][..])
-        }
-    }
-
-    impl Drop for Rig {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_file(&self.path);
-            if !std::thread::panicking() {
-                assert_eq!((self.engine.in_flight(), self.engine.operating), (0, 0));
-                assert_eq!(self.engine.bounce.free.len(), 64, "every piece came back");
-                assert!(self.engine.ring.all_tables_are_free());
-                assert_eq!(
-                    self.shore.stats.submitted.get(),
-                    self.shore.stats.completed.get()
-                );
-                assert!(self.faults.lock().is_empty(), "every fault happened");
-            }
-        }
-    }
-
-    #[test]
-    fn scattered_entries_wait_for_no_neighbour_and_no_long_batch() {
-        let mut rig = Rig::new("scattered", Retry::default());
-        let turn = |rig: &mut Rig, blocks: &mut dyn Iterator<Item = u64>| {
-            blocks.for_each(|block| rig.write(block..block + 1));
-            rig.engine.pump(false).unwrap();
-        };
-        // At first nobody knows: the last one waits, and all others for the end of the turn.
-        turn(&mut rig, &mut (0..8).map(|i| i * 2));
-        assert!(rig.engine.run.is_some());
-        assert_eq!(rig.engine.ring.queued(), 7);
-        turn(&mut rig, &mut (8..24).map(|i| i * 2));
-        assert!(rig.engine.run.is_none());
-        assert_eq!(rig.engine.operating, 24);
-        assert!((1..=FEED).contains(&rig.engine.ring.queued()));
-        assert_eq!(rig.take(24).len(), 24);
-        // Once the device has enough, the rest goes as one batch.
-        turn(&mut rig, &mut (0..48).map(|i| (i * 7) % 64));
-        assert_eq!(rig.engine.operating, 48);
-        let batch = rig.engine.ring.queued();
-        assert!((FEED + 1..=48 - FED).contains(&batch), "{batch}");
-        assert_eq!(rig.take(48).len(), 48);
-        // Neighbours again.
-        turn(&mut rig, &mut (50..56));
-        assert!(rig.engine.run.is_none(), "the device had nothing to do");
-        turn(&mut rig, &mut (56..64));
-        assert!(
-            rig.engine.run.is_some(),
-            "it grows while the device is busy"
-        );
-        assert_eq!(rig.take(14).len(), 14);
-        assert!((50..64).all(|block| rig.stored(block)));
-    }
-
-    #[test]
-    fn a_flush_that_fails_says_so_and_the_next_one_is_its_own() {
-        let mut rig = Rig::new("flush", Retry::default());
-        rig.write(0..1);
-        rig.take(1);
-        rig.fail(opcode::FLUSH, -libc::EIO);
-        let done = rig.flush();
-        assert_eq!(
-            (done.status as u16, done.result),
-            (status::WRITE_FAULT, -libc::EIO)
-        );
-        assert_eq!(rig.flush().status, 0);
-    }
-
-    #[test]
-    fn a_short_write_goes_on_where_it_stopped_also_in_a_run() {
-        for count in [1, 16] {
-            let mut rig = Rig::new("short", Retry::default());
-            rig.write(0..count);
-            // Not even whole blocks.
-            rig.fail(opcode::WRITE, 100);
-            rig.fail(opcode::WRITE, 1);
-            rig.fail(opcode::WRITE, -libc::EINTR);
-            for (i, done) in rig.take(count as usize).iter().enumerate() {
-                assert_eq!(
-                    (done.user_data, done.status, done.len),
-                    (i as u64, 0, BLOCK)
-                );
-                assert!(rig.stored(i as u64));
-            }
-        }
-    }
-
-    #[test]
-    fn a_write_of_nothing_is_an_error_and_no_loop() {
-        let mut rig = Rig::new("nothing", Retry::default());
-        rig.write(0..1);
-        rig.fail(opcode::WRITE, 0);
-        let done = rig.take(1)[0];
-        assert_eq!(
-            (done.status as u16, done.result),
-            (status::WRITE_FAULT, -libc::EIO)
-        );
-    }
-
-    #[test]
-    fn a_run_that_fails_is_tried_again_each_entry_by_itself() {
-        let mut rig = Rig::new("run", Retry::default());
-        rig.write(0..8);
-        // The run; then the first three of its entries.
-        for _ in 0..4 {
-            rig.fail(opcode::WRITE, -libc::EDQUOT);
-        }
-        let done = rig.take(8);
-        assert_eq!(
-            (done[0].status as u16, done[0].result),
-            (status::CAPACITY_EXCEEDED, -libc::EDQUOT)
-        );
-        let failed: Vec<u64> = done
-            .iter()
-            .filter(|d| d.status != 0)
-            .map(|d| d.user_data)
-            .collect();
-        assert_eq!(failed, [0, 1, 2]);
-        for done in &done[3..] {
-            assert!(rig.stored(done.user_data));
-        }
-    }
-
-    #[test]
-    fn what_the_device_fails_is_in_the_spill_and_a_flush_covers_it() {
-        let path = format!("/dev/shm/unified-engine-spill-{}", std::process::id());
-        let once = Retry {
-            limit: 0,
-            ..Retry::default()
-        };
-        let mut rig = Rig::with_spill("spilling", once, |device| {
-            Some(Spill::open(&path, device, false).unwrap())
-        });
-        let device = Device::open(&DeviceConfig {
-            path: "null:4096".into(),
-            ..DeviceConfig::default()
-        })
-        .unwrap();
-        assert_eq!(
-            Spill::open(&path, &device, false).unwrap_err().errno(),
-            libc::EBUSY
-        );
-        // The run fails, and then the first and third of its entries.
-        rig.fail(opcode::WRITE, -libc::EIO);
-        rig.fail(opcode::WRITE, -libc::EIO);
-        rig.fail(opcode::WRITE, BLOCK as i32);
-        rig.fail(opcode::WRITE, -libc::ENOSPC);
-        rig.write(0..4);
-        let done = rig.take(4);
-        let flags: Vec<_> = done
-            .iter()
-            .map(|cqe| (cqe.user_data, cqe.status, cqe.len, cqe.flags))
-            .collect();
-        let spilled = |i| (i, 0, BLOCK, CQE_SPILLED);
-        let written = |i| (i, 0, BLOCK, 0);
-        assert_eq!(flags, [spilled(0), written(1), spilled(2), written(3)]);
-        let stats = &rig.shore.stats;
-        assert_eq!((stats.spilled.get(), stats.spilled_bytes.get()), (2, 1024));
-        assert_eq!((stats.errors.get(), stats.bytes_written.get()), (0, 1024));
-        let there = std::fs::read(&path).unwrap();
-        assert_eq!(there.len() as u64, BLOCKS * u64::from(BLOCK));
-        for (i, block) in there.chunks(BLOCK as usize).enumerate() {
-            let expected = if i == 0 || i == 2 { i as u8 + 1 } else { 0 };
-            assert!(block.iter().all(|b| *b == expected), "block {i}");
-        }
-        assert!(rig.engine.spill.as_ref().unwrap().dirty);
-        assert_eq!(rig.flush().status, 0);
-        assert!(!rig.engine.spill.as_ref().unwrap().dirty);
-        // A flush that fails on the device has failed; nothing of the caller's own fault is spilled.
-        rig.fail(opcode::FLUSH, -libc::EIO);
-        assert_ne!(rig.flush().status, 0);
-        let beyond = command::transfer(opcode::WRITE, BLOCKS, 1, 0, BLOCK, false);
-        assert!(rig.sq.push(beyond).unwrap());
-        let _ = rig.sq.publish();
-        assert_eq!(rig.take(1)[0].status as u16, status::LBA_OUT_OF_RANGE);
-        assert_eq!(rig.shore.stats.spilled.get(), 2);
-        std::fs::remove_file(&path).unwrap();
-    }
-
-    /// The device fails the write and the spill has no room: the entry gets the device's truth.
-    #[test]
-    fn a_spill_that_fails_too_leaves_the_devices_error() {
-        let once = Retry {
-            limit: 0,
-            ..Retry::default()
-        };
-        // Always full, and as long as one likes.
-        let mut rig = Rig::with_spill("spill-full", once, |_| {
-            let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
-            Some(Spill {
-                file: full.unwrap().into(),
-                path: "/dev/full".into(),
-            })
-        });
-        rig.fail(opcode::WRITE, -libc::EIO);
-        rig.write(0..1);
-        let done = rig.take(1)[0];
-        assert_eq!(
-            (done.status as u16, done.result),
-            (status::WRITE_FAULT, -libc::EIO)
-        );
-        assert_eq!(done.flags & CQE_SPILLED, 0);
-        let stats = &rig.shore.stats;
-        assert_eq!((stats.spilled.get(), stats.errors.get()), (0, 1));
-    }
-
-    #[test]
-    fn by_default_a_transient_error_is_tried_eight_times_at_once() {
-        for (faults, status) in [(8, 0), (9, status::INTERNAL)] {
-            let mut rig = Rig::new("eight", Retry::default());
-            (0..faults).for_each(|_| rig.fail(opcode::WRITE, -libc::EAGAIN));
-            rig.write(0..1);
-            assert_eq!(rig.take(1)[0].status as u16, status, "{faults}");
-        }
-        let mut rig = Rig::new("nomem", Retry::default());
-        rig.fail(opcode::WRITE, -libc::ENOMEM);
-        rig.write(0..1);
-        assert_eq!(rig.take(1)[0].result, -libc::ENOMEM);
-    }
-
-    #[test]
-    fn with_a_backoff_it_waits_longer_each_time_and_others_go_on() {
-        let mut rig = Rig::new(
-            "backoff",
-            Retry {
-                limit: 3,
-                backoff_us: 20_000,
-                give_up_ms: 0,
-            },
-        );
-        for error in [libc::ENOMEM, libc::EBUSY, libc::EAGAIN] {
-            rig.fail(opcode::WRITE, -error);
-        }
-        let start = Instant::now();
-        rig.write(0..1);
-        // A flush passes meanwhile.
-        let mut first = rig.flush();
-        assert_eq!(first.status, 0);
-        assert!(
-            start.elapsed() < Duration::from_millis(140),
-            "{:?}",
-            start.elapsed()
-        );
-        first = rig.take(1)[0];
-        assert_eq!((first.status, first.len), (0, BLOCK));
-        assert!(
-            start.elapsed() >= Duration::from_millis(20 + 40 + 80),
-            "{:?}",
-            start.elapsed()
-        );
-        assert_eq!(rig.shore.stats.operations.get(), 5);
-        // The flush was quick, and the write took as long as its pauses.
-        let latency = rig.shore.stats.latency.snapshot();
-        assert_eq!(latency.count(), 2);
-        assert!(latency.quantile(0.5) < 140_000_000, "{latency:?}");
-        let passed = start.elapsed().as_nanos() as u64;
-        assert!((140_000_000..=passed).contains(&latency.max), "{latency:?}");
-    }
-
-    #[test]
-    fn it_gives_up_when_the_time_is_over() {
-        let mut rig = Rig::new(
-            "giveup",
-            Retry {
-                limit: 255,
-                backoff_us: 10_000,
-                give_up_ms: 100,
-            },
-        );
-        (0..5).for_each(|_| rig.fail(opcode::WRITE, -libc::EBUSY));
-        let start = Instant::now();
-        rig.write(0..1);
-        assert_eq!(rig.take(1)[0].result, -libc::EBUSY);
-        // 10 + 20 + 40 + 80 ms: then the 100 are over.
-        assert!(
-            (150..5000).contains(&start.elapsed().as_millis()),
-            "{:?}",
-            start.elapsed()
-        );
-    }
-
-    #[test]
-    fn without_retries_the_first_error_counts_and_draining_does_not_retry() {
-        let mut rig = Rig::new(
-            "none",
-            Retry {
-                limit: 0,
-                ..Retry::default()
-            },
-        );
-        rig.fail(opcode::WRITE, -libc::EAGAIN);
-        rig.write(0..1);
-        assert_eq!(rig.take(1)[0].result, -libc::EAGAIN);
-        drop(rig);
-        let mut rig = Rig::new(
-            "drain",
-            Retry {
-                limit: 255,
-                backoff_us: 300_000,
-                give_up_ms: 0,
-            },
-        );
-        (0..2).for_each(|_| rig.fail(opcode::WRITE, -libc::EBUSY));
-        rig.write(0..1);
-        rig.engine.pump(true).unwrap();
-        let start = Instant::now();
-        rig.engine.drain().unwrap();
-        assert!(start.elapsed() < Duration::from_secs(3));
-        rig.faults.lock().clear();
-    }
-
-    /// The consumer index of the CQ goes mad while entries wait for one another: no slot is left behind, so
-    /// nothing waits for it for ever, and what was taken is finished or given up.
-    #[test]
-    fn a_broken_ring_frees_every_slot() {
-        for bad in [100u32, 1 << 31] {
-            for drains in [true, false] {
-                let mut rig = Rig::new("broken", Retry::default());
-                rig.write(0..32);
-                while rig.shore.stats.completed.get() < 32 {
-                    rig.engine.pump(true).unwrap();
-                }
-                rig.region.cq.consumer().store(bad, Ordering::Relaxed);
-                rig.write(0..40);
-                let error = rig.engine.pump(true).unwrap_err();
-                assert_eq!(error.errno(), libc::EBADMSG, "{error}");
-                assert_eq!(rig.shore.failure(), Some(libc::EBADMSG));
-                let taken = rig.shore.stats.submitted.get();
-                assert_eq!((taken, rig.engine.in_flight()), (64, 32), "a slot for each");
-                let start = Instant::now();
-                if drains {
-                    rig.engine.drain().unwrap();
-                } else {
-                    rig.engine.abandon().unwrap();
-                    rig.shore.stats.completed.add(32);
-                }
-                assert!(start.elapsed() < Duration::from_secs(5));
-            }
-        }
-    }
-    /// It goes backwards: slots that were reserved are gone. What still fits is told, the rest is let go.
-    #[test]
-    fn a_consumer_that_goes_back_is_noticed_and_frees_every_slot() {
-        let mut rig = Rig::new("back", Retry::default());
-        rig.write(0..32);
-        while rig.shore.stats.completed.get() < 32 {
-            rig.engine.pump(true).unwrap();
-        }
-        rig.region
-            .cq
-            .consumer()
-            .store(-21i32 as u32, Ordering::Relaxed);
-        rig.write(0..40);
-        let start = Instant::now();
-        let error = loop {
-            assert!(start.elapsed() < Duration::from_secs(5));
-            if let Err(error) = rig.engine.pump(true) {
-                break error;
-            }
-        };
-        assert_eq!(error.errno(), libc::EBADMSG, "{error}");
-        assert_eq!(rig.engine.in_flight(), 0);
-        let stats = &rig.shore.stats;
-        assert_eq!(
-            (stats.submitted.get(), stats.completed.get()),
-            (64, 32 + 11)
-        );
-        stats.completed.add(21);
-        let _ = rig.engine.drain();
-        assert!(start.elapsed() < Duration::from_secs(5));
-    }
 }

@@ -1,0 +1,97 @@
+//! What the device fails goes to the spill, where there is one.
+
+#![forbid(unsafe_code)]
+
+use super::Engine;
+use crate::log::{self, Level};
+use crate::storage::command::opcode;
+use crate::storage::{Outcome, Step, spill};
+use crate::sys::uring::Op;
+
+/// The spill, as the engine uses it.
+#[derive(Debug)]
+pub(super) struct Overflow {
+    /// Number in the registered file table.
+    pub(super) file: u32,
+    pub(super) path: String,
+    /// Holds what no flush has covered yet.
+    pub(super) dirty: bool,
+}
+
+impl Engine {
+    /// Sends a write that the device failed to the spill, and a flush on to it. `false`: it has ended.
+    pub(super) fn spills(&mut self, index: u16, outcome: &mut Outcome) -> bool {
+        let slot = &self.slots[index as usize];
+        let (Some(spill), None) = (&mut self.spill, slot.spilling) else {
+            return false;
+        };
+        let file = spill.file;
+        let op = match slot.data {
+            Some(range) if spill::wants(&slot.command, outcome) => Op::Write {
+                file,
+                range,
+                offset: slot.command.lba << self.limits.block_shift(),
+                dsync: slot.command.fua,
+            },
+            _ if slot.command.opcode == opcode::FLUSH && outcome.status == 0 && spill.dirty => {
+                // What is spilled from now on is for the next one.
+                spill.dirty = false;
+                Op::Sync { file }
+            }
+            _ => return false,
+        };
+        if let Err(error) = self.queue(&op, u64::from(index)) {
+            if let (Op::Sync { .. }, Some(spill)) = (&op, &mut self.spill) {
+                // Not flushed: that must not be taken for durable.
+                spill.dirty = true;
+                *outcome = Outcome::errno(error.errno(), opcode::FLUSH);
+            }
+            return false;
+        }
+        self.slots[index as usize].spilling = Some(*outcome);
+        self.operating += 1;
+        true
+    }
+
+    /// What became of a command that went to the spill.
+    pub(super) fn spilled(&mut self, index: u16, ended: Outcome, result: i32) -> Step {
+        let slot = &mut self.slots[index as usize];
+        let Some(spill) = &mut self.spill else {
+            return Step::Done(ended);
+        };
+        if slot.command.opcode == opcode::FLUSH {
+            spill.dirty |= result < 0;
+            return Step::Done(match result {
+                0.. => ended,
+                _ => Outcome::errno(-result, opcode::FLUSH),
+            });
+        }
+        let len = slot.command.len;
+        if u32::try_from(result) != Ok(len) {
+            log::log(
+                Level::Error,
+                format_args!(
+                    "block {}: the device failed the write (status {:#x}), and so did the spill '{}' ({result} of \
+                     {len} bytes)",
+                    slot.command.lba, ended.status, spill.path
+                ),
+            );
+            return Step::Done(ended);
+        }
+        slot.spilled = true;
+        spill.dirty = true;
+        let stats = &self.shore.stats;
+        if stats.spilled.get() == 0 {
+            log::log(
+                Level::Warn,
+                format_args!(
+                    "block {}: the device failed the write (status {:#x}); it is in '{}', and others may follow it",
+                    slot.command.lba, ended.status, spill.path
+                ),
+            );
+        }
+        stats.spilled.add(1);
+        stats.spilled_bytes.add(len.into());
+        Step::Done(Outcome::success(len))
+    }
+}

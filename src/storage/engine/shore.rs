@@ -1,0 +1,64 @@
+//! What the engine shares with those who feed it and empty it.
+
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+use crate::error::{Error, Result};
+use crate::latency::Stamps;
+use crate::stats::EngineStats;
+use crate::sys::event::Doorbell;
+
+/// What the engine shares with those who feed it and empty it.
+#[derive(Debug)]
+pub struct Shore {
+    /// Rung by the SQ's producer and, when the CQ was full, by its consumer.
+    pub engine_bell: Doorbell,
+    /// Rung by the engine when the CQ's flag asks for it.
+    pub taker_bell: Doorbell,
+    /// The engine has entries and no CQ slot for them.
+    pub(super) cq_starved: AtomicBool,
+    /// Something is broken for good: the rings were corrupted, or io_uring fails. An errno, or 0.
+    pub(super) failed: AtomicU64,
+    pub stats: EngineStats,
+    /// When each entry of the SQ ring was submitted.
+    pub stamps: Stamps,
+}
+
+impl Shore {
+    /// For rings that a program writes itself: nobody says when it submitted, and no times are kept.
+    pub fn new() -> Result<Arc<Shore>> {
+        Self::timed(0)
+    }
+
+    /// For an SQ ring of so many entries, whose producer stamps them.
+    pub fn timed(sq_entries: u32) -> Result<Arc<Shore>> {
+        let bell = || Doorbell::new().map_err(|e| Error::os(&e, "creating an eventfd"));
+        Ok(Arc::new(Shore {
+            engine_bell: bell()?,
+            taker_bell: bell()?,
+            cq_starved: AtomicBool::new(false),
+            failed: AtomicU64::new(0),
+            stats: EngineStats::default(),
+            stamps: Stamps::new(sq_entries),
+        }))
+    }
+
+    /// The taker has freed CQ slots: wakes an engine that waits for them. Once a batch.
+    pub fn cq_released(&self) {
+        // The mirror image of the rings' need-wakeup: release the slots, fence, look at the flag.
+        fence(Ordering::SeqCst);
+        if self.cq_starved.load(Ordering::Relaxed) {
+            self.engine_bell.ring();
+        }
+    }
+
+    /// The errno of a failure that the engine cannot go on from.
+    pub fn failure(&self) -> Option<i32> {
+        match self.failed.load(Ordering::Acquire) {
+            0 => None,
+            errno => Some(errno as i32),
+        }
+    }
+}
