@@ -1,0 +1,198 @@
+//! A block device: what sysfs says that it takes, and who uses it already.
+
+#![forbid(unsafe_code)]
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::{Device, DeviceConfig, Kind, Limits, claim_patiently, is_busy, open_node};
+use crate::error::{Error, Result};
+
+/// The directory of a block device under sysfs, and that of the disk where it is a partition.
+pub(in crate::storage) struct Sysfs {
+    own: PathBuf,
+    disk: PathBuf,
+}
+
+impl Sysfs {
+    pub(super) fn of(meta: &fs::Metadata) -> Option<Sysfs> {
+        let (major, minor) = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
+        let own = fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+        let disk = match own.join("partition").exists() {
+            true => own.parent()?.to_path_buf(),
+            false => own.clone(),
+        };
+        Some(Sysfs { own, disk })
+    }
+
+    fn number(&self, base: &Path, name: &str) -> Option<u64> {
+        fs::read_to_string(base.join(name))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    }
+
+    fn queue(&self, name: &str) -> Option<u64> {
+        self.number(&self.disk.join("queue"), name)
+    }
+
+    fn names(&self, dir: &str) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.own.join(dir)) else {
+            return Vec::new();
+        };
+        entries
+            .filter_map(|e| e.ok()?.file_name().into_string().ok())
+            .collect()
+    }
+
+    fn partitions(&self) -> Vec<String> {
+        let mut names = self.names("");
+        names.retain(|name| self.own.join(name).join("partition").exists());
+        names
+    }
+
+    pub(super) fn limits(&self, path: &str) -> Result<Limits> {
+        let block_size = self.queue("logical_block_size").unwrap_or(512) as u32;
+        let sectors = self.number(&self.own, "size").unwrap_or(0);
+        let blocks = (sectors * 512)
+            .checked_div(u64::from(block_size))
+            .unwrap_or(0);
+        if blocks == 0 || !block_size.is_power_of_two() || block_size < 512 {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!(
+                    "device '{path}' has {blocks} blocks of {block_size} bytes; nothing can be stored on it"
+                ),
+            ));
+        }
+        if fs::read_to_string(self.disk.join("queue/zoned")).is_ok_and(|z| z.trim() != "none") {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!(
+                    "device '{path}' is zoned; this library writes at any LBA, which zones refuse"
+                ),
+            ));
+        }
+        let max = self.queue("max_hw_sectors_kb").unwrap_or(128) * 1024;
+        Ok(Limits {
+            block_size,
+            blocks,
+            max_transfer: max.min(u64::from(block_size) * 65536).min(1 << 30) as u32,
+            max_segments: self.queue("max_segments").unwrap_or(1) as u32,
+            virt_boundary: self.queue("virt_boundary_mask").unwrap_or(0),
+            // Kernels before 6.0 do not tell: a block is always right.
+            dma_alignment: self
+                .queue("dma_alignment")
+                .map_or(block_size - 1, |a| a as u32),
+            volatile_cache: fs::read_to_string(self.disk.join("queue/write_cache"))
+                .ok()
+                .map(|text| text.trim() == "write back"),
+            direct: true,
+            nsid: 1,
+        })
+    }
+
+    /// Refuses what somebody else uses.
+    pub(super) fn guard(&self, path: &str) -> Result<()> {
+        if self.number(&self.own, "ro") == Some(1) || self.number(&self.disk, "ro") == Some(1) {
+            return Err(Error::new(
+                libc::EROFS,
+                format!(
+                    "device '{path}' is read-only; open it for reading, or clear it with blockdev --setrw"
+                ),
+            ));
+        }
+        let refuse = |why: String| {
+            Err(Error::new(
+                libc::EBUSY,
+                format!(
+                    "device '{path}' {why}; writing would destroy that; take another device, or insist with force"
+                ),
+            ))
+        };
+        let holders = self.names("holders");
+        if !holders.is_empty() {
+            return refuse(format!("is held by {}", holders.join(", ")));
+        }
+        let partitions = self.partitions();
+        if !partitions.is_empty() {
+            return refuse(format!("has partitions ({})", partitions.join(", ")));
+        }
+        let number = fs::read_to_string(self.own.join("dev")).unwrap_or_default();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for line in mounts.lines() {
+            let mut fields = line.split(' ');
+            if fields.nth(2) == Some(number.trim()) {
+                return refuse(format!("is mounted on {}", fields.nth(1).unwrap_or("?")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Claims a block node as mount does, so that nobody mounts it while it is written to.
+pub(super) fn claim(config: &DeviceConfig, path: &Path) -> Result<Option<File>> {
+    if config.read_only || config.force {
+        return Ok(None);
+    }
+    let exclusive = || {
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_EXCL)
+            .open(path)
+    };
+    match claim_patiently(exclusive, is_busy) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if is_busy(&e) => Err(Error::new(
+            libc::EBUSY,
+            format!(
+                "device '{}' is in use: mounted, swapped on, or claimed by another program; stop that first, or insist with force",
+                path.display()
+            ),
+        )),
+        // May not open the block node (an unprivileged user of passthrough): sysfs has been asked already.
+        Err(_) => Ok(None),
+    }
+}
+
+/// A block device that nobody else has, unless that is forced.
+pub(in crate::storage) fn open_unused(
+    config: &DeviceConfig,
+    meta: &fs::Metadata,
+    flags: i32,
+) -> Result<(File, Sysfs)> {
+    let sysfs = Sysfs::of(meta).ok_or_else(|| {
+        Error::new(
+            libc::ENODEV,
+            format!(
+                "device '{}' is not in sysfs; is it still there?",
+                config.path
+            ),
+        )
+    })?;
+    let mut flags = flags;
+    if !config.read_only && !config.force {
+        sysfs.guard(&config.path)?;
+        flags |= libc::O_EXCL;
+    }
+    let file = open_node(config, Path::new(&config.path), flags)?;
+    Ok((file, sysfs))
+}
+
+pub(super) fn open_block(config: &DeviceConfig, meta: &fs::Metadata) -> Result<Device> {
+    let (file, sysfs) = open_unused(config, meta, libc::O_DIRECT)?;
+    let limits = sysfs.limits(&config.path)?;
+    Ok(Device {
+        path: config.path.clone(),
+        kind: Kind::Block,
+        limits,
+        writable: !config.read_only,
+        files: vec![file],
+        has_controller: false,
+        made: None,
+        spill: None,
+        _claim: None,
+    })
+}
