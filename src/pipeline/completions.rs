@@ -1,0 +1,143 @@
+//! The storage thread: takes completions, and says how far everything is stored and durable.
+
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::Ordering;
+
+use super::{BATCH, FLUSH, Progress, SUPERBLOCK, TICK, WINDOW};
+use crate::context::{Completion, Context};
+use crate::error::Result;
+use crate::log::{self, Level};
+use crate::storage::command::status;
+use crate::wait::WAIT_COMPLETIONS;
+
+/// Which writes are completed: the first that is not, and a bit for each of the window behind it.
+struct Window {
+    first: u64,
+    bits: Box<[u64]>,
+}
+
+impl Window {
+    fn new() -> Window {
+        Window {
+            first: 0,
+            bits: vec![0; (WINDOW / 64) as usize].into(),
+        }
+    }
+
+    fn complete(&mut self, number: u64) {
+        let bit = |n: u64| ((n % WINDOW / 64) as usize, 1u64 << (n % 64));
+        let (word, mask) = bit(number);
+        self.bits[word] |= mask;
+        loop {
+            let (word, mask) = bit(self.first);
+            if self.bits[word] & mask == 0 {
+                return;
+            }
+            self.bits[word] &= !mask;
+            self.first += 1;
+        }
+    }
+}
+
+/// The storage thread.
+pub(super) fn completions(context: &Context, progress: &Progress) -> Result<()> {
+    let mut batch = [Completion::default(); BATCH];
+    let mut window = Window::new();
+    loop {
+        let count = context.completions(&mut batch)?;
+        let (mut stored, mut failed) = (0, 0);
+        for completion in &batch[..count] {
+            let good = completion.status == status::SUCCESS;
+            if completion.user_data & FLUSH != 0 {
+                flushed(progress, completion);
+            } else if completion.user_data & SUPERBLOCK != 0 {
+                if !good {
+                    log::log(
+                        Level::Warn,
+                        format_args!(
+                            "a superblock could not be written (status {:#x}): opening the log will take longer",
+                            completion.status
+                        ),
+                    );
+                }
+                progress.superblocks.fetch_sub(1, Ordering::AcqRel);
+            } else {
+                stored += u64::from(good);
+                failed += u64::from(!good);
+                window.complete(completion.user_data);
+            }
+        }
+        progress.stored.add(stored);
+        progress.failed.add(failed);
+        progress.completed.store(window.first, Ordering::Release);
+        if progress.fua {
+            progress.durable.store(window.first, Ordering::Release);
+        }
+        if count > 0 {
+            if progress.waiting.load(Ordering::Relaxed) {
+                progress.room.ring();
+            }
+            continue;
+        }
+        // The packet thread ends behind its last submission.
+        if progress.packets_done.load(Ordering::Acquire)
+            && window.first == progress.submitted.load(Ordering::Acquire)
+            && !progress.flushing.load(Ordering::Acquire)
+            && progress.superblocks.load(Ordering::Acquire) == 0
+        {
+            return Ok(());
+        }
+        context.wait(WAIT_COMPLETIONS, Some(TICK))?;
+    }
+}
+
+/// A flush covers what was completed when it was submitted. Behind one that failed nothing is called
+/// durable any more: the device may have dropped what it had cached.
+fn flushed(progress: &Progress, completion: &Completion) {
+    let covers = completion.user_data & !FLUSH;
+    progress.flushes.add(1);
+    if completion.status != status::SUCCESS {
+        progress.fail(libc::EIO);
+        let _ = progress.flush_failed.compare_exchange(
+            0,
+            completion.status.into(),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        log::log(
+            Level::Error,
+            format_args!(
+                "a flush failed (status {:#x}): what was stored since the last one may not be durable",
+                completion.status
+            ),
+        );
+    } else if progress.flush_failed.load(Ordering::Relaxed) == 0 {
+        progress.durable.fetch_max(covers, Ordering::AcqRel);
+    }
+    progress.flushing.store(false, Ordering::Release);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_that_is_not_completed() {
+        let mut window = Window::new();
+        for number in [1, 2, 5] {
+            window.complete(number);
+            assert_eq!(window.first, 0);
+        }
+        window.complete(0);
+        assert_eq!(window.first, 3);
+        window.complete(4);
+        window.complete(3);
+        assert_eq!(window.first, 6);
+        for number in 6..WINDOW * 2 + 10 {
+            window.complete(number);
+        }
+        assert_eq!(window.first, WINDOW * 2 + 10);
+        assert!(window.bits.iter().all(|word| *word == 0));
+    }
+}

@@ -1,0 +1,309 @@
+//! The packet thread: receives and submits, flushes, and rests between two looks.
+
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::place::Place;
+use super::{BATCH, FLUSH, PipelineConfig, Progress, SUPERBLOCK, TICK, WINDOW};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::net::rx::Received;
+use crate::storage::command::opcode;
+use crate::submit::Transfer;
+use crate::sys::event::poll_readable;
+use crate::wait::WAIT_RX;
+
+/// How late a group flush may be, where there is one.
+const FLUSH_TICK: Duration = Duration::from_millis(5);
+/// While packets come, the packet thread looks at the RX ring this often by default and is not woken in between: waking it
+/// for a few packets costs more than storing them, and what is found together becomes one operation. The
+/// first packet behind a pause is taken at once.
+const MODERATION: Duration = Duration::from_millis(4);
+const LONGEST_MODERATION: Duration = Duration::from_secs(1);
+/// It looks more often where the RX ring is short: a burst of two million packets a second may fill half of it
+/// meanwhile.
+const MODERATION_ENTRY: Duration = Duration::from_nanos(250);
+/// The kernel's timers are late by as much: a shorter pause is none.
+const SHORTEST_PAUSE: Duration = Duration::from_micros(50);
+/// And where packets come so fast that they would fill more than this part of the RX ring.
+const MODERATION_RING: u32 = 8;
+
+/// When to flush.
+struct Flusher {
+    writes: Option<u64>,
+    interval: Option<Duration>,
+    /// What the last flush covers.
+    covered: u64,
+    last: Instant,
+}
+
+impl Flusher {
+    fn is_used(&self) -> bool {
+        self.writes.is_some() || self.interval.is_some()
+    }
+
+    fn wants(&self, completed: u64) -> bool {
+        let fresh = completed - self.covered;
+        fresh > 0
+            && (self.writes.is_some_and(|writes| fresh >= writes)
+                || self
+                    .interval
+                    .is_some_and(|interval| self.last.elapsed() >= interval))
+    }
+}
+
+/// The longest between two looks while packets come. `EINVAL` where that is too long.
+pub(super) fn moderation_of(config: &PipelineConfig) -> Result<Duration> {
+    let moderation = config.moderation.unwrap_or(MODERATION);
+    if moderation > LONGEST_MODERATION {
+        return Err(Error::new(
+            libc::EINVAL,
+            format!(
+                "a moderation of {} us: at most {} (1 second)",
+                moderation.as_micros(),
+                LONGEST_MODERATION.as_micros()
+            ),
+        ));
+    }
+    // A group flush is not late for it.
+    Ok(config
+        .flush_interval
+        .map_or(moderation, |interval| interval.min(moderation)))
+}
+
+/// The packet thread.
+pub(super) struct Packets<'a> {
+    context: &'a Context,
+    progress: &'a Progress,
+    place: Place,
+    flusher: Flusher,
+    /// The longest between two looks while packets come.
+    moderation: Duration,
+}
+
+impl<'a> Packets<'a> {
+    pub fn new(
+        context: &'a Context,
+        progress: &'a Progress,
+        place: Place,
+        config: &PipelineConfig,
+        moderation: Duration,
+    ) -> Packets<'a> {
+        Packets {
+            context,
+            progress,
+            place,
+            flusher: Flusher {
+                writes: config.flush_writes.map(u64::from),
+                interval: config.flush_interval,
+                covered: 0,
+                last: Instant::now(),
+            },
+            moderation,
+        }
+    }
+
+    pub fn run(&mut self) -> Result<()> {
+        match self.take_packets() {
+            // The interface is gone. What was received is stored all the same, and then that is the error.
+            Err(error) if error.errno() == libc::ENODEV => self.settle().and(Err(error)),
+            result => result.and_then(|()| self.settle()),
+        }
+    }
+
+    fn take_packets(&mut self) -> Result<()> {
+        let mut batch = [Received::default(); BATCH];
+        let idle = if self.flusher.is_used() {
+            FLUSH_TICK
+        } else {
+            TICK
+        };
+        // A stop takes what had arrived by then: at most a full RX ring.
+        let mut last_round = self.context.info().frame_count as usize;
+        let backlog = self.context.info().network.map_or(1, |n| n.backlog);
+        let mut woken = Instant::now();
+        let mut fresh = 0;
+        loop {
+            let stopping = self.progress.stop.load(Ordering::Acquire);
+            let count = self.context.receive(&mut batch)?;
+            if count > 0 {
+                self.store(&batch[..count])?;
+            }
+            self.upkeep()?;
+            if stopping {
+                last_round = last_round.saturating_sub(count);
+                if count == 0 || last_round == 0 {
+                    return Ok(());
+                }
+            } else if count == 0 {
+                let left = pause_after(fresh, backlog)
+                    .min(self.moderation)
+                    .saturating_sub(woken.elapsed());
+                if fresh > 0 && left >= SHORTEST_PAUSE {
+                    std::thread::sleep(left);
+                } else {
+                    self.context.wait(WAIT_RX, Some(idle))?;
+                }
+                woken = Instant::now();
+                fresh = 0;
+            }
+            fresh += count as u32;
+        }
+    }
+
+    /// Group flushes, and superblocks of a log.
+    fn upkeep(&mut self) -> Result<()> {
+        let completed = self.progress.completed.load(Ordering::Acquire);
+        if let Place::Log(log) = &self.place
+            && log.wants_checkpoint()
+        {
+            self.superblock(completed)?;
+        }
+        if !self.progress.flushing.load(Ordering::Acquire) && self.flusher.wants(completed) {
+            self.flush(completed)?;
+        }
+        Ok(())
+    }
+
+    fn superblock(&mut self, completed: u64) -> Result<()> {
+        // Without a free frame there is another turn.
+        let Ok(frame) = self.context.frame_alloc() else {
+            return Ok(());
+        };
+        let Place::Log(log) = &mut self.place else {
+            return self.context.frame_release(frame);
+        };
+        let mut write = log.checkpoint(frame, self.progress.first_sequence + completed);
+        write.user_data = SUPERBLOCK;
+        self.progress.superblocks.fetch_add(1, Ordering::AcqRel);
+        while let Err(error) = self.context.submit_write(&write) {
+            retry(self.progress, error).inspect_err(|_| {
+                self.progress.superblocks.fetch_sub(1, Ordering::AcqRel);
+            })?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, covers: u64) -> Result<()> {
+        self.progress.flushing.store(true, Ordering::Release);
+        while let Err(error) = self.context.submit_flush(FLUSH | covers) {
+            retry(self.progress, error).inspect_err(|_| {
+                self.progress.flushing.store(false, Ordering::Release);
+            })?;
+        }
+        self.flusher.covered = covers;
+        self.flusher.last = Instant::now();
+        Ok(())
+    }
+
+    /// Everything is completed, the log knows where it ends, and all of it is flushed.
+    fn settle(&mut self) -> Result<()> {
+        self.wait_for(|p| {
+            p.completed.load(Ordering::Acquire) == p.submitted.load(Ordering::Acquire)
+        })?;
+        self.superblock(self.progress.completed.load(Ordering::Acquire))?;
+        self.wait_for(|p| {
+            p.superblocks.load(Ordering::Acquire) == 0 && !p.flushing.load(Ordering::Acquire)
+        })?;
+        self.flush(self.progress.completed.load(Ordering::Acquire))
+    }
+
+    fn wait_for(&self, reached: impl Fn(&Progress) -> bool) -> Result<()> {
+        while !reached(self.progress) {
+            self.context.alive()?;
+            pause(self.progress)?;
+        }
+        Ok(())
+    }
+
+    fn store(&mut self, batch: &[Received]) -> Result<()> {
+        let (context, progress) = (self.context, self.progress);
+        let mut feeding = context.feed()?;
+        let mut number = progress.submitted.load(Ordering::Acquire);
+        if let Place::Log(log) = &mut self.place {
+            log.look_at_clock();
+        }
+        let mut transfer = Transfer {
+            more: true,
+            ..Transfer::default()
+        };
+        for packet in batch {
+            if packet.headers.payload_len == 0 && matches!(self.place, Place::Range(_)) {
+                progress.empty.add(1);
+                context.frame_release(packet.frame)?;
+                continue;
+            }
+            if !self.place.write(context, packet, &mut transfer) {
+                progress.fail(libc::ENOSPC);
+                progress.no_space.add(1);
+                context.frame_release(packet.frame)?;
+                continue;
+            }
+            transfer.user_data = number;
+            // Counted first: the completion may be taken before this thread goes on.
+            progress.submitted.fetch_add(1, Ordering::AcqRel);
+            progress
+                .payload_bytes
+                .add(packet.headers.payload_len.into());
+            while let Err(error) = context.queue_transfer(&mut feeding, opcode::WRITE, &transfer) {
+                drop(feeding);
+                let again = retry(progress, error).and_then(|()| context.feed());
+                feeding = again.inspect_err(|_| {
+                    progress.submitted.fetch_sub(1, Ordering::AcqRel);
+                })?;
+            }
+            number += 1;
+        }
+        progress
+            .next_lba
+            .store(self.place.next_lba(), Ordering::Relaxed);
+        progress.wraps.store(self.place.wraps(), Ordering::Relaxed);
+        context.kick(&mut feeding);
+        drop(feeding);
+        // Only where one write hangs while a million others complete.
+        self.wait_for(|p| number - p.completed.load(Ordering::Acquire) < WINDOW - BATCH as u64)
+    }
+}
+
+/// How long the next look at the RX ring can wait, for the ring's sake, where the last one found so many packets.
+fn pause_after(found: u32, backlog: u32) -> Duration {
+    let part = (backlog / MODERATION_RING).max(1);
+    MODERATION_ENTRY * backlog * part / found.max(part)
+}
+
+/// Waits for room in the SQ ring; other errors are the caller's.
+fn retry(progress: &Progress, error: Error) -> Result<()> {
+    if error.errno() != libc::EAGAIN {
+        return Err(error);
+    }
+    pause(progress)
+}
+
+/// Until the storage thread has taken completions.
+fn pause(progress: &Progress) -> Result<()> {
+    // A ring that is missed between the flag and the poll costs the timeout, no more.
+    progress.waiting.store(true, Ordering::Relaxed);
+    poll_readable(&[progress.room.fd()], Some(Duration::from_millis(2)))
+        .map_err(|e| Error::os(&e, "waiting for completions"))?;
+    progress.waiting.store(false, Ordering::Relaxed);
+    progress.room.clear();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_is_shorter_the_faster_packets_come() {
+        let full = MODERATION_ENTRY * 2048;
+        assert_eq!(pause_after(1, 2048), full);
+        assert_eq!(pause_after(256, 2048), full);
+        assert_eq!(pause_after(512, 2048), full / 2);
+        assert_eq!(pause_after(2048, 2048), full / 8);
+        assert!(pause_after(1, 16384) > MODERATION);
+        assert_eq!(pause_after(1, 64), Duration::from_micros(16));
+    }
+}

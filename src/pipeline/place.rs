@@ -1,0 +1,156 @@
+//! Where each write goes: the range of a payload layout, or a log.
+
+#![forbid(unsafe_code)]
+
+use super::{AtEnd, Layout, PipelineConfig};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::net::rx::Received;
+use crate::recorder::Recorder;
+use crate::submit::Transfer;
+
+/// The block behind the range's last.
+fn check_range(context: &Context, config: &PipelineConfig) -> Result<u64> {
+    let info = context.info();
+    let limits = info.limits;
+    let blocks = match config.blocks {
+        0 => limits.blocks.saturating_sub(config.start_lba),
+        blocks => blocks,
+    };
+    let end = config
+        .start_lba
+        .checked_add(blocks)
+        .filter(|end| *end <= limits.blocks && blocks > 0);
+    let Some(end) = end else {
+        return Err(Error::new(
+            libc::EINVAL,
+            format!(
+                "blocks {} to {} are not all on '{}', which has {}",
+                config.start_lba,
+                config.start_lba.saturating_add(blocks),
+                info.device,
+                limits.blocks
+            ),
+        ));
+    };
+    if info.network.is_none() {
+        return Err(Error::new(
+            libc::ENOTCONN,
+            "a pipeline needs a context with an interface",
+        ));
+    }
+    if !info.writable {
+        return Err(Error::new(
+            libc::EROFS,
+            format!("device '{}' was opened for reading only", info.device),
+        ));
+    }
+    Ok(end)
+}
+
+/// Where the next write goes.
+pub(super) enum Place {
+    Range(Range),
+    Log(Recorder),
+}
+
+pub(super) struct Range {
+    start: u64,
+    end: u64,
+    next: u64,
+    at_end: AtEnd,
+    wraps: u64,
+    fua: bool,
+    /// `Stop` has come: a smaller payload that would still fit must not follow a gap.
+    full: bool,
+}
+
+impl Range {
+    /// Where the next `blocks` go; wraps where that is wanted.
+    fn take(&mut self, blocks: u64) -> Option<u64> {
+        if self.full {
+            return None;
+        }
+        if self.end - self.next < blocks {
+            self.full = self.at_end == AtEnd::Stop;
+            if self.full || blocks > self.end - self.start {
+                return None;
+            }
+            self.next = self.start;
+            self.wraps += 1;
+        }
+        let lba = self.next;
+        self.next += blocks;
+        Some(lba)
+    }
+}
+
+impl Place {
+    /// `EINVAL`: the range is not on the device, or no log fits into it. `ENOTCONN`, `EROFS`: nothing to
+    /// receive from, or to write to.
+    pub fn open(context: &Context, config: &PipelineConfig) -> Result<Place> {
+        let end = check_range(context, config)?;
+        let start = config.start_lba;
+        Ok(match config.layout {
+            Layout::Payload => Place::Range(Range {
+                start,
+                end,
+                next: start,
+                at_end: config.at_end,
+                full: false,
+                wraps: 0,
+                fua: config.fua,
+            }),
+            Layout::Slot => Place::Log(Recorder::open(
+                context,
+                start,
+                end - start,
+                config.at_end == AtEnd::Wrap,
+                config.fua,
+                config.existing,
+            )?),
+        })
+    }
+
+    pub fn next_lba(&self) -> u64 {
+        match self {
+            Place::Range(range) => range.next,
+            Place::Log(log) => log.superblock().lba_of(log.next_sequence()),
+        }
+    }
+
+    pub fn next_sequence(&self) -> u64 {
+        match self {
+            Place::Range(_) => 0,
+            Place::Log(log) => log.next_sequence(),
+        }
+    }
+
+    pub fn wraps(&self) -> u64 {
+        match self {
+            Place::Range(range) => range.wraps,
+            Place::Log(log) => log.wraps(),
+        }
+    }
+
+    /// Makes `write` the write of a packet; `false` where there is no room. In place: moving it would read what
+    /// was just written in other widths, which waits until the frame's zeroes have left the store buffer.
+    pub fn write(&mut self, context: &Context, packet: &Received, write: &mut Transfer) -> bool {
+        match self {
+            Place::Range(range) => {
+                let len = u32::from(packet.headers.payload_len);
+                let Some(lba) = range.take(context.blocks_of(len).into()) else {
+                    return false;
+                };
+                write.frame = packet.frame;
+                write.offset = packet.offset + u64::from(packet.headers.payload_offset);
+                write.len = len;
+                write.lba = lba;
+                write.fua = range.fua;
+            }
+            Place::Log(log) if log.is_full() => return false,
+            Place::Log(log) => log.record(packet, write),
+        }
+        true
+    }
+}
