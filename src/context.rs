@@ -468,6 +468,13 @@ impl Context {
         }
     }
 
+    /// Entries submitted whose completions are not taken yet. Each entry gives one completion, so the indices tell.
+    pub(crate) fn outstanding(&self) -> Result<u32> {
+        let submitted = self.feed()?.sq.tail();
+        let taking = self.taking.try_lock().ok_or_else(|| busy("take"))?;
+        Ok(submitted.wrapping_sub(taking.head()))
+    }
+
     /// Takes up to `out.len()` completions; 0 where there are none. An inline engine is pumped by it.
     /// Taker's thread.
     pub fn completions(&self, out: &mut [Completion]) -> Result<usize> {
@@ -486,16 +493,22 @@ impl Context {
         if taking.wants_wakeup() {
             taking.awake();
         }
-        let count = self.take(&mut taking, out)?;
-        if count == 0 {
-            pumped?;
-        }
+        let mut count = self.take(&mut taking, out)?;
         if count == 0 {
             // What completed before a failure was handed out above.
+            pumped?;
             self.alive()?;
         }
-        if self.poll.is_used() && count < out.len() {
-            self.arm_take(&mut taking)?;
+        // Less than was asked for says that the descriptor will tell of the next one: what came between the last
+        // look and the arming, of which it does not tell, is taken too.
+        while self.poll.is_used() && count < out.len() {
+            match self.arm_take(&mut taking) {
+                Ok(true) => break,
+                Ok(false) => count += self.take(&mut taking, &mut out[count..])?,
+                Err(error) if count == 0 => return Err(error),
+                // It shows again at the next call.
+                Err(_) => break,
+            }
         }
         Ok(count)
     }
@@ -505,8 +518,12 @@ impl Context {
         let mut freed = false;
         let mut now = 0;
         while count < out.len() {
-            let Some(cqe) = taking.pop()? else {
-                break;
+            let cqe = match taking.pop() {
+                Ok(Some(cqe)) => cqe,
+                Ok(None) => break,
+                Err(error) if count == 0 => return Err(error),
+                // What was settled is handed out; the error shows again at the next call.
+                Err(_) => break,
             };
             let (completion, was_freed) = self.settle(&cqe, &mut now);
             out[count] = completion;

@@ -3,9 +3,14 @@
 mod common;
 mod store;
 
+use std::time::Duration;
+
 use store::{DEVICE_BYTES, Rig, STALE, Target, can_loop, succeeded};
+use unified::config::{Config, Drive};
+use unified::context::{Completion, Context};
 use unified::submit::Transfer;
 use unified::sys::abi::NvmeUringCmd;
+use unified::sys::event::poll_readable;
 
 use common::payload;
 
@@ -553,5 +558,44 @@ fn a_device_opened_for_reading(target: &Target, rig: Rig) {
     if target.stores() {
         assert!(back == bytes);
         assert!(target.image()[..4096] == bytes[..], "untouched");
+    }
+}
+
+/// Less than was asked for promises that the pollable descriptor tells of the next completion: entries for which there
+/// was no room before are completed while it is armed, and nothing would tell of those.
+#[test]
+fn less_than_was_asked_for_means_that_the_descriptor_tells() {
+    let mut config = Config {
+        sq_entries: 64,
+        cq_entries: 4,
+        ..Config::default()
+    };
+    config.device.path = "null:".into();
+    for drive in [Drive::Inline, Drive::Thread] {
+        let context = Context::open(&Config {
+            drive,
+            ..config.clone()
+        })
+        .unwrap();
+        let fd = context.poll_fd().unwrap();
+        for round in 0..100 {
+            for number in 0..32 {
+                context.submit_flush(number).unwrap();
+            }
+            let mut done = [Completion::default(); 64];
+            let mut count = 0;
+            while count < 32 {
+                let woken = poll_readable(&[fd], Some(Duration::from_secs(10))).unwrap();
+                assert!(woken, "{drive:?}: round {round} hangs at {count} of 32");
+                loop {
+                    let got = context.completions(&mut done).unwrap();
+                    count += got;
+                    if got < done.len() {
+                        break;
+                    }
+                }
+            }
+            assert_eq!(count, 32);
+        }
     }
 }
