@@ -222,7 +222,7 @@ impl Receiver {
             let room = (self.fill_ring - self.filled.min(self.fill_ring)) as usize;
             // A few at a time would cost a store that the NIC's side must fetch: wait for a batch,
             // unless the kernel is about to run out.
-            let eager = self.filled < self.fill_ring / 4;
+            let eager = self.filled < (self.fill_ring / 4).max(1);
             if room < BATCH && !(eager && room > 0) {
                 break;
             }
@@ -260,7 +260,7 @@ impl Receiver {
     /// those who give them back.
     pub fn prepare_sleep(&mut self) -> bool {
         self.refill();
-        if self.filled >= self.fill_ring.min(self.frames.count()) / 4 {
+        if self.filled >= (self.fill_ring.min(self.frames.count()) / 4).max(1) {
             return true;
         }
         self.frames.prepare_sleep()
