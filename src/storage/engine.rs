@@ -211,6 +211,7 @@ impl Engine {
                 file: files.len() as u32 - 1,
                 path: spill.path,
                 dirty: false,
+                syncing: 0,
             }
         });
         let mut in_pieces = true;

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::command::{self, Command, DNR, IDENTIFY_LEN, opcode, status};
 use super::device::Device;
@@ -142,16 +142,28 @@ fn takes_pieces(ring: &mut Ring, mut cmd: NvmeUringCmd, block: u32) -> Result<bo
         cmd,
         pieces,
     };
-    Ok(ask(ring, &read)? == Some(0))
+    Ok(ask(ring, &read, 2)? == Some(0))
 }
 
-/// What becomes of one operation; `None` where nothing does in time.
-fn ask(ring: &mut Ring, op: &Op) -> Result<Option<i32>> {
-    ring.push(op, 0)?;
-    ring.submit(1, Some(PROBE_TIME))?;
+/// What becomes of one operation; `None` where nothing does in time. Each has a `number` of its own: the answer to one
+/// that came too late is not the next one's.
+fn ask(ring: &mut Ring, op: &Op, number: u64) -> Result<Option<i32>> {
+    ring.push(op, number)?;
+    let until = Instant::now() + PROBE_TIME;
     let mut result = None;
-    ring.reap(|done| result = Some(done.result));
-    Ok(result)
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        // A signal may end it before its time.
+        ring.submit(1, Some(left))?;
+        ring.reap(|done| {
+            if done.user_data == number {
+                result = Some(done.result);
+            }
+        });
+        if result.is_some() || left.is_zero() {
+            return Ok(result);
+        }
+    }
 }
 
 fn probe(ring: &mut Ring, cmd: NvmeUringCmd) -> Result<bool> {
@@ -165,9 +177,9 @@ fn probe(ring: &mut Ring, cmd: NvmeUringCmd) -> Result<bool> {
             len: cmd.data_len,
         }),
     };
-    for fixed in [true, false] {
+    for (number, fixed) in [true, false].into_iter().enumerate() {
         ring.set_fixed_nvme(fixed);
-        let result = ask(ring, &read)?;
+        let result = ask(ring, &read, number as u64)?;
         // Without an answer, or with another error, nothing speaks against registered buffers.
         if result != Some(-libc::EINVAL) {
             return Ok(fixed || result.is_none_or(|r| r < 0));

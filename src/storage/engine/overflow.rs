@@ -16,6 +16,8 @@ pub(super) struct Overflow {
     pub(super) path: String,
     /// Holds what no flush has covered yet.
     pub(super) dirty: bool,
+    /// Syncs of it that have not ended: they may fail, and a flush that comes meanwhile counts on none of them.
+    pub(super) syncing: u32,
 }
 
 impl Engine {
@@ -33,7 +35,10 @@ impl Engine {
                 offset: slot.command.lba << self.limits.block_shift(),
                 dsync: slot.command.fua,
             },
-            _ if slot.command.opcode == opcode::FLUSH && outcome.status == 0 && spill.dirty => {
+            _ if slot.command.opcode == opcode::FLUSH
+                && outcome.status == 0
+                && (spill.dirty || spill.syncing > 0) =>
+            {
                 // What is spilled from now on is for the next one.
                 spill.dirty = false;
                 Op::Sync { file }
@@ -48,6 +53,9 @@ impl Engine {
             }
             return false;
         }
+        if let (Op::Sync { .. }, Some(spill)) = (&op, &mut self.spill) {
+            spill.syncing += 1;
+        }
         self.slots[index as usize].spilling = Some(*outcome);
         self.operating += 1;
         true
@@ -60,6 +68,7 @@ impl Engine {
             return Step::Done(ended);
         };
         if slot.command.opcode == opcode::FLUSH {
+            spill.syncing -= 1;
             spill.dirty |= result < 0;
             return Step::Done(match result {
                 0.. => ended,

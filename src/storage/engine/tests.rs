@@ -323,6 +323,39 @@ fn what_the_device_fails_is_in_the_spill_and_a_flush_covers_it() {
     std::fs::remove_file(&path).unwrap();
 }
 
+#[test]
+fn a_flush_waits_for_the_spill_also_where_another_one_syncs_it() {
+    let path = format!("/dev/shm/unified-engine-twice-spilled-{}", std::process::id());
+    let once = Retry {
+        limit: 0,
+        ..Retry::default()
+    };
+    let mut rig = Rig::with_spill("twice", once, |device| {
+        Some(Spill::open(&path, device, false).unwrap())
+    });
+    rig.fail(opcode::WRITE, -libc::EIO);
+    rig.write(0..1);
+    assert_eq!(rig.take(1)[0].flags, CQE_SPILLED);
+    for _ in 0..2 {
+        rig.push(command::flush());
+    }
+    let _ = rig.sq.publish();
+    rig.engine.pump(false).unwrap();
+    // Both have been through the device when the engine looks.
+    let until = Instant::now() + Duration::from_secs(20);
+    rig.engine
+        .ring
+        .submit(2, Some(Duration::from_secs(20)))
+        .unwrap();
+    assert!(Instant::now() < until);
+    rig.engine.pump(false).unwrap();
+    assert!(rig.cq.pop().unwrap().is_none(), "not synced yet");
+    assert_eq!(rig.engine.spill.as_ref().unwrap().syncing, 2);
+    assert!(rig.take(2).iter().all(|done| done.status == 0));
+    assert_eq!(rig.engine.spill.as_ref().unwrap().syncing, 0);
+    std::fs::remove_file(&path).unwrap();
+}
+
 /// The device fails the write and the spill has no room: the entry gets the device's truth.
 #[test]
 fn a_spill_that_fails_too_leaves_the_devices_error() {

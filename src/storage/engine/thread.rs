@@ -74,9 +74,10 @@ impl Drop for EngineThread {
 fn run(engine: &mut Engine, control: &Control) -> Result<()> {
     engine.enable()?;
     loop {
+        // Looked at before the pump, so that it takes whatever was submitted before the stop.
+        let stopping = control.stop.load(Ordering::Acquire);
         let turn = engine.pump(false)?;
-        // Behind the pump, which may have taken the ring of the bell that came with it.
-        if control.stop.load(Ordering::Acquire) {
+        if stopping {
             engine.config.retry.limit = 0;
             // Entries that are in the SQ ring now were submitted before the stop: they are served, and
             // what is in flight is finished. A CQ that nobody empties ends it too.
@@ -89,7 +90,10 @@ fn run(engine: &mut Engine, control: &Control) -> Result<()> {
                 .submit(usize::from(engine.in_flight() > 0), Some(WAIT_BATCH_TIME))?;
             continue;
         }
-        engine.sleep()?;
+        // And again behind it, for it may have taken the ring of the bell that comes with a stop.
+        if !control.stop.load(Ordering::Acquire) {
+            engine.sleep()?;
+        }
     }
 }
 
