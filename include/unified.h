@@ -1265,7 +1265,9 @@ int unified_packet_flow(const struct unified_packet *packet,
  *
  * 0, -EINVAL (the range is not on the device; no log fits, or one of other sizes is there; more moderation_us than there can
  * be), -EROFS,
- * -EALREADY (one runs), -ENOTCONN (no interface), -EIO (the log cannot be read). Any thread.
+ * -EALREADY (one runs), -EBUSY (completions of earlier commands are not taken yet, or another thread is about to take
+ * some), -ENOTCONN (no interface), -EIO (the log cannot be read), -ETIMEDOUT (the device did not answer for 30 s). Any
+ * thread.
  *
  * What a completed write promises: with UNIFIED_FUA, or on a device without volatile cache, that it is
  * durable; else that it is as soon as unified_pipeline_status.durable has passed it.

@@ -386,18 +386,16 @@ impl LogReader {
     /// No record where one should be: a gap, where something follows; else the end.
     fn hole(&mut self, first: u64, damaged: bool, following: bool) -> Result<Option<Found>> {
         let hole = HOLE.min(self.superblock.slots);
-        let mut at = first + 1;
-        while at < first + hole {
-            let found = self.look(at, false)?;
-            let there = matches!(found, Ok(header) if header.sequence == at);
-            let flawed = matches!(found, Err(Flaw::Data | Flaw::Header | Flaw::Version(_)));
-            // A gap is of one kind.
-            if there || flawed != damaged {
-                break;
-            }
-            at += 1;
+        let mut limit = first + hole;
+        let mut at = self.behind_hole(first, limit, damaged)?;
+        if at == limit {
+            // More than a crash leaves. Writes that failed can, and then the superblock knows of later ones.
+            self.superblock = self.find_superblock()?;
+            let (slots, next) = (self.superblock.slots, self.superblock.next_sequence);
+            limit = limit.max((next.saturating_add(hole)).min(first + slots));
+            at = self.behind_hole(at - 1, limit, damaged)?;
         }
-        let mut follows = at < first + hole;
+        let mut follows = at < limit;
         if follows && !matches!(self.look(at, false)?, Ok(header) if header.sequence == at) {
             follows = self.end()? > at;
         }
@@ -421,6 +419,21 @@ impl LogReader {
             count,
             damaged,
         }))
+    }
+
+    /// The first slot behind a hole that is no part of it, up to `limit`. A gap is of one kind, missing or damaged.
+    fn behind_hole(&mut self, hole: u64, limit: u64, damaged: bool) -> Result<u64> {
+        let mut at = hole + 1;
+        while at < limit {
+            let found = self.look(at, false)?;
+            let there = matches!(found, Ok(header) if header.sequence == at);
+            let flawed = matches!(found, Err(Flaw::Data | Flaw::Header | Flaw::Version(_)));
+            if there || flawed != damaged {
+                break;
+            }
+            at += 1;
+        }
+        Ok(at)
     }
 }
 
@@ -524,6 +537,21 @@ mod tests {
             }
         );
         assert_eq!(reader.position(), 60);
+    }
+
+    #[test]
+    fn records_behind_more_failed_writes_than_a_crash_leaves() {
+        let mut disk = disk("failed", 3 * HOLE);
+        let behind = 2 * HOLE + 100;
+        for sequence in (0..10).chain(behind..behind + 10) {
+            disk.put(sequence);
+        }
+        disk.log.next_sequence = behind + 5;
+        disk.file.write_all_at(&disk.log.to_bytes(), 0).unwrap();
+        let mut reader = LogReader::open(&disk.path, 0).unwrap();
+        let expected: Vec<u64> = (0..10).chain(behind..behind + 10).collect();
+        assert_eq!(all(&mut reader), expected);
+        assert_eq!(reader.tally().missing, behind - 10);
     }
 
     #[test]

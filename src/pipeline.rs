@@ -33,7 +33,8 @@ use crate::sys::event::{Doorbell, block_signals};
 const BATCH: usize = 256;
 /// How late a stop is noticed at the most.
 const TICK: Duration = Duration::from_millis(50);
-/// Marks in `user_data`, above every number: a flush (with the number that it covers) and a superblock.
+/// Marks in `user_data`, above every number: a flush (with the number that it covers) and a superblock (with the failed
+/// writes that it covers).
 const FLUSH: u64 = 1 << 63;
 const SUPERBLOCK: u64 = 1 << 62;
 /// Writes between the oldest that is not completed and the newest.
@@ -101,6 +102,8 @@ pub struct PipelineStatus {
 struct Progress {
     stop: AtomicBool,
     packets_done: AtomicBool,
+    /// The storage thread has ended: nobody takes completions any more.
+    storage_done: AtomicBool,
     error: AtomicI32,
     next_lba: AtomicU64,
     wraps: AtomicU64,
@@ -116,6 +119,8 @@ struct Progress {
     flushes: Counter,
     /// Superblocks that are on their way.
     superblocks: AtomicU64,
+    /// Failed writes that lie before what the superblock on the device says.
+    failures_covered: AtomicU64,
     /// Flushes submitted and not completed: 0 or 1.
     flushing: AtomicBool,
     /// Status of the first flush that failed: nothing becomes durable after it.
@@ -143,13 +148,25 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// Starts both threads. `EINVAL`: the range is not on the device, or no log fits into it; more moderation than
-    /// there can be.
+    /// there can be. `EBUSY`: completions of earlier commands are not taken, which its threads would take for theirs.
     pub fn start(context: Arc<Context>, config: PipelineConfig) -> Result<Pipeline> {
         let moderation = moderation_of(&config)?;
+        match context.outstanding()? {
+            0 => {}
+            count => {
+                return Err(Error::new(
+                    libc::EBUSY,
+                    format!(
+                        "starting a pipeline while {count} commands are outstanding: take their completions first"
+                    ),
+                ));
+            }
+        }
         let place = Place::open(&context, &config)?;
         let progress = Arc::new(Progress {
             stop: AtomicBool::new(false),
             packets_done: AtomicBool::new(false),
+            storage_done: AtomicBool::new(false),
             error: AtomicI32::new(0),
             next_lba: AtomicU64::new(place.next_lba()),
             wraps: AtomicU64::new(place.wraps()),
@@ -164,6 +181,7 @@ impl Pipeline {
             durable: AtomicU64::new(0),
             flushes: Counter::default(),
             superblocks: AtomicU64::new(0),
+            failures_covered: AtomicU64::new(0),
             flushing: AtomicBool::new(false),
             flush_failed: AtomicI32::new(0),
             fua: config.fua,
@@ -176,34 +194,44 @@ impl Pipeline {
             progress,
             threads: Vec::new(),
         };
-        pipeline.spawn("unified-packet", move |context, progress| {
-            Packets::new(context, progress, place, &config, moderation).run()
-        })?;
-        pipeline.spawn("unified-store", completions)?;
+        pipeline.spawn(
+            "unified-store",
+            |progress| &progress.storage_done,
+            completions,
+        )?;
+        pipeline.spawn(
+            "unified-packet",
+            |progress| &progress.packets_done,
+            move |context, progress| {
+                Packets::new(context, progress, place, &config, moderation).run()
+            },
+        )?;
         Ok(pipeline)
     }
 
     fn spawn(
         &mut self,
-        name: &str,
+        name: &'static str,
+        done: fn(&Progress) -> &AtomicBool,
         body: impl FnOnce(&Context, &Progress) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let (context, progress) = (self.context.clone(), self.progress.clone());
-        let label = name.to_string();
         let thread = std::thread::Builder::new()
             .name(name.into())
             .spawn(move || {
                 block_signals();
                 if let Err(error) = body(&context, &progress) {
-                    log::log(Level::Error, format_args!("{label} thread ended: {error}"));
+                    log::log(Level::Error, format_args!("{name} thread ended: {error}"));
                     progress.fail(error.errno());
                     progress.stop.store(true, Ordering::Release);
                 }
-                if label == "unified-packet" {
-                    progress.packets_done.store(true, Ordering::Release);
-                }
+                done(&progress).store(true, Ordering::Release);
             })
-            .map_err(|e| Error::os(&e, format_args!("starting the thread {name}")))?;
+            .map_err(|e| {
+                // The other one must not wait for it.
+                done(&self.progress).store(true, Ordering::Release);
+                Error::os(&e, format_args!("starting the thread {name}"))
+            })?;
         self.threads.push(thread);
         Ok(())
     }

@@ -21,7 +21,8 @@ const SUPER_MAGIC: u64 = u64::from_le_bytes(*b"UNIFLOG1");
 pub const SUPER_LEN: usize = 128;
 /// Slots at the start of the range that hold the two copies of the superblock.
 pub const SUPER_SLOTS: u64 = 2;
-/// Fewest slots for records: more than can be in flight, so that a wrap never meets its own tail.
+/// Fewest slots for records. A recorder has never more in flight than there are, so that a wrap does not meet its own
+/// tail.
 pub const MIN_SLOTS: u64 = 16;
 
 /// Flag: `vlan_tci` is valid.

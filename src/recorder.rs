@@ -244,9 +244,15 @@ impl Recorder {
         sum.value()
     }
 
-    /// Whether it is time for a superblock that says how far the log has come.
-    pub fn wants_checkpoint(&self) -> bool {
-        self.next - self.checkpointed >= CHECKPOINT.min(self.superblock.slots / 4).max(1)
+    /// Whether it is time for a superblock that says how far the log has come. `failed` writes since the one that is on
+    /// the device: as many in a row as `HOLE` would be taken for the log's end, so they are not left behind it.
+    pub fn wants_checkpoint(&self, failed: u64) -> bool {
+        let often = if failed < HOLE / 2 {
+            CHECKPOINT
+        } else {
+            HOLE / 8
+        };
+        self.next - self.checkpointed >= often.min(self.superblock.slots / 4).max(1)
     }
 
     /// Makes a free frame, which the caller holds, a superblock. `settled`: every record below it is on the
@@ -429,7 +435,8 @@ impl Disk<'_> {
                     .read(frame as usize * size as usize, &mut slot);
                 slots.push(slot);
             }
-            self.context.frame_release(frame)?;
+            // Still in flight where the device took too long: its completion frees it.
+            let _ = self.context.frame_release(frame);
         }
         result.and(finished).map(|()| slots)
     }

@@ -7,14 +7,16 @@ mod store;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use common::{Scratch, is_root, payload};
-use store::{DRIVES, LoopDevice, Rig, STALE, can_loop, run, storage_config, succeeded, try_run};
+use store::{
+    DRIVES, LoopDevice, Memory, Rig, STALE, can_loop, run, storage_config, succeeded, try_run,
+};
 use unified::config::{Config, Drive};
 use unified::context::{Completion, Context};
 use unified::storage::command::status;
@@ -134,48 +136,6 @@ fn each_way(mut test: impl FnMut(Drive, bool)) {
             eprintln!("{drive:?}, merged: {merged}");
             test(drive, merged);
         }
-    }
-}
-
-/// A tmpfs of its own.
-struct Memory {
-    dir: PathBuf,
-}
-
-impl Memory {
-    fn new(bytes: u64) -> Memory {
-        let dir = Scratch::new("/dev/shm", "mount").0.clone();
-        fs::create_dir(&dir).unwrap();
-        let memory = Memory { dir };
-        memory.mount(&format!("size={bytes}"));
-        memory
-    }
-
-    fn mount(&self, options: &str) {
-        run(
-            "mount",
-            &[
-                "-t",
-                "tmpfs",
-                "-o",
-                options,
-                "unified",
-                self.dir.to_str().unwrap(),
-            ],
-        );
-    }
-
-    fn sparse(&self, bytes: u64) -> PathBuf {
-        let path = self.dir.join("device");
-        File::create(&path).unwrap().set_len(bytes).unwrap();
-        path
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        let _ = try_run("umount", &["-l", self.dir.to_str().unwrap()]);
-        let _ = fs::remove_dir(&self.dir);
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::{Scratch, Veth, is_root, payload};
-use store::{LoopDevice, can_loop, run};
+use store::{LoopDevice, Memory, can_loop, run};
 use unified::config::{Config, Drive};
 use unified::context::Context;
 use unified::log_reader::{Item, LogReader};
@@ -239,6 +239,100 @@ fn the_end_of_the_range() {
     assert_eq!(pipeline.status().first_sequence, 0);
     assert_eq!(finish(pipeline, 0).stored, 0);
     assert!(read_all(file.path()).is_empty());
+}
+
+#[test]
+fn a_log_never_has_more_in_flight_than_it_has_slots() {
+    if !is_root("a_log_never_has_more_in_flight_than_it_has_slots") {
+        return;
+    }
+    for drive in [Drive::Inline, Drive::Thread] {
+        let veth = Veth::new();
+        let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "lap");
+        let config = config(&veth.host, file.path(), 16, drive);
+        let context = Arc::new(Context::open(&config).unwrap());
+        let wraps = PipelineConfig {
+            at_end: AtEnd::Wrap,
+            ..slots()
+        };
+        let pipeline = Pipeline::start(context.clone(), wraps).unwrap();
+        let sender = veth.send(9999, payloads(0, 3000), 100_000);
+        let (mut most, mut looks) = (0, 0);
+        let until = Instant::now() + Duration::from_secs(20);
+        while pipeline.status().completed < 3000 {
+            // The order of these two makes the difference too small, never too large.
+            let submitted = pipeline.status().submitted;
+            most = most.max(submitted.saturating_sub(pipeline.status().completed));
+            looks += 1;
+            assert!(Instant::now() < until, "{:?}", pipeline.status());
+        }
+        sender.join().unwrap();
+        assert!(most <= 16, "{most} of 16 in flight");
+        assert!(looks > 100, "looked {looks} times only");
+        let status = finish(pipeline, 3000);
+        assert_eq!((status.stored, status.failed), (3000, 0));
+        let found = read_all(file.path());
+        let expected: Vec<u64> = (3000 - 16..3000).collect();
+        assert_eq!(found.iter().map(|f| f.0).collect::<Vec<_>>(), expected);
+    }
+}
+
+/// Far fewer records than there are between two superblocks; but a hole as long as the failed writes leave would be
+/// taken for the log's end if the superblock did not tell of what lies behind it.
+#[test]
+fn records_behind_failed_writes_are_found_again() {
+    if !is_root("records_behind_failed_writes_are_found_again") {
+        return;
+    }
+    let veth = Veth::new();
+    let memory = Memory::new(1 << 20);
+    let path = memory.sparse((100_000 + 2) * FRAME);
+    let path = path.to_str().unwrap();
+    let config = Config {
+        frame_count: 16384,
+        rx_ring: 8192,
+        fill_ring: 8192,
+        ..config(&veth.host, path, 100_000, Drive::Thread)
+    };
+    let context = Arc::new(Context::open(&config).unwrap());
+    let pipeline = Pipeline::start(context.clone(), slots()).unwrap();
+    let reached = |count: u64| {
+        let until = Instant::now() + Duration::from_secs(20);
+        while pipeline.status().completed < count {
+            assert!(Instant::now() < until, "{:?}", pipeline.status());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    veth.send(9999, payloads(0, 6000), 50_000).join().unwrap();
+    reached(6000);
+    let status = pipeline.status();
+    assert!(status.failed > 5000, "{status:?}");
+    memory.mount("remount,size=64m");
+    veth.send(9999, payloads(6000, 1000), 50_000)
+        .join()
+        .unwrap();
+    reached(7000);
+    // As a recorder finds it that comes after a crash.
+    let until = Instant::now() + Duration::from_secs(5);
+    let mut reader = loop {
+        let mut reader = LogReader::open(Path::new(path), 0).unwrap();
+        if reader.end().unwrap() == 7000 {
+            break reader;
+        }
+        assert!(Instant::now() < until, "{:?}", reader.superblock());
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let (mut records, mut missing) = (0, 0);
+    while let Some(item) = reader.next_item().unwrap() {
+        match item {
+            Item::Record { .. } => records += 1,
+            Item::Gap { count, .. } => missing += count,
+            item => panic!("{item:?}"),
+        }
+    }
+    assert_eq!((records, missing), (7000 - status.failed, status.failed));
+    let (status, _) = pipeline.stop();
+    assert_eq!((status.stored, status.failed), (records, missing));
 }
 
 #[test]

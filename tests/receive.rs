@@ -15,7 +15,7 @@ use common::{Scratch, Veth, check_sums, ip, is_root, payload};
 use etherparse::{EtherType, Ethernet2Header, PacketBuilder, SingleVlanHeader, VlanId};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrLike, sendto, socket};
 use unified::config::{Config, Drive};
-use unified::context::Context;
+use unified::context::{Completion, Context};
 use unified::net::packet::{Headers, addresses};
 use unified::net::rx::Received;
 use unified::net::wire::Event;
@@ -699,10 +699,15 @@ fn a_wrapping_pipeline_keeps_the_newest() {
     if !is_root("a_wrapping_pipeline_keeps_the_newest") {
         return;
     }
-    for drive in [Drive::Inline, Drive::Thread] {
+    // The shorter one has room for a few payloads only: a lap must not overtake the one before it.
+    for (drive, blocks) in [
+        (Drive::Inline, 401),
+        (Drive::Thread, 401),
+        (Drive::Inline, 9),
+        (Drive::Thread, 9),
+    ] {
         let store = Store::new(drive);
-        // More blocks than can be in flight, so that no two writes overlap on their way.
-        let (start, end) = (5u64, 5 + 401);
+        let (start, end) = (5u64, 5 + blocks);
         let config = PipelineConfig {
             start_lba: start,
             blocks: end - start,
@@ -743,6 +748,50 @@ fn a_wrapping_pipeline_keeps_the_newest() {
         let stats = quiet(&store.context, |stats| stats.received == 600);
         assert_eq!((stats.stored, stats.failed, stats.released), (600, 0, 0));
         store.compare(&stored);
+    }
+}
+
+#[test]
+fn a_pipeline_does_not_start_over_the_callers_commands() {
+    if !is_root("a_pipeline_does_not_start_over_the_callers_commands") {
+        return;
+    }
+    for drive in [Drive::Inline, Drive::Thread] {
+        let store = Store::new(drive);
+        store.context.submit_flush(7).unwrap();
+        let config = PipelineConfig::default();
+        let error = Pipeline::start(store.context.clone(), config)
+            .err()
+            .unwrap();
+        assert_eq!(error.errno(), libc::EBUSY, "{error}");
+        assert!(error.message().contains("1 commands"), "{error}");
+        let mut done = [Completion::default(); 4];
+        let until = Instant::now() + PATIENCE;
+        while store.context.completions(&mut done).unwrap() == 0 {
+            assert!(Instant::now() < until);
+        }
+        assert_eq!(done[0].user_data, 7);
+        let pipeline = Pipeline::start(store.context.clone(), config).unwrap();
+        pipeline.stop().1.unwrap();
+    }
+}
+
+#[test]
+fn the_shortest_fill_ring_is_filled() {
+    if !is_root("the_shortest_fill_ring_is_filled") {
+        return;
+    }
+    for fill_ring in [1, 2, 4] {
+        let veth = Veth::new();
+        let config = Config {
+            fill_ring,
+            ..config(&veth)
+        };
+        let context = Context::open(&config).unwrap();
+        for i in 0..5 {
+            veth.send(PORT, vec![payload(i, 100)], 1000).join().unwrap();
+            assert_eq!(receive(&context, 1)[0].payload, payload(i, 100));
+        }
     }
 }
 

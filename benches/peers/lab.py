@@ -222,6 +222,17 @@ class Lab:
         if not pinned:
             raise RuntimeError("no NAPI thread to pin")
 
+    def receive_there(self) -> None:
+        """Undoes `receive_here`, also for the programs to come: the interface remembers, and can be told only while it
+        has one."""
+        self.drop_everything(True)
+        try:
+            for setting in ("queues/rx-0/rps_cpus", "threaded"):
+                if not self.set_interface(setting, 0):
+                    raise RuntimeError(f"{setting} can't be put back")
+        finally:
+            self.drop_everything(False)
+
     def drop_everything(self, on: bool) -> None:
         program = ["obj", f"{self.programs}/drop.bpf.o", "sec", "xdp"] if on else ["off"]
         run("ip", "-n", self.near, "link", "set", self.iface, "xdpdrv", *program)

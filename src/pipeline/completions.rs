@@ -52,7 +52,12 @@ pub(super) fn completions(context: &Context, progress: &Progress) -> Result<()> 
             if completion.user_data & FLUSH != 0 {
                 flushed(progress, completion);
             } else if completion.user_data & SUPERBLOCK != 0 {
-                if !good {
+                if good {
+                    let covers = completion.user_data & !SUPERBLOCK;
+                    progress
+                        .failures_covered
+                        .fetch_max(covers, Ordering::Relaxed);
+                } else {
                     log::log(
                         Level::Warn,
                         format_args!(

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::place::Place;
-use super::{BATCH, FLUSH, PipelineConfig, Progress, SUPERBLOCK, TICK, WINDOW};
+use super::{BATCH, FLUSH, PipelineConfig, Progress, SUPERBLOCK, TICK};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::net::rx::Received;
@@ -81,6 +81,8 @@ pub(super) struct Packets<'a> {
     flusher: Flusher,
     /// The longest between two looks while packets come.
     moderation: Duration,
+    /// Writes that were completed when last looked at.
+    completed: u64,
 }
 
 impl<'a> Packets<'a> {
@@ -102,6 +104,7 @@ impl<'a> Packets<'a> {
                 last: Instant::now(),
             },
             moderation,
+            completed: 0,
         }
     }
 
@@ -156,8 +159,10 @@ impl<'a> Packets<'a> {
     /// Group flushes, and superblocks of a log.
     fn upkeep(&mut self) -> Result<()> {
         let completed = self.progress.completed.load(Ordering::Acquire);
+        let p = self.progress;
+        let failed = p.failed.get() - p.failures_covered.load(Ordering::Relaxed);
         if let Place::Log(log) = &self.place
-            && log.wants_checkpoint()
+            && log.wants_checkpoint(failed)
         {
             self.superblock(completed)?;
         }
@@ -175,8 +180,9 @@ impl<'a> Packets<'a> {
         let Place::Log(log) = &mut self.place else {
             return self.context.frame_release(frame);
         };
+        let failed = self.progress.failed.get();
         let mut write = log.checkpoint(frame, self.progress.first_sequence + completed);
-        write.user_data = SUPERBLOCK;
+        write.user_data = SUPERBLOCK | failed;
         self.progress.superblocks.fetch_add(1, Ordering::AcqRel);
         while let Err(error) = self.context.submit_write(&write) {
             retry(self.progress, error).inspect_err(|_| {
@@ -219,6 +225,18 @@ impl<'a> Packets<'a> {
     }
 
     fn store(&mut self, batch: &[Received]) -> Result<()> {
+        let mut done = 0;
+        self.submit(batch, &mut done).inspect_err(|_| {
+            // What was submitted must be seen, and the rest is nobody's.
+            let _ = self.context.submit_pending();
+            for packet in &batch[done..] {
+                let _ = self.context.frame_release(packet.frame);
+            }
+        })
+    }
+
+    /// Submits packets; `done` counts those whose frames are in other hands.
+    fn submit(&mut self, batch: &[Received], done: &mut usize) -> Result<()> {
         let (context, progress) = (self.context, self.progress);
         let mut feeding = context.feed()?;
         let mut number = progress.submitted.load(Ordering::Acquire);
@@ -233,12 +251,25 @@ impl<'a> Packets<'a> {
             if packet.headers.payload_len == 0 && matches!(self.place, Place::Range(_)) {
                 progress.empty.add(1);
                 context.frame_release(packet.frame)?;
+                *done += 1;
                 continue;
+            }
+            let most = self.place.outstanding_before(context, packet);
+            if number - self.completed > most {
+                self.completed = progress.completed.load(Ordering::Acquire);
+                if number - self.completed > most {
+                    context.kick(&mut feeding);
+                    drop(feeding);
+                    self.wait_for(|p| number - p.completed.load(Ordering::Acquire) <= most)?;
+                    self.completed = progress.completed.load(Ordering::Acquire);
+                    feeding = context.feed()?;
+                }
             }
             if !self.place.write(context, packet, &mut transfer) {
                 progress.fail(libc::ENOSPC);
                 progress.no_space.add(1);
                 context.frame_release(packet.frame)?;
+                *done += 1;
                 continue;
             }
             transfer.user_data = number;
@@ -254,6 +285,7 @@ impl<'a> Packets<'a> {
                     progress.submitted.fetch_sub(1, Ordering::AcqRel);
                 })?;
             }
+            *done += 1;
             number += 1;
         }
         progress
@@ -261,9 +293,7 @@ impl<'a> Packets<'a> {
             .store(self.place.next_lba(), Ordering::Relaxed);
         progress.wraps.store(self.place.wraps(), Ordering::Relaxed);
         context.kick(&mut feeding);
-        drop(feeding);
-        // Only where one write hangs while a million others complete.
-        self.wait_for(|p| number - p.completed.load(Ordering::Acquire) < WINDOW - BATCH as u64)
+        Ok(())
     }
 }
 
@@ -281,8 +311,14 @@ fn retry(progress: &Progress, error: Error) -> Result<()> {
     pause(progress)
 }
 
-/// Until the storage thread has taken completions.
+/// Until the storage thread has taken completions. `EPIPE` where it never will.
 fn pause(progress: &Progress) -> Result<()> {
+    if progress.storage_done.load(Ordering::Acquire) {
+        return Err(Error::new(
+            libc::EPIPE,
+            "the storage thread has ended: no completion will be taken",
+        ));
+    }
     // A ring that is missed between the flag and the poll costs the timeout, no more.
     progress.waiting.store(true, Ordering::Relaxed);
     poll_readable(&[progress.room.fd()], Some(Duration::from_millis(2)))

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{AtEnd, Layout, PipelineConfig};
+use super::{AtEnd, Layout, PipelineConfig, WINDOW};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::net::rx::Received;
@@ -66,6 +66,11 @@ pub(super) struct Range {
 }
 
 impl Range {
+    /// Whether the next `blocks` begin again at the start.
+    fn wraps_with(&self, blocks: u64) -> bool {
+        self.end - self.next < blocks && self.at_end == AtEnd::Wrap
+    }
+
     /// Where the next `blocks` go; wraps where that is wanted.
     fn take(&mut self, blocks: u64) -> Option<u64> {
         if self.full {
@@ -133,6 +138,21 @@ impl Place {
         }
     }
 
+    /// How many earlier writes may be outstanding when this packet's begins: it must not meet one of the lap before it,
+    /// which the device could carry out after it.
+    pub fn outstanding_before(&self, context: &Context, packet: &Received) -> u64 {
+        match self {
+            Place::Range(range) => {
+                let len = u32::from(packet.headers.payload_len);
+                match range.wraps_with(context.blocks_of(len).into()) {
+                    true => 0,
+                    false => WINDOW - 1,
+                }
+            }
+            Place::Log(log) => (log.superblock().slots - 1).min(WINDOW - 1),
+        }
+    }
+
     /// Makes `write` the write of a packet; `false` where there is no room. In place: moving it would read what
     /// was just written in other widths, which waits until the frame's zeroes have left the store buffer.
     pub fn write(&mut self, context: &Context, packet: &Received, write: &mut Transfer) -> bool {
@@ -152,5 +172,30 @@ impl Place {
             Place::Log(log) => log.record(packet, write),
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_says_when_it_begins_again() {
+        let mut range = Range {
+            start: 5,
+            end: 14,
+            next: 5,
+            at_end: AtEnd::Wrap,
+            wraps: 0,
+            fua: false,
+            full: false,
+        };
+        assert!(!range.wraps_with(9));
+        assert_eq!((range.take(4), range.take(4)), (Some(5), Some(9)));
+        assert!(range.wraps_with(2) && !range.wraps_with(1));
+        assert_eq!((range.take(2), range.wraps), (Some(5), 1));
+        assert!(!range.wraps_with(7) && range.wraps_with(8));
+        range.at_end = AtEnd::Stop;
+        assert!(!range.wraps_with(8));
     }
 }

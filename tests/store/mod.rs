@@ -4,7 +4,7 @@
 
 use std::cell::Cell;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -403,4 +403,46 @@ pub fn within<T: Send + 'static>(time: Duration, act: impl FnOnce() -> T + Send 
 /// The length of a file.
 pub fn len_of(path: impl AsRef<Path>) -> u64 {
     fs::metadata(path).unwrap().len()
+}
+
+/// A tmpfs of its own.
+pub struct Memory {
+    dir: PathBuf,
+}
+
+impl Memory {
+    pub fn new(bytes: u64) -> Memory {
+        let dir = Scratch::new("/dev/shm", "mount").0.clone();
+        fs::create_dir(&dir).unwrap();
+        let memory = Memory { dir };
+        memory.mount(&format!("size={bytes}"));
+        memory
+    }
+
+    pub fn mount(&self, options: &str) {
+        run(
+            "mount",
+            &[
+                "-t",
+                "tmpfs",
+                "-o",
+                options,
+                "unified",
+                self.dir.to_str().unwrap(),
+            ],
+        );
+    }
+
+    pub fn sparse(&self, bytes: u64) -> PathBuf {
+        let path = self.dir.join("device");
+        File::create(&path).unwrap().set_len(bytes).unwrap();
+        path
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _ = try_run("umount", &["-l", self.dir.to_str().unwrap()]);
+        let _ = fs::remove_dir(&self.dir);
+    }
 }
