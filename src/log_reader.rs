@@ -6,11 +6,11 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::record::{Flaw, Header, SUPER_SLOTS, Superblock};
+use crate::record::{Flaw, Header, MAX_SEQUENCE, SUPER_SLOTS, Superblock};
 use crate::recorder::{HOLE, find_end, mend, newest_superblock};
 
 /// Bytes read at once.
@@ -21,6 +21,8 @@ const ALIGN: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often a follower looks.
 const LOOK: Duration = Duration::from_millis(2);
+/// How often it looks beyond what is read at once, for a record behind a hole.
+const SCAN: Duration = Duration::from_millis(250);
 
 /// One thing found in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +69,9 @@ pub struct Tally {
 #[derive(Debug)]
 pub struct LogReader {
     file: File,
+    path: PathBuf,
+    /// Past the page cache.
+    direct: bool,
     name: String,
     superblock: Superblock,
     /// Byte of the device at which the range begins.
@@ -78,6 +83,8 @@ pub struct LogReader {
     next: u64,
     /// Since when the next slot is found empty, by a follower.
     waiting: Option<Instant>,
+    /// When the whole of a hole was looked at last, by a follower.
+    scanned: Option<Instant>,
     tally: Tally,
     /// Where records are that the device failed, at the same address.
     spill: Option<File>,
@@ -97,12 +104,18 @@ impl LogReader {
         let path = block_node(path);
         let mut direct = OpenOptions::new();
         direct.read(true).custom_flags(libc::O_DIRECT);
-        let file = direct
-            .open(&path)
-            .or_else(|_| File::open(&path))
-            .map_err(|e| Error::os(&e, format_args!("opening '{name}' to read a log")))?;
+        let (file, direct) = match direct.open(&path) {
+            Ok(file) => (file, true),
+            Err(_) => (
+                File::open(&path)
+                    .map_err(|e| Error::os(&e, format_args!("opening '{name}' to read a log")))?,
+                false,
+            ),
+        };
         let mut reader = LogReader {
             file,
+            path,
+            direct,
             superblock: Superblock::default(),
             start,
             aligned: 0,
@@ -110,6 +123,7 @@ impl LogReader {
             loaded: (0, 0),
             next: 0,
             waiting: None,
+            scanned: None,
             tally: Tally::default(),
             spill: None,
             name,
@@ -170,6 +184,12 @@ impl LogReader {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 // Behind the end of the file a direct read may be refused instead of short.
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) && done > 0 => break,
+                // A copy on a disk with longer blocks than those of the log.
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) && self.direct => {
+                    self.file = File::open(&self.path)
+                        .map_err(|e| Error::os(&e, format_args!("opening '{}' anew", self.name)))?;
+                    self.direct = false;
+                }
                 Err(e) => {
                     return Err(Error::os(
                         &e,
@@ -235,8 +255,18 @@ impl LogReader {
     fn look(&mut self, sequence: u64, fresh: bool) -> Result<std::result::Result<Header, Flaw>> {
         if fresh || self.slot(sequence).is_empty() {
             self.load(sequence)?;
+            if self.slot(sequence).is_empty() {
+                return Err(self.cut_off());
+            }
         }
         Ok(Header::read(self.slot(sequence), self.superblock.log_id))
+    }
+
+    fn cut_off(&self) -> Error {
+        Error::new(
+            libc::EIO,
+            format!("'{}' ends before its log does", self.name),
+        )
     }
 
     /// Sequence number behind the newest record.
@@ -248,10 +278,7 @@ impl LogReader {
             self.load(sequence)?;
             let (_, count) = self.loaded;
             if count == 0 {
-                return Err(Error::new(
-                    libc::EIO,
-                    format!("'{}' ends before its log does", self.name),
-                ));
+                return Err(self.cut_off());
             }
             Ok((0..count)
                 .map(|i| self.slot(sequence + i).to_vec())
@@ -279,8 +306,9 @@ impl LogReader {
 
     /// Goes to a record; one that is gone already is answered with `Item::Overwritten`.
     pub fn seek(&mut self, sequence: u64) {
-        self.next = sequence;
+        self.next = sequence.min(MAX_SEQUENCE);
         self.waiting = None;
+        self.scanned = None;
         self.loaded = (0, 0);
     }
 
@@ -386,9 +414,18 @@ impl LogReader {
     /// No record where one should be: a gap, where something follows; else the end.
     fn hole(&mut self, first: u64, damaged: bool, following: bool) -> Result<Option<Found>> {
         let hole = HOLE.min(self.superblock.slots);
-        let mut limit = first + hole;
+        // Behind what is read at once seldom: a recorder that rests would have no rest from its followers.
+        let whole = !following || self.scanned.is_none_or(|at| at.elapsed() >= SCAN);
+        if whole {
+            self.scanned = Some(Instant::now());
+        }
+        let mut limit = first
+            + match whole {
+                true => hole,
+                false => hole.min(self.loaded.1.max(1)),
+            };
         let mut at = self.behind_hole(first, limit, damaged)?;
-        if at == limit {
+        if at == limit && whole {
             // More than a crash leaves. Writes that failed can, and then the superblock knows of later ones.
             self.superblock = self.find_superblock()?;
             let (slots, next) = (self.superblock.slots, self.superblock.next_sequence);
@@ -400,7 +437,9 @@ impl LogReader {
             follows = self.end()? > at;
         }
         if !follows {
-            self.waiting = None;
+            if whole {
+                self.waiting = None;
+            }
             return Ok(None);
         }
         if following && self.waiting.get_or_insert_with(Instant::now).elapsed() < PATIENCE {
@@ -625,6 +664,51 @@ mod tests {
             })
         );
         assert!(start.elapsed() >= PATIENCE);
+    }
+
+    #[test]
+    fn a_log_that_claims_more_than_there_is_ends() {
+        let disk = disk("claims", HOLE + 200);
+        let log = Superblock {
+            slots: 1 << 40,
+            next_sequence: 1 << 40,
+            ..disk.log
+        };
+        disk.file.write_all_at(&log.to_bytes(), 0).unwrap();
+        let start = Instant::now();
+        let mut reader = LogReader::open(&disk.path, 0).unwrap();
+        assert_eq!(reader.next_item().unwrap_err().errno(), libc::EIO);
+        assert_eq!(reader.seek_time(5).unwrap_err().errno(), libc::EIO);
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn behind_everything_there_is_nothing() {
+        let disk = disk("behind", 100);
+        (0..10).for_each(|sequence| disk.put(sequence));
+        let mut reader = LogReader::open(&disk.path, 0).unwrap();
+        for sequence in [10, 11, u64::MAX - HOLE, u64::MAX] {
+            reader.seek(sequence);
+            assert_eq!(reader.next_item().unwrap(), None, "{sequence}");
+        }
+        reader.seek(9);
+        assert_eq!(all(&mut reader), [9]);
+    }
+
+    #[test]
+    fn a_follower_that_waits_reads_little() {
+        let disk = disk("little", 3 * HOLE);
+        let mut reader = LogReader::open(&disk.path, 0).unwrap();
+        let read = || {
+            let text = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+            let line = text.lines().find_map(|l| l.strip_prefix("rchar: "));
+            line.unwrap().parse::<u64>().unwrap()
+        };
+        let (before, start) = (read(), Instant::now());
+        assert_eq!(reader.follow(Duration::from_millis(400)).unwrap(), None);
+        let looks = start.elapsed().as_millis() as u64 / LOOK.as_millis() as u64 + 1;
+        let each = (read() - before) / looks;
+        assert!(each < 1 << 20, "{each} bytes at each of {looks} looks");
     }
 
     #[test]

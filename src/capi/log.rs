@@ -127,7 +127,12 @@ fn record_of(header: &Header, packet: &[u8]) -> unified_log_record {
 /// is: a record, or a range of sequence numbers that is not there, and why. The packet's bytes belong to the
 /// log and are valid until the next call with it.
 ///
-/// -EINVAL, -EBADF, -EIO (the device cannot be read).
+/// Writes of a recorder may end in another order than they began. With a timeout a record that is not there yet is
+/// waited for, a second at the longest, before it is called missing. Without (0) it is missing at once, if a later one
+/// is there: right for a log that nobody writes to.
+///
+/// -EINVAL, -EBADF, -EIO (the device cannot be read, or ends before the log does), -ENOMSG (something else stands where
+/// the log began).
 ///
 /// # Safety
 /// `log` must be a handle; `record` must have `size` bytes.
