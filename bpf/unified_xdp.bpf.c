@@ -28,7 +28,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__uint(max_entries, 64);
+	__uint(max_entries, 4096); /* queues of an interface */
 	__type(key, __u32);
 	__type(value, __u32);
 } unified_xsks SEC(".maps");

@@ -444,6 +444,10 @@ impl HandedMap {
             })
         };
         let own = duplicate(map).map_err(failed)?;
+        // Keys and values of another map may be longer than what is written.
+        if !bpf::is_socket_map(own.as_raw_fd()).map_err(failed)? {
+            return Err(failed(io::Error::from_raw_os_error(libc::EINVAL)));
+        }
         bpf::map_set(own.as_raw_fd(), queue, &(socket as u32).to_ne_bytes()).map_err(failed)?;
         Ok(HandedMap { map: own, queue })
     }

@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::Once;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::log::{self, Level};
 
@@ -28,6 +28,13 @@ static OBJECT_PLAIN: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(
 /// libxdp builds its paths in buffers that all threads share: one at a time goes into it. (ThreadSanitizer found two
 /// contexts being made at once there.)
 static LIBXDP: Mutex<()> = Mutex::new(());
+
+/// What libxdp says meanwhile is told when the lock is gone: a callback may make a context itself.
+fn libxdp() -> (MutexGuard<'static, ()>, log::Held) {
+    let held = log::hold();
+    // A tuple's fields are dropped in order.
+    (LIBXDP.lock(), held)
+}
 
 const SECTION: &CStr = c"xdp.frags";
 pub const PROGRAM: &str = "unified_xdp";
@@ -198,7 +205,7 @@ impl Program {
     }
 
     pub fn attach(&mut self, ifindex: u32, mode: Mode) -> io::Result<()> {
-        let _one = LIBXDP.lock();
+        let _one = libxdp();
         // SAFETY: the program is open; the flags are zero as libxdp demands.
         negative(unsafe {
             libxdp_sys::xdp_program__attach(self.program, ifindex as c_int, mode.raw(), 0)
@@ -207,7 +214,7 @@ impl Program {
     }
 
     pub fn detach(&mut self, ifindex: u32, mode: Mode) -> io::Result<()> {
-        let _one = LIBXDP.lock();
+        let _one = libxdp();
         // SAFETY: the program is open.
         negative(unsafe {
             libxdp_sys::xdp_program__detach(self.program, ifindex as c_int, mode.raw(), 0)
@@ -326,7 +333,7 @@ impl Drop for Program {
 /// Reads `value` of a map by key. The slice must be as long as the map's value.
 pub(crate) fn map_get(fd: RawFd, key: u32, value: &mut [u8]) -> io::Result<()> {
     // SAFETY: keys are u32 in all our maps; the value's length is the caller's promise, kept by the
-    // callers in this crate (the settings' 24 bytes, the counters' 80 a possible CPU).
+    // callers in this crate (the settings' 24 bytes, the counters' 88 a possible CPU).
     negative(unsafe {
         libbpf_sys::bpf_map_lookup_elem(fd, ptr::from_ref(&key).cast(), value.as_mut_ptr().cast())
     })
@@ -340,6 +347,15 @@ pub(crate) fn map_set(fd: RawFd, key: u32, value: &[u8]) -> io::Result<()> {
         libbpf_sys::bpf_map_update_elem(fd, ptr::from_ref(&key).cast(), value.as_ptr().cast(), 0)
     })
     .map(drop)
+}
+
+/// Whether a descriptor is a map of AF_XDP sockets. The other calls here believe that it is.
+pub(crate) fn is_socket_map(fd: RawFd) -> io::Result<bool> {
+    let mut info = libbpf_sys::bpf_map_info::default();
+    let mut len = size_of_val(&info) as u32;
+    // SAFETY: `info` is live and `len` bytes long; the kernel writes at most so many.
+    negative(unsafe { libbpf_sys::bpf_map_get_info_by_fd(fd, &mut info, &mut len) })?;
+    Ok(info.type_ == libbpf_sys::BPF_MAP_TYPE_XSKMAP)
 }
 
 /// Removes a key.
@@ -385,7 +401,7 @@ pub struct AttachedList {
 
 /// The programs attached to an interface; `None` where there are none.
 pub fn attached(ifindex: u32) -> Option<AttachedList> {
-    let _one = LIBXDP.lock();
+    let _one = libxdp();
     route_log();
     // SAFETY: takes an index; the result is checked before use.
     let multi = unsafe { libxdp_sys::xdp_multiprog__get_from_ifindex(ifindex as c_int) };
@@ -433,7 +449,7 @@ pub fn attached(ifindex: u32) -> Option<AttachedList> {
 
 /// Detaches a program by its id.
 pub fn detach_id(ifindex: u32, id: u32, mode: Mode) -> io::Result<()> {
-    let _one = LIBXDP.lock();
+    let _one = libxdp();
     // SAFETY: takes an id; the result is checked, used, and closed.
     unsafe {
         let program = libxdp_sys::xdp_program__from_id(id);
