@@ -986,7 +986,8 @@ int unified_set_log_callback(unified_log_fn callback,
  * -EINVAL a field that cannot be; -E2BIG fields that this version does not know; -ENODEV no such
  * interface; -ENETDOWN it is down; -ENOENT, -EACCES, -EROFS the device; -EBUSY the device or the queue is
  * in use; -ENOMEM locked memory (RLIMIT_MEMLOCK) or memory; -EPERM missing capabilities; -EOPNOTSUPP an
- * insisted-on mode that the driver has not; -ENOSPC no room for the file.
+ * insisted-on mode that the driver has not; -ENOSPC no room for the file; -EBADF a descriptor that is none; -ENOTSOCK
+ * one that is no AF_XDP socket.
  */
 int unified_ctx_create(const struct unified_config *config,
                        unified_ctx **ctx);
@@ -1046,7 +1047,8 @@ int unified_stats_render(const unified_ctx *ctx,
                          uint32_t size);
 
 /**
- * Receives one more UDP port from now on. 0, -EINVAL (port 0), -ENOTCONN (no interface). Any thread.
+ * Receives one more UDP port from now on. 0, -EINVAL (port 0), -ENOTCONN (no interface), -ENOTSUP (the map was
+ * handed in: the program is another one's). Any thread.
  */
 int unified_port_add(const unified_ctx *ctx,
                      uint16_t port);
@@ -1057,13 +1059,15 @@ int unified_port_add(const unified_ctx *ctx,
 int unified_port_remove(const unified_ctx *ctx, uint16_t port);
 
 /**
- * Logs one metadata event in `sample` packets from now on; 0: none. 0, -ENOTCONN. Any thread.
+ * Logs one metadata event in `sample` packets from now on; 0: none. 0, -ENOTCONN, -ENOTSUP (as unified_port_add).
+ * Any thread.
  */
-int unified_events_sample(const unified_ctx *ctx, uint32_t sample);
+int unified_events_sample(const unified_ctx *ctx,
+                          uint32_t sample);
 
 /**
  * Takes up to `max` metadata events out of the BPF ring buffer, oldest first: their number. -EINVAL,
- * -ENOTCONN. Any thread; calls wait for each other.
+ * -ENOTCONN, -ENOTSUP (as unified_port_add). Any thread; calls wait for each other.
  */
 int unified_events(const unified_ctx *ctx,
                    struct unified_event *events,
@@ -1071,7 +1075,8 @@ int unified_events(const unified_ctx *ctx,
 
 /**
  * A descriptor that becomes readable when a quarter of the events' ring buffer is full; it belongs to the
- * context. A few events are found only by asking. -ENOTCONN. Any thread.
+ * context. A few events are found only by asking. -ENOTCONN, -ENOTSUP (as unified_port_add). Any
+ * thread.
  */
 int unified_events_fd(const unified_ctx *ctx);
 
@@ -1085,9 +1090,10 @@ int unified_ctx_device(const unified_ctx *ctx,
 
 /**
  * Takes an empty frame: its number to `*frame`. It is the caller's until submitted or released. 0,
- * -ENOBUFS (none is free now), -EBUSY (another thread receives). The receiver's thread.
+ * -ENOBUFS (none is free now), -EBUSY (another thread receives), -ESHUTDOWN (the context is being destroyed). The receiver's thread.
  */
-int unified_frame_alloc(const unified_ctx *ctx, uint32_t *frame);
+int unified_frame_alloc(const unified_ctx *ctx,
+                        uint32_t *frame);
 
 /**
  * Gives a frame back that was received, allocated, or came with a completion. 0, -EINVAL (not the
@@ -1265,7 +1271,7 @@ int unified_packet_flow(const struct unified_packet *packet,
  *
  * 0, -EINVAL (the range is not on the device; no log fits, or one of other sizes is there; more moderation_us than there can
  * be), -EROFS,
- * -EALREADY (one runs), -EBUSY (completions of earlier commands are not taken yet, or another thread is about to take
+ * -EALREADY (one runs, or has not ended yet), -EBUSY (completions of earlier commands are not taken yet, or another thread is about to take
  * some), -ENOTCONN (no interface), -EIO (the log cannot be read), -ETIMEDOUT (the device did not answer for 30 s). Any
  * thread.
  *
@@ -1320,7 +1326,12 @@ int unified_log_add_spill(const struct unified_log *log,
  * is: a record, or a range of sequence numbers that is not there, and why. The packet's bytes belong to the
  * log and are valid until the next call with it.
  *
- * -EINVAL, -EBADF, -EIO (the device cannot be read).
+ * Writes of a recorder may end in another order than they began. With a timeout a record that is not there yet is
+ * waited for, a second at the longest, before it is called missing. Without (0) it is missing at once, if a later one
+ * is there: right for a log that nobody writes to.
+ *
+ * -EINVAL, -EBADF, -EIO (the device cannot be read, or ends before the log does), -ENOMSG (something else stands where
+ * the log began).
  */
 int unified_log_next(const struct unified_log *log,
                      struct unified_log_record *record,

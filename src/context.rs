@@ -341,8 +341,13 @@ impl Context {
         self.pipelined.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_pipelined(&self, on: bool) {
-        self.pipelined.store(on, Ordering::Relaxed);
+    /// Gives the roles of this context to a pipeline; `false` where one has them.
+    pub(crate) fn claim_for_pipeline(&self) -> bool {
+        !self.pipelined.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn release_from_pipeline(&self) {
+        self.pipelined.store(false, Ordering::Release);
     }
 
     /// Whether the caller is in the process that opened it, not in a forked child.

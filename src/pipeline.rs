@@ -140,17 +140,41 @@ impl Progress {
     }
 }
 
+/// The roles of a context, until it is dropped.
+struct Claim(Arc<Context>);
+
+impl Claim {
+    fn new(context: &Arc<Context>) -> Result<Claim> {
+        if !context.claim_for_pipeline() {
+            return Err(Error::new(
+                libc::EALREADY,
+                "a pipeline runs on this context already, or is about to end",
+            ));
+        }
+        Ok(Claim(context.clone()))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.release_from_pipeline();
+    }
+}
+
 pub struct Pipeline {
     context: Arc<Context>,
     progress: Arc<Progress>,
     threads: Vec<JoinHandle<()>>,
+    // Behind the threads, which have ended when this one goes.
+    _claim: Claim,
 }
 
 impl Pipeline {
     /// Starts both threads. `EINVAL`: the range is not on the device, or no log fits into it; more moderation than
-    /// there can be. `EBUSY`: completions of earlier commands are not taken, which its threads would take for theirs.
+    /// there can be. `EALREADY`: another one runs, or has not ended yet. `EBUSY`: completions of earlier commands are not taken, which its threads would take for theirs.
     pub fn start(context: Arc<Context>, config: PipelineConfig) -> Result<Pipeline> {
         let moderation = moderation_of(&config)?;
+        let claim = Claim::new(&context)?;
         match context.outstanding()? {
             0 => {}
             count => {
@@ -188,11 +212,11 @@ impl Pipeline {
             room: Doorbell::new().map_err(|e| Error::os(&e, "creating an eventfd"))?,
             waiting: AtomicBool::new(false),
         });
-        context.set_pipelined(true);
         let mut pipeline = Pipeline {
             context,
             progress,
             threads: Vec::new(),
+            _claim: claim,
         };
         pipeline.spawn(
             "unified-store",
@@ -293,7 +317,6 @@ impl Pipeline {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-        self.context.set_pipelined(false);
     }
 }
 

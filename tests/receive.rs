@@ -777,6 +777,32 @@ fn a_pipeline_does_not_start_over_the_callers_commands() {
 }
 
 #[test]
+fn one_pipeline_at_a_time() {
+    if !is_root("one_pipeline_at_a_time") {
+        return;
+    }
+    let store = Store::new(Drive::Inline);
+    let config = PipelineConfig::default();
+    for _ in 0..2 {
+        let one = Pipeline::start(store.context.clone(), config).unwrap();
+        let error = Pipeline::start(store.context.clone(), config)
+            .err()
+            .unwrap();
+        assert_eq!(error.errno(), libc::EALREADY, "{error}");
+        assert!(store.context.is_pipelined());
+        one.stop().1.unwrap();
+        assert!(!store.context.is_pipelined());
+    }
+    // What cannot begin leaves the context free.
+    let beyond = PipelineConfig {
+        start_lba: u64::MAX,
+        ..config
+    };
+    assert!(Pipeline::start(store.context.clone(), beyond).is_err());
+    assert!(!store.context.is_pipelined());
+}
+
+#[test]
 fn the_shortest_fill_ring_is_filled() {
     if !is_root("the_shortest_fill_ring_is_filled") {
         return;

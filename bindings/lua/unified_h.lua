@@ -267,7 +267,8 @@ int unified_stats_render(const unified_ctx *ctx,
 int unified_port_add(const unified_ctx *ctx,
                      uint16_t port);
 int unified_port_remove(const unified_ctx *ctx, uint16_t port);
-int unified_events_sample(const unified_ctx *ctx, uint32_t sample);
+int unified_events_sample(const unified_ctx *ctx,
+                          uint32_t sample);
 int unified_events(const unified_ctx *ctx,
                    struct unified_event *events,
                    uint32_t max);
@@ -275,7 +276,8 @@ int unified_events_fd(const unified_ctx *ctx);
 int unified_ctx_device(const unified_ctx *ctx,
                        char *path,
                        uint32_t len);
-int unified_frame_alloc(const unified_ctx *ctx, uint32_t *frame);
+int unified_frame_alloc(const unified_ctx *ctx,
+                        uint32_t *frame);
 int unified_frame_release(const unified_ctx *ctx, uint32_t frame);
 void *unified_frame_data(const unified_ctx *ctx,
                          uint32_t frame);

@@ -152,7 +152,8 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
 /// -EINVAL a field that cannot be; -E2BIG fields that this version does not know; -ENODEV no such
 /// interface; -ENETDOWN it is down; -ENOENT, -EACCES, -EROFS the device; -EBUSY the device or the queue is
 /// in use; -ENOMEM locked memory (RLIMIT_MEMLOCK) or memory; -EPERM missing capabilities; -EOPNOTSUPP an
-/// insisted-on mode that the driver has not; -ENOSPC no room for the file.
+/// insisted-on mode that the driver has not; -ENOSPC no room for the file; -EBADF a descriptor that is none; -ENOTSOCK
+/// one that is no AF_XDP socket.
 ///
 /// # Safety
 /// `config` and `ctx` must be valid, and the strings end in a zero byte.
@@ -201,6 +202,8 @@ pub unsafe extern "C" fn unified_ctx_destroy(ctx: *mut unified_ctx) -> c_int {
         let handle = unsafe { &*ctx };
         // Waits for running calls, which `close` has told to return.
         let context = handle.context.write().take();
+        // One that was started meanwhile has ended, for the context is closed, and would keep it.
+        drop(handle.pipeline.lock().take());
         drop(context);
         Ok(0)
     })
@@ -436,7 +439,8 @@ pub unsafe extern "C" fn unified_stats_render(
     })
 }
 
-/// Receives one more UDP port from now on. 0, -EINVAL (port 0), -ENOTCONN (no interface). Any thread.
+/// Receives one more UDP port from now on. 0, -EINVAL (port 0), -ENOTCONN (no interface), -ENOTSUP (the map was
+/// handed in: the program is another one's). Any thread.
 ///
 /// # Safety
 /// `ctx` must be a handle.
@@ -454,7 +458,8 @@ pub unsafe extern "C" fn unified_port_remove(ctx: *const unified_ctx, port: u16)
     guard(|| with(ctx, |_, context| context.port_remove(port)).map(|()| 0))
 }
 
-/// Logs one metadata event in `sample` packets from now on; 0: none. 0, -ENOTCONN. Any thread.
+/// Logs one metadata event in `sample` packets from now on; 0: none. 0, -ENOTCONN, -ENOTSUP (as unified_port_add).
+/// Any thread.
 ///
 /// # Safety
 /// `ctx` must be a handle.
@@ -464,7 +469,7 @@ pub unsafe extern "C" fn unified_events_sample(ctx: *const unified_ctx, sample: 
 }
 
 /// Takes up to `max` metadata events out of the BPF ring buffer, oldest first: their number. -EINVAL,
-/// -ENOTCONN. Any thread; calls wait for each other.
+/// -ENOTCONN, -ENOTSUP (as unified_port_add). Any thread; calls wait for each other.
 ///
 /// # Safety
 /// `ctx` must be a handle; `events` must have room for `max`.
@@ -480,6 +485,10 @@ pub unsafe extern "C" fn unified_events(
         }
         let mut filled = 0usize;
         with(ctx, |_, context| {
+            // libbpf would take one out all the same.
+            if max == 0 {
+                return Ok(0);
+            }
             context.drain_events(max as usize, |event| {
                 if filled < max as usize {
                     // SAFETY: room for `max`, by the caller's promise; `filled` is below.
@@ -513,7 +522,8 @@ fn event_of(event: &Event) -> unified_event {
 }
 
 /// A descriptor that becomes readable when a quarter of the events' ring buffer is full; it belongs to the
-/// context. A few events are found only by asking. -ENOTCONN. Any thread.
+/// context. A few events are found only by asking. -ENOTCONN, -ENOTSUP (as unified_port_add). Any
+/// thread.
 ///
 /// # Safety
 /// `ctx` must be a handle.

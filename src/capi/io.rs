@@ -15,7 +15,7 @@ use crate::sys::abi::NvmeUringCmd;
 const PIECE: usize = 64;
 
 /// Takes an empty frame: its number to `*frame`. It is the caller's until submitted or released. 0,
-/// -ENOBUFS (none is free now), -EBUSY (another thread receives). The receiver's thread.
+/// -ENOBUFS (none is free now), -EBUSY (another thread receives), -ESHUTDOWN (the context is being destroyed). The receiver's thread.
 ///
 /// # Safety
 /// `ctx` must be a handle; `frame` must be valid.

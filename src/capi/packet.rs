@@ -77,17 +77,15 @@ pub unsafe extern "C" fn unified_packet_flow(
     guard(|| {
         // SAFETY: the caller's promise.
         let packet = unsafe { read(packet) }.ok_or_else(|| null("the packet"))?;
-        if packet.data.is_null()
-            || packet.payload_offset > 256
-            || u32::from(packet.payload_offset) > packet.len
-        {
+        if packet.data.is_null() || u32::from(packet.payload_offset) > packet.len {
             return Err(Error::new(
                 libc::EINVAL,
                 "this packet was not filled in by unified_rx_batch",
             ));
         }
         let mut head = [0u8; 256];
-        let len = usize::from(packet.payload_offset);
+        // Behind long extension headers the payload begins later; addresses and ports stand before them.
+        let len = usize::from(packet.payload_offset).min(head.len());
         // SAFETY: a packet of unified_rx_batch has `len` readable bytes at `data`, and the payload begins
         // inside them; 256 are room enough, as just checked.
         unsafe { std::ptr::copy_nonoverlapping(packet.data.cast::<u8>(), head.as_mut_ptr(), len) };
@@ -115,4 +113,45 @@ pub unsafe extern "C" fn unified_packet_flow(
         }
         Ok(packet.ip_version.into())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flow_of_a_packet_with_long_extension_headers() {
+        let options = 1000;
+        let payload = 14 + 40 + options + 8;
+        let mut bytes = vec![0u8; payload + 4];
+        bytes[14] = 0x60;
+        bytes[22..38].fill(0x11);
+        bytes[38..54].fill(0x22);
+        let packet = unified_packet {
+            data: bytes.as_ptr().cast_mut().cast(),
+            len: bytes.len() as u32,
+            payload_offset: payload as u16,
+            l3_offset: 14,
+            ip_version: 6,
+            src_port: 7,
+            dst_port: 9999,
+            payload: std::ptr::null_mut(),
+            timestamp: 0,
+            payload_len: 4,
+            frame: 0,
+            queue: 0,
+            vlan_tci: 0,
+            flags: 0,
+            reserved: 0,
+        };
+        let (mut source, mut destination) = ([0u8; 16], [0u8; 16]);
+        let (mut from, mut to) = (0, 0);
+        // SAFETY: all pointers are to live values of the right types; `data` has `len` bytes.
+        let version = unsafe {
+            unified_packet_flow(&packet, &mut source, &mut destination, &mut from, &mut to)
+        };
+        assert_eq!(version, 6);
+        assert_eq!((source, destination), ([0x11; 16], [0x22; 16]));
+        assert_eq!((from, to), (7, 9999));
+    }
 }

@@ -17,7 +17,7 @@ use crate::recorder::Existing;
 ///
 /// 0, -EINVAL (the range is not on the device; no log fits, or one of other sizes is there; more moderation_us than there can
 /// be), -EROFS,
-/// -EALREADY (one runs), -EBUSY (completions of earlier commands are not taken yet, or another thread is about to take
+/// -EALREADY (one runs, or has not ended yet), -EBUSY (completions of earlier commands are not taken yet, or another thread is about to take
 /// some), -ENOTCONN (no interface), -EIO (the log cannot be read), -ETIMEDOUT (the device did not answer for 30 s). Any
 /// thread.
 ///

@@ -325,7 +325,10 @@ fn what_the_device_fails_is_in_the_spill_and_a_flush_covers_it() {
 
 #[test]
 fn a_flush_waits_for_the_spill_also_where_another_one_syncs_it() {
-    let path = format!("/dev/shm/unified-engine-twice-spilled-{}", std::process::id());
+    let path = format!(
+        "/dev/shm/unified-engine-twice-spilled-{}",
+        std::process::id()
+    );
     let once = Retry {
         limit: 0,
         ..Retry::default()
