@@ -123,20 +123,24 @@ child=
 sender=
 scratch=
 
+# Ends a program by Ctrl-C, within 10 seconds or by force; its exit code.
+end() { # PID
+	local i
+	kill -INT "$1" 2>/dev/null
+	for ((i = 0; i < 100; i++)); do
+		kill -0 "$1" 2>/dev/null || break
+		sleep 0.1
+	done
+	kill -KILL "$1" 2>/dev/null
+	wait "$1" 2>/dev/null
+}
+
 finish() {
 	local code=$? i
 	trap '' INT TERM
 	trap - EXIT
 	for pid in $sender $child; do
-		if kill -0 "$pid" 2>/dev/null; then
-			kill -INT "$pid" 2>/dev/null
-			for ((i = 0; i < 50; i++)); do
-				kill -0 "$pid" 2>/dev/null || break
-				sleep 0.1
-			done
-			kill -KILL "$pid" 2>/dev/null
-			wait "$pid" 2>/dev/null
-		fi
+		end "$pid"
 	done
 	for ((i = ${#undo[@]} - 1; i >= 0; i--)); do
 		eval "${undo[i]}" >/dev/null 2>&1 || warn "could not undo: ${undo[i]}"
@@ -351,7 +355,8 @@ start_selftest() {
 		cd "$scratch" || exit 1
 		export CCC_OVERRIDE_OPTIONS="# +-g +-DIPPROTO_UDP=17 +-I/usr/include/$(uname -m)-linux-gnu"
 		export UNIFIED_LOG=${UNIFIED_LOG:-warn}
-		exec stdbuf -oL "$selftest" "$iface" "$device" "$queue"
+		# A shell has what it starts in the background ignore Ctrl-C, by which it is ended.
+		exec env --default-signal=INT stdbuf -oL "$selftest" "$iface" "$device" "$queue"
 	) > >(tee "$scratch/output") 2>&1 &
 	child=$!
 	local i
@@ -465,10 +470,10 @@ stop_program() {
 		child=
 		die "the test program ended by itself"
 	fi
-	kill -INT "$child"
-	wait "$child"
+	end "$child"
 	program_code=$?
 	child=
+	((program_code != 137)) || die "the test program did not end within 10 seconds of Ctrl-C and was killed"
 	# tee may still be writing.
 	local i
 	for ((i = 0; i < 20; i++)); do

@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "target" / "full-stack"
 NUMBERS = itertools.count()
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would every program that is tested here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def call(*words, timeout=60, **options) -> subprocess.CompletedProcess:

@@ -13,17 +13,24 @@ SCRIPT = ROOT / "run-full-stack-test.sh"
 ENV = os.environ | {"UNIFIED_OUT": str(OUT)}
 
 
+def traces() -> dict:
+    """Whatever a run of the script could leave on the machine."""
+    return {
+        "namespaces": set(re.findall(r"^ufs\d+", must("ip", "netns"), re.M)),
+        "links": set(re.findall(r"\bufs\d\w+", must("ip", "-br", "link"))),
+        "scratch": set(Path("/var/tmp").glob("unified-full-stack.*")),
+        "huge pages": Path("/proc/sys/vm/nr_hugepages").read_text(),
+    }
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left():
     if os.geteuid() != 0:
         assert not os.environ.get("UNIFIED_REQUIRE_ROOT")
         pytest.skip("needs root")
-    pages = Path("/proc/sys/vm/nr_hugepages").read_text()
+    before = traces()
     yield
-    assert "ufs" not in must("ip", "netns")
-    assert not re.search(r"\bufs\d", must("ip", "-br", "link"))
-    assert not list(Path("/var/tmp").glob("unified-full-stack.*"))
-    assert Path("/proc/sys/vm/nr_hugepages").read_text() == pages
+    assert traces() == before
 
 
 def test_alone_it_stores_and_verifies_everything():
@@ -70,6 +77,15 @@ def test_ctrl_c_takes_everything_down(start):
     os.killpg(running.process.pid, signal.SIGINT)
     assert running.end(15) == 130
     time.sleep(0.2)
+
+
+def test_a_program_that_does_not_end_is_killed(tmp_path):
+    program = tmp_path / "deaf"
+    program.write_text("#!/bin/sh\ntrap '' INT\necho System ready\nexec sleep 100\n")
+    program.chmod(0o755)
+    result = call(SCRIPT, "--selftest", program, "--duration", "1", env=ENV)
+    assert result.returncode == 1
+    assert "did not end within 10 seconds of Ctrl-C and was killed" in result.stdout
 
 
 @pytest.mark.parametrize("size, rate", [("100", 4000), ("1024", 10000), ("1472", 2000)])
