@@ -27,7 +27,7 @@ use crate::net::xdp::{HandedMap, Xdp, XdpConfig};
 use crate::region::{Layout, Region, check_memory_budget, check_memory_cgroup};
 use crate::ring::{Consumer, Producer};
 use crate::stats::{FateStats, RxStats, Statistics};
-use crate::storage::device::{Device, Kind, Limits};
+use crate::storage::device::{Device, Kind, Limits, MadeFile};
 use crate::storage::engine::{Engine, EngineConfig, EngineThread, Shore, bounce_bytes};
 use crate::storage::spill::Spill;
 use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_SPILLED, UnifiedCqe, UnifiedSqe};
@@ -209,10 +209,12 @@ impl Context {
             config.frame_count as usize * config.frame_size as usize,
         )?;
         let mut device = Device::open(&config.device)?;
-        let made = device.made.take();
+        let mut made = vec![device.made.take()];
         let device_limits = device.limits;
         if let Some(path) = &config.spill {
-            device.spill = Some(Spill::open(path, &device, config.device.force)?);
+            let mut spill = Spill::open(path, &device, config.device.force)?;
+            made.push(spill.made.take());
+            device.spill = Some(spill);
         }
         let bounce_len = bounce_bytes(&device_limits, config.depth());
         let umem = if link.is_some() {
@@ -269,9 +271,7 @@ impl Context {
             None => (None, (None, None), None, None),
         };
         let bell = Doorbell::new().map_err(|e| Error::os(&e, "creating an eventfd"))?;
-        if let Some(file) = made {
-            file.keep();
-        }
+        made.into_iter().flatten().for_each(MadeFile::keep);
         Ok(Context {
             info: Info {
                 device: path,

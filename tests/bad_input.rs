@@ -796,12 +796,17 @@ fn running_out_of_descriptors_at_any_point_leaves_nothing() {
     }
     let veth = Veth::new();
     let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "descriptors");
+    let spill = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "descriptors-spill");
+    let spill_path = CString::new(spill.path()).unwrap();
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     for drive in [UNIFIED_DRIVE_INLINE, UNIFIED_DRIVE_THREAD] {
         let mut wish = Wish::new(&veth.host, file.path());
         wish.c.known.file_size = 1 << 20;
         wish.c.known.drive = drive;
+        wish.c.known.spill = spill_path.as_ptr();
         c::destroy(wish.create().unwrap()).unwrap();
+        assert!(spill.0.exists(), "a spill stays after a context that was");
+        fs::remove_file(&spill.0).unwrap();
         let before = holdings();
         let open = before.fds.len() as u64;
         let mut failures = 0;
@@ -816,6 +821,10 @@ fn running_out_of_descriptors_at_any_point_leaves_nothing() {
                     let after = format!("{failures} descriptors more: {message}");
                     assert_bare(&veth, &after);
                     assert_unchanged(&before, &after);
+                    assert!(
+                        !spill.0.exists(),
+                        "{after}: the spill that was made is still there"
+                    );
                 }
             }
             failures += 1;

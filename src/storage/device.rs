@@ -17,7 +17,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-pub use file::MadeFile;
+pub use file::{MadeFile, open_or_make};
 use file::{finish_file, open_file};
 pub(super) use node::open_unused;
 use node::{Sysfs, open_block};

@@ -9,16 +9,19 @@
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
 use super::Outcome;
 use super::command::{Command, opcode, status};
-use super::device::{Device, DeviceConfig, claim_patiently, open_unused};
+use super::device::{Device, DeviceConfig, MadeFile, claim_patiently, open_or_make, open_unused};
 use crate::error::{Error, Result};
 
 #[derive(Debug)]
 pub struct Spill {
     pub file: OwnedFd,
     pub path: String,
+    /// The file was made by the opening, and goes again unless whoever opened it keeps it.
+    pub made: Option<MadeFile>,
 }
 
 impl Spill {
@@ -38,7 +41,7 @@ impl Spill {
             ));
         }
         let needed = device.limits.blocks << device.limits.block_shift();
-        let file = match known.filter(|about| about.file_type().is_block_device()) {
+        let (file, made) = match known.filter(|about| about.file_type().is_block_device()) {
             Some(about) => {
                 let config = DeviceConfig {
                     path: path.into(),
@@ -52,13 +55,14 @@ impl Spill {
                         format!("{} is shorter than it", name("the block device")),
                     ));
                 }
-                file
+                (file, None)
             }
             None => open_file(path, needed, name)?,
         };
         Ok(Spill {
             file: file.into(),
             path: path.into(),
+            made,
         })
     }
 }
@@ -73,15 +77,15 @@ fn is_same(about: &Metadata, device: &Device) -> bool {
     })
 }
 
-fn open_file(path: &str, needed: u64, name: impl Fn(&str) -> String) -> Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(|e| Error::os(&e, name("opening")))?;
+fn open_file(
+    path: &str,
+    needed: u64,
+    name: impl Fn(&str) -> String,
+) -> Result<(File, Option<MadeFile>)> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    let (file, fresh) =
+        open_or_make(&options, Path::new(path)).map_err(|e| Error::os(&e, name("opening")))?;
     let about = file
         .metadata()
         .map_err(|e| Error::os(&e, name("looking at")))?;
@@ -99,11 +103,13 @@ fn open_file(path: &str, needed: u64, name: impl Fn(&str) -> String) -> Result<F
         TryLockError::WouldBlock => Error::new(libc::EBUSY, name("another context has")),
         TryLockError::Error(e) => Error::os(&e, name("locking")),
     })?;
+    // Only now, with the lock, is it surely ours to remove.
+    let made = fresh.then(|| MadeFile::new(path));
     if about.len() < needed {
         file.set_len(needed)
             .map_err(|e| Error::os(&e, name("giving its length to")))?;
     }
-    Ok(file)
+    Ok((file, made))
 }
 
 fn length(mut file: &File) -> Result<u64> {

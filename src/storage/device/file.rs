@@ -17,6 +17,10 @@ use crate::sys::file as sysfile;
 pub struct MadeFile(Option<PathBuf>);
 
 impl MadeFile {
+    pub fn new(path: impl Into<PathBuf>) -> MadeFile {
+        MadeFile(Some(path.into()))
+    }
+
     pub fn keep(mut self) {
         self.0 = None;
     }
@@ -30,26 +34,28 @@ impl Drop for MadeFile {
     }
 }
 
+/// Opens a file, making it where there is none; whether it was made.
+pub fn open_or_make(options: &OpenOptions, path: &Path) -> io::Result<(File, bool)> {
+    match options.clone().create_new(true).open(path) {
+        Ok(file) => Ok((file, true)),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            options.open(path).map(|file| (file, false))
+        }
+        Err(e) => Err(e),
+    }
+}
+
 pub(super) fn open_file(config: &DeviceConfig) -> Result<Device> {
     let path = Path::new(&config.path);
     let mut options = OpenOptions::new();
     options.read(true).write(!config.read_only).mode(0o600);
     let what = |what: &str| format!("{what} file '{}'", config.path);
     let make = config.file_size > 0 && !config.read_only;
-    let tried = match make {
-        true => options.clone().create_new(true).open(path),
-        false => options.open(path),
+    let opened = match make {
+        true => open_or_make(&options, path),
+        false => options.open(path).map(|file| (file, false)),
     };
-    let (plain, fresh) = match tried {
-        Ok(file) => (file, make),
-        Err(e) if make && e.kind() == io::ErrorKind::AlreadyExists => {
-            let file = options
-                .open(path)
-                .map_err(|e| Error::os(&e, what("opening")))?;
-            (file, false)
-        }
-        Err(e) => return Err(Error::os(&e, what("opening"))),
-    };
+    let (plain, fresh) = opened.map_err(|e| Error::os(&e, what("opening")))?;
     finish_file(config, plain, fresh.then_some(path), |_| {
         let align = sysfile::direct_align(path).filter(|a| !config.small_blocks || a.offset <= 512);
         // tmpfs takes O_DIRECT and buffers all the same: without the alignment there is no direct I/O.
@@ -78,7 +84,7 @@ pub(super) fn finish_file(
         })?;
     }
     // Only now, with the lock, is it surely ours to remove.
-    let made = fresh.map(|path| MadeFile(Some(path.into())));
+    let made = fresh.map(MadeFile::new);
     let len = plain
         .metadata()
         .map_err(|e| Error::os(&e, what("looking at")))?

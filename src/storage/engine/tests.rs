@@ -45,6 +45,9 @@ impl Rig {
         let mut device = device.unwrap();
         device.made.take().unwrap().keep();
         device.spill = spill(&device);
+        if let Some(made) = device.spill.as_mut().and_then(|spill| spill.made.take()) {
+            made.keep();
+        }
         let len = bounce_bytes(&device.limits, 64);
         let bounce = Arc::new(Mapping::anonymous(len, false).unwrap());
         let shore = Shore::timed(64).unwrap();
@@ -372,6 +375,7 @@ fn a_spill_that_fails_too_leaves_the_devices_error() {
         Some(Spill {
             file: full.unwrap().into(),
             path: "/dev/full".into(),
+            made: None,
         })
     });
     rig.fail(opcode::WRITE, -libc::EIO);
