@@ -123,12 +123,14 @@ child=
 sender=
 scratch=
 
-# Ends a program by Ctrl-C, within 10 seconds or by force; its exit code.
+# Ends a program by Ctrl-C, after 5 seconds (a shell has what it starts in the background ignore Ctrl-C) by
+# SIGTERM, and after 10 by force; its exit code.
 end() { # PID
 	local i
 	kill -INT "$1" 2>/dev/null
 	for ((i = 0; i < 100; i++)); do
 		kill -0 "$1" 2>/dev/null || break
+		((i != 50)) || kill -TERM "$1" 2>/dev/null
 		sleep 0.1
 	done
 	kill -KILL "$1" 2>/dev/null
@@ -355,8 +357,7 @@ start_selftest() {
 		cd "$scratch" || exit 1
 		export CCC_OVERRIDE_OPTIONS="# +-g +-DIPPROTO_UDP=17 +-I/usr/include/$(uname -m)-linux-gnu"
 		export UNIFIED_LOG=${UNIFIED_LOG:-warn}
-		# A shell has what it starts in the background ignore Ctrl-C, by which it is ended.
-		exec env --default-signal=INT stdbuf -oL "$selftest" "$iface" "$device" "$queue"
+		exec stdbuf -oL "$selftest" "$iface" "$device" "$queue"
 	) > >(tee "$scratch/output") 2>&1 &
 	child=$!
 	local i
@@ -473,7 +474,7 @@ stop_program() {
 	end "$child"
 	program_code=$?
 	child=
-	((program_code != 137)) || die "the test program did not end within 10 seconds of Ctrl-C and was killed"
+	((program_code != 137)) || die "the test program did not end within 10 seconds and was killed"
 	# tee may still be writing.
 	local i
 	for ((i = 0; i < 20; i++)); do
