@@ -108,6 +108,7 @@ class Guest:
         self.namespace, self.console = namespace, console
         self.shell = console is None
         self.process = self.qmp = None
+        self.said = ""
 
     def command(self):
         sockets = {name: self.dir / f"{name}.sock" for name in [*CHANNELS, "qmp"]}
@@ -199,6 +200,8 @@ class Guest:
                 self.process.kill()
         if self.process:
             self.process.wait()
+        self.errors.seek(0)
+        self.said = self.errors.read().strip()
         self.errors.close()
 
     def is_running(self):

@@ -9,8 +9,7 @@ finished failed
 says "$scratch/recorder" 'The flush at the end failed: what was stored may not be durable' '^  Books: balanced'
 
 # A log, with a flush every 20 ms: none of its records is ever durable.
-"$UNIFIED_OUT/bin/recorder" record eth0 "/dev/${drive}n1" 500 >"$scratch/log" 2>&1 &
-running=$!
+begin "$scratch/log" "$UNIFIED_OUT/bin/recorder" record eth0 "/dev/${drive}n1" 500
 until_said 30 "$scratch/log" '^Recording from sequence number'
 send 500 1024 1000
 sleep 1

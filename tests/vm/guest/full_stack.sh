@@ -3,8 +3,7 @@
 
 node=/dev/$(drive plain)n1
 for size in 1472 1024 100; do
-    bash "$SCRIPT" --yes --no-traffic --verify --duration 6 --size $size eth0 "$node" 0 >"$scratch/out" 2>&1 &
-    running=$!
+    begin "$scratch/out" bash "$SCRIPT" --yes --no-traffic --verify --duration 6 --size $size eth0 "$node" 0
     until_said 30 "$scratch/out" '^System ready'
     send 1500 $size 2000
     wait $running || fail "size $size: exit code $?: $(cat "$scratch/out")"

@@ -5,8 +5,7 @@
 drive=$(drive mdts64)
 # Payloads of an earlier test are like those of this one.
 dd if=/dev/zero of="/dev/${drive}n1" bs=1M conv=fsync 2>/dev/null
-bash "$SCRIPT" --yes --no-traffic --duration 12 --size 1024 eth0 "/dev/${drive}n1" 0 >"$scratch/out" 2>&1 &
-running=$!
+begin "$scratch/out" bash "$SCRIPT" --yes --no-traffic --duration 12 --size 1024 eth0 "/dev/${drive}n1" 0
 until_said 30 "$scratch/out" '^System ready'
 send 20000 1024 4000 &
 sending=$!
