@@ -54,7 +54,10 @@ typedef struct unified_log unified_log; /* A log being read: opaque. */
 #define UNIFIED_COPY_ZERO 2
 
 /**
- * Configuration flag: take 2 MiB pages where there are some; see unified_info.huge_pages.
+ * Configuration flag: take reserved 2 MiB pages (vm.nr_hugepages) where there are enough. Without it, and where
+ * there are not, the region is in transparent ones where the kernel gives them
+ * (/sys/kernel/mm/transparent_hugepage/enabled is "madvise" or "always") and it fills one, and else in pages of
+ * 4 KiB; see unified_info.huge_pages.
  */
 #define UNIFIED_HUGE_PAGES 1
 
@@ -420,7 +423,7 @@ struct unified_info {
    */
   uint32_t xdp_program_id;
   /**
-   * 0 or 1, each as it is, not as it was asked for.
+   * 0 or 1, each as it is, not as it was asked for. Huge pages: all of the region's, reserved or transparent.
    */
   uint8_t huge_pages;
   uint8_t native;

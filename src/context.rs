@@ -223,7 +223,7 @@ impl Context {
             0
         };
         check_memory_budget(umem, layout.buffers_len + bounce_len, limits::memlock())?;
-        check_memory_cgroup(layout.total + bounce_len, limits::memory_cgroup())?;
+        check_memory_cgroup(layout.memory() + bounce_len, limits::memory_cgroup())?;
         let region = Region::create(layout, config.huge_pages)?;
         region.begin_at(config.first_index);
         let bounce = Mapping::anonymous(bounce_len, false).map_err(|e| {

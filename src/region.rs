@@ -75,6 +75,15 @@ impl Layout {
             total,
         })
     }
+
+    /// The memory that a region takes at most: in huge pages where it fills one.
+    pub fn memory(&self) -> usize {
+        if self.total < HUGE_PAGE {
+            self.total
+        } else {
+            self.total.next_multiple_of(HUGE_PAGE)
+        }
+    }
 }
 
 /// The mapping with its parts.
@@ -88,29 +97,37 @@ pub struct Region {
 }
 
 impl Region {
-    /// Maps, prefaults and lays out a region. With `huge`, 2 MiB pages where the system has them; what it
-    /// became stands in `mapping.is_huge()`. `ENOMEM`.
-    pub fn create(layout: Layout, huge: bool) -> Result<Region> {
-        let mapping = match huge.then(|| Mapping::anonymous(layout.total, true)) {
-            Some(Ok(mapping)) => mapping,
-            tried => {
-                if let Some(Err(e)) = tried {
-                    log::log(
-                        Level::Warn,
-                        format_args!(
-                            "no huge pages for a region of {} bytes ({e}): taking base pages; reserve {} with vm.nr_hugepages",
-                            layout.total,
-                            layout.total.div_ceil(HUGE_PAGE)
-                        ),
-                    );
-                }
-                Mapping::anonymous(layout.total, false).map_err(|e| {
-                    Error::os(
-                        &e,
-                        format_args!("mapping a region of {} bytes", layout.total),
-                    )
-                })?
+    /// Maps, prefaults and lays out a region, in transparent huge pages where it fills one and the system has them
+    /// all. With `reserved`, in reserved ones (hugetlbfs) where there are enough. What it became stands in
+    /// `mapping.is_huge()`. `ENOMEM`.
+    pub fn create(layout: Layout, reserved: bool) -> Result<Region> {
+        let from_reserved = || match Mapping::anonymous(layout.total, true) {
+            Ok(mapping) => Some(mapping),
+            Err(e) => {
+                log::log(
+                    Level::Warn,
+                    format_args!(
+                        "no reserved huge pages for a region of {} bytes ({e}): taking others; reserve {} with vm.nr_hugepages",
+                        layout.total,
+                        layout.total.div_ceil(HUGE_PAGE)
+                    ),
+                );
+                None
             }
+        };
+        let transparent = || {
+            let fills_one = layout.total >= HUGE_PAGE;
+            fills_one.then(|| Mapping::transparent(layout.total).ok())?
+        };
+        let huge = reserved.then(from_reserved).flatten();
+        let mapping = match huge.or_else(transparent) {
+            Some(mapping) => mapping,
+            None => Mapping::anonymous(layout.total, false).map_err(|e| {
+                Error::os(
+                    &e,
+                    format_args!("mapping a region of {} bytes", layout.total),
+                )
+            })?,
         };
         Region::over(Arc::new(mapping), layout)
     }
@@ -205,6 +222,21 @@ mod tests {
         );
         assert_eq!(layout.buffers, 36864);
         assert_eq!(layout.total, 36864 + 4096 * 2048);
+    }
+
+    #[test]
+    fn huge_pages_are_taken_where_a_region_fills_one() {
+        let small = Layout::new(64, 64, HUGE_PAGE / 2).unwrap();
+        assert_eq!(small.memory(), small.total);
+        assert!(!Region::create(small, false).unwrap().mapping.is_huge());
+        let large = Layout::new(64, 64, HUGE_PAGE).unwrap();
+        assert_eq!(large.memory(), 2 * HUGE_PAGE);
+        let mapping = Region::create(large, false).unwrap().mapping;
+        let expected = match mapping.is_huge() {
+            true => large.memory(),
+            false => large.total,
+        };
+        assert_eq!(mapping.len(), expected);
     }
 
     #[test]

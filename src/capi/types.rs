@@ -13,7 +13,10 @@ pub const UNIFIED_COPY_AUTO: u32 = 0;
 pub const UNIFIED_COPY_ONLY: u32 = 1;
 pub const UNIFIED_COPY_ZERO: u32 = 2;
 
-/// Configuration flag: take 2 MiB pages where there are some; see unified_info.huge_pages.
+/// Configuration flag: take reserved 2 MiB pages (vm.nr_hugepages) where there are enough. Without it, and where
+/// there are not, the region is in transparent ones where the kernel gives them
+/// (/sys/kernel/mm/transparent_hugepage/enabled is "madvise" or "always") and it fills one, and else in pages of
+/// 4 KiB; see unified_info.huge_pages.
 pub const UNIFIED_HUGE_PAGES: u32 = 1;
 /// Configuration flag: write even to a device that is mounted, held or partitioned. Destroys data.
 pub const UNIFIED_FORCE: u32 = 2;
@@ -186,7 +189,7 @@ pub struct unified_info {
     pub rx_queues: u32,
     /// The kernel's id of the XDP program (bpftool prog show id).
     pub xdp_program_id: u32,
-    /// 0 or 1, each as it is, not as it was asked for.
+    /// 0 or 1, each as it is, not as it was asked for. Huge pages: all of the region's, reserved or transparent.
     pub huge_pages: u8,
     pub native: u8,
     pub zero_copy: u8,

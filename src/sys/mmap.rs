@@ -1,4 +1,4 @@
-//! Anonymous shared mappings: the region and the bounce pool.
+//! Anonymous mappings: the region and the bounce pool.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ pub const PAGE: usize = 4096;
 /// Bytes in a huge page (x86-64 and arm64 with 4 KiB base pages).
 pub const HUGE_PAGE: usize = 2 << 20;
 
-/// One anonymous shared mapping, or a mapping of our own of pages that a program mapped first.
+/// One anonymous mapping, or a mapping of our own of pages that a program mapped first.
 ///
 /// It is only a place: nothing here makes a reference into it, because the kernel, the program and
 /// other threads write to it whenever they like. All access goes through `sys::shm`.
@@ -71,6 +71,63 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// The same in transparent huge pages, all of it, with `len` rounded up to whole ones.
+    ///
+    /// Private, for the kernel makes shared memory of huge pages only where that was switched on as well. No other
+    /// process shares it anyway, and pinned pages are neither moved nor shared with a child (MADV_DONTFORK).
+    ///
+    /// `ENOMEM` where the kernel does not give huge pages, or did not have enough of them.
+    pub fn transparent(len: usize) -> io::Result<Mapping> {
+        let len = len
+            .checked_next_multiple_of(HUGE_PAGE)
+            .filter(|&len| len > 0 && len <= isize::MAX as usize - HUGE_PAGE)
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        // SAFETY: no address is asked for, so no existing mapping can be replaced.
+        let place = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                len + HUGE_PAGE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if place == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let before = (place as usize).next_multiple_of(HUGE_PAGE) - place as usize;
+        // SAFETY: `before` is less than HUGE_PAGE, and the place that much longer than `len`.
+        let base = unsafe { place.add(before) };
+        if before > 0 {
+            // SAFETY: the part of the mapping just made before its first whole huge page; nothing is in it.
+            unsafe { libc::munmap(place, before) };
+        }
+        // SAFETY: the part behind `len`, not empty because `before` is less than HUGE_PAGE; nothing is in it.
+        unsafe { libc::munmap(base.add(len), HUGE_PAGE - before) };
+        let mapping = Mapping {
+            base: NonNull::new(base.cast()).expect("mmap never returns page zero"),
+            len,
+            huge: true,
+            lent: false,
+        };
+        for advice in [
+            libc::MADV_HUGEPAGE,
+            libc::MADV_DONTFORK,
+            libc::MADV_POPULATE_WRITE,
+        ] {
+            // SAFETY: the range is the mapping just made, and the advice leaves what it holds (zeroes) as it is.
+            if unsafe { libc::madvise(base, len, advice) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        let maps = fs::read_to_string("/proc/thread-self/smaps")?;
+        match size_at(&maps, mapping.address(), "AnonHugePages:") {
+            Some(huge) if Some(huge) == size_at(&maps, mapping.address(), "Size:") => Ok(mapping),
+            _ => Err(io::Error::from_raw_os_error(libc::ENOMEM)),
+        }
+    }
+
     /// A mapping of our own of the pages that the program has at `address`, `len` bytes rounded up to
     /// whole pages of the size that it is mapped with. It stays when the program unmaps its own.
     ///
@@ -79,7 +136,7 @@ impl Mapping {
     pub fn of_program(address: usize, len: usize) -> io::Result<Mapping> {
         let error = io::Error::from_raw_os_error;
         let maps = fs::read_to_string("/proc/thread-self/smaps")?;
-        let page = page_size_at(&maps, address).ok_or_else(|| error(libc::EFAULT))?;
+        let page = size_at(&maps, address, "KernelPageSize:").ok_or_else(|| error(libc::EFAULT))?;
         let len = len
             .checked_next_multiple_of(page)
             .filter(|&len| len > 0 && len <= isize::MAX as usize)
@@ -224,12 +281,13 @@ fn parse_line(line: &str) -> Option<Line<'_>> {
     })
 }
 
-fn page_size_at(maps: &str, address: usize) -> Option<usize> {
+/// A field of the mapping that an address is in, which smaps gives in kB; in bytes.
+fn size_at(smaps: &str, address: usize, field: &str) -> Option<usize> {
     let mut inside = false;
-    for line in maps.lines() {
+    for line in smaps.lines() {
         if let Some(line) = parse_line(line) {
             inside = (line.start..line.end).contains(&address);
-        } else if let (true, Some(size)) = (inside, line.strip_prefix("KernelPageSize:")) {
+        } else if let (true, Some(size)) = (inside, line.strip_prefix(field)) {
             let size = size.trim().strip_suffix("kB")?.trim();
             return size.parse::<usize>().ok()?.checked_mul(1024);
         }
@@ -303,6 +361,38 @@ mod tests {
     }
 
     #[test]
+    fn transparent_huge_pages_all_of_them_or_none() {
+        let switch = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+        let given = switch.is_ok_and(|switch| !switch.contains("[never]"));
+        let tried = Mapping::transparent(PAGE).map(|mapping| {
+            assert!(mapping.is_huge() && mapping.address().is_multiple_of(HUGE_PAGE));
+            assert_eq!(mapping.len(), HUGE_PAGE);
+            // SAFETY: the last byte of the mapping, which is live, and nobody else looks.
+            assert_eq!(unsafe { mapping.base().add(HUGE_PAGE - 1).read() }, 0);
+            let address = mapping.address();
+            drop(mapping);
+            assert!(!is_mapped(address));
+        });
+        assert_eq!(tried.is_ok(), given, "{tried:?}");
+
+        let disable = |on: libc::c_ulong| {
+            // SAFETY: takes numbers only; until it is undone this process gets base pages, which changes no result.
+            assert_eq!(
+                unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, on, 0, 0, 0) },
+                0
+            );
+        };
+        disable(1);
+        let tried = Mapping::transparent(HUGE_PAGE);
+        disable(0);
+        assert_eq!(tried.unwrap_err().raw_os_error(), Some(libc::ENOMEM));
+        assert_eq!(
+            Mapping::transparent(usize::MAX).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
+    }
+
+    #[test]
     fn what_is_not_one_shared_mapping_is_refused() {
         let errno = |address: usize, len| {
             Mapping::of_program(address, len)
@@ -331,8 +421,14 @@ mod tests {
                     7f0000400000-7f0000401000 rw-s 00000000 00:01 78   /dev/zero (deleted)\n\
                     KernelPageSize:        4 kB\n\
                     7f0000401000-7f0000402000 r--s 00001000 00:01 78   /dev/zero (deleted)\n";
-        assert_eq!(page_size_at(maps, 0x7f00_0000_1000), Some(HUGE_PAGE));
-        assert_eq!(page_size_at(maps, 0x7f00_0040_0000), Some(PAGE));
+        assert_eq!(
+            size_at(maps, 0x7f00_0000_1000, "KernelPageSize:"),
+            Some(HUGE_PAGE)
+        );
+        assert_eq!(
+            size_at(maps, 0x7f00_0040_0000, "KernelPageSize:"),
+            Some(PAGE)
+        );
         let check = |at, len| check_program_range(maps, at, len);
         assert_eq!(check(0x7f00_0000_0000, 0x40_0000), Ok(()));
         assert_eq!(check(0x7f00_0000_0000, 0x40_1000), Err(libc::EINVAL));
