@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -242,10 +243,13 @@ int main(int argc, char **argv)
 	if (file < 0 || fstat(file, &status) < 0)
 		fail(argv[optind + 1]);
 	file_size = status.st_size / BUFFER * BUFFER;
+	/* In transparent huge pages, where the kernel gives them. */
+	if (posix_memalign((void **)&buffers[0], 2 << 20, BUFFERS * BUFFER) != 0)
+		fail("posix_memalign");
+	madvise(buffers[0], BUFFERS * BUFFER, MADV_HUGEPAGE);
+	memset(buffers[0], 0, BUFFERS * BUFFER);
 	for (int i = 0; i < BUFFERS; i++) {
-		if (posix_memalign((void **)&buffers[i], BLOCK, BUFFER) != 0)
-			fail("posix_memalign");
-		memset(buffers[i], 0, BUFFER);
+		buffers[i] = buffers[0] + i * BUFFER;
 		if (timed)
 			times[i] = malloc(BUFFER / sizeof(struct record) * sizeof(uint64_t));
 	}

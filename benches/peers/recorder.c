@@ -9,7 +9,9 @@
  *                                       on its own, its packet-to-completion time kept
  *     --layout payload|slot             of the pipeline (default slot)
  *     --drive inline|thread             (default inline)
- *     --frames N --frame-size N --rings N --sq N --moderation US --huge-pages
+ *     --frames N --frame-size N --rings N --sq N --moderation US
+ *     --reserved-pages                  reserved huge pages
+ *     --small-pages                     no transparent huge pages for this process
  *     --events                          of the pipeline: an event of each packet, read by this program
  *
  * Prints "ready", records until SIGINT or SIGTERM, and prints what became of every packet as key=value.
@@ -24,6 +26,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
@@ -253,7 +256,8 @@ int main(int argc, char **argv)
 		{ "drive", required_argument, NULL, 'd' },	{ "frames", required_argument, NULL, 'n' },
 		{ "frame-size", required_argument, NULL, 's' }, { "rings", required_argument, NULL, 'r' },
 		{ "sq", required_argument, NULL, 'q' },		{ "moderation", required_argument, NULL, 'M' },
-		{ "huge-pages", no_argument, NULL, 'H' },	{ "events", no_argument, NULL, 'e' },
+		{ "reserved-pages", no_argument, NULL, 'H' },	{ "small-pages", no_argument, NULL, 'S' },
+		{ "events", no_argument, NULL, 'e' },
 		{ NULL, 0, NULL, 0 },
 	};
 	struct unified_config config = {
@@ -302,6 +306,9 @@ int main(int argc, char **argv)
 			break;
 		case 'H':
 			config.flags |= UNIFIED_HUGE_PAGES;
+			break;
+		case 'S':
+			prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 			break;
 		default:
 			return 2;

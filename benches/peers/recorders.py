@@ -115,10 +115,10 @@ class Ours(Recorder):
 class OursWith(Ours):
     """The slot layout with something turned."""
 
-    def __init__(self, lab, what: str, *arguments: str, cores: str = "", deferred: bool = False):
+    def __init__(self, lab, what: str, *arguments: str, cores: str = "", deferred: bool = False, huge: bool = True):
         super().__init__(lab, "slot", "inline")
         self.name = f"unified slot, {what}"
-        self.arguments, self.cores, self.deferred = arguments, cores, deferred
+        self.arguments, self.cores, self.deferred, self.huge = arguments, cores, deferred, huge
 
     def start(self, target):
         self.lab.defer_interrupts(self.deferred)
@@ -126,9 +126,12 @@ class OursWith(Ours):
 
     def stop(self):
         try:
-            return super().stop()
+            result = super().stop()
         finally:
             self.lab.defer_interrupts(False)
+        if int(result["huge_pages"]) != self.huge:
+            raise RuntimeError(f"{self.name}: it had {'no ' if self.huge else ''}huge pages")
+        return result
 
     def command(self, target):
         program, *rest = super().command(target)
@@ -290,7 +293,8 @@ class Drop(Recorder):
 
 def variants(lab: Lab) -> list[Recorder]:
     """What can be turned, each beside the default."""
-    return [Drop(lab), OursWith(lab, "as it comes"), OursWith(lab, "huge pages", "--huge-pages"),
+    return [Drop(lab), OursWith(lab, "as it comes"), OursWith(lab, "reserved huge pages", "--reserved-pages"),
+            OursWith(lab, "4 KiB pages", "--small-pages", huge=False),
             OursWith(lab, "moderation 1 ms", "--moderation", "1000"),
             OursWith(lab, "no moderation", "--moderation", "1"),
             OursWith(lab, "both cores", cores=f"{SENDER_CORE},{RECORDER_CORE}"),
