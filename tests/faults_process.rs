@@ -17,6 +17,7 @@ use std::time::Duration;
 use common::recording::{Stream, check_stored, numbered, settle, statistics, until};
 use common::{Scratch, Veth, check_sums, is_full_tier, is_root, payload};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use unified::config::{Config, Drive};
@@ -481,6 +482,31 @@ fn each_missing_capability_is_named_or_not_needed() {
         );
     }
     works_again(&veth);
+}
+
+/// Locks what it has and will have, as programs with deadlines do, and says what the region became.
+fn open_with_memory_locked() {
+    mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE).unwrap();
+    let mut config = Config::default();
+    config.device.path = "null:".into();
+    let context = Context::open(&config).unwrap();
+    say(context.info().huge_pages);
+}
+
+#[test]
+fn locked_memory_is_in_huge_pages_too() {
+    if told().is_some() {
+        return open_with_memory_locked();
+    }
+    let name = "locked_memory_is_in_huge_pages_too";
+    if !is_root(name) {
+        return;
+    }
+    let switch = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    let given = switch.is_ok_and(|switch| !switch.contains("[never]"));
+    let mut part = Part::start(name, "", &[]);
+    assert_eq!(part.says(), given.to_string());
+    assert!(part.end().success());
 }
 
 fn open_without_io_uring(told: &str) {

@@ -87,7 +87,8 @@ impl Mapping {
             libc::mmap(
                 ptr::null_mut(),
                 len + HUGE_PAGE,
-                libc::PROT_READ | libc::PROT_WRITE,
+                // A program that locks what it will map (mlockall) would get base pages now, before the advice.
+                libc::PROT_NONE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
                 -1,
                 0,
@@ -111,16 +112,20 @@ impl Mapping {
             huge: true,
             lent: false,
         };
-        for advice in [
-            libc::MADV_HUGEPAGE,
-            libc::MADV_DONTFORK,
-            libc::MADV_POPULATE_WRITE,
-        ] {
+        let advise = |advice| {
             // SAFETY: the range is the mapping just made, and the advice leaves what it holds (zeroes) as it is.
-            if unsafe { libc::madvise(base, len, advice) } != 0 {
-                return Err(io::Error::last_os_error());
+            match unsafe { libc::madvise(base, len, advice) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
             }
+        };
+        advise(libc::MADV_HUGEPAGE)?;
+        advise(libc::MADV_DONTFORK)?;
+        // SAFETY: the range is the mapping just made, and nothing of it has been looked at yet.
+        if unsafe { libc::mprotect(base, len, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
+            return Err(io::Error::last_os_error());
         }
+        advise(libc::MADV_POPULATE_WRITE)?;
         let maps = fs::read_to_string("/proc/thread-self/smaps")?;
         match size_at(&maps, mapping.address(), "AnonHugePages:") {
             Some(huge) if Some(huge) == size_at(&maps, mapping.address(), "Size:") => Ok(mapping),
@@ -377,10 +382,8 @@ mod tests {
 
         let disable = |on: libc::c_ulong| {
             // SAFETY: takes numbers only; until it is undone this process gets base pages, which changes no result.
-            assert_eq!(
-                unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, on, 0, 0, 0) },
-                0
-            );
+            let rc = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, on, 0, 0, 0) };
+            assert_eq!(rc, 0);
         };
         disable(1);
         let tried = Mapping::transparent(HUGE_PAGE);
