@@ -260,7 +260,7 @@ static void usage(FILE *to, const char *name)
 		"  -s, --file-size BYTES    make DEVICE, a regular file, at least this long\n"
 		"  -f, --frame-size BYTES   2048 (default) or 4096\n"
 		"  -T, --engine-thread      let a thread of the library drive the device\n"
-		"  -H, --huge-pages         put the region into 2 MiB pages\n"
+		"  -H, --huge-pages         put the region into reserved 2 MiB pages\n"
 		"  -F, --force              write also to a device that is in use\n"
 		"  -h, --help\n",
 		name);
