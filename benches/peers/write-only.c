@@ -5,8 +5,9 @@
  *
  *     write-only [--random] [--drive inline|thread] FILE FRAME_SIZE DEPTH SECONDS
  *
- * Sequential: frame after frame and block after block, which the engine merges. --random: random places, so
- * that each write stays one command. Prints key=value.
+ * Sequential: frame after frame and block after block, handed over in batches, which the engine merges.
+ * --random: random places, so that each write stays one command, and each handed to the device at once, as fio
+ * does. Prints key=value.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -108,7 +109,7 @@ int main(int argc, char **argv)
 			uint64_t lba = (random ? next_random() % places : place++ % places) * step;
 
 			check(unified_submit_write(ctx, frame, unified_frame_data(ctx, frame), info.frame_size, lba,
-						   frame, UNIFIED_KEEP | UNIFIED_MORE),
+						   frame, UNIFIED_KEEP | (random ? 0 : UNIFIED_MORE)),
 			      "Submitting");
 			in_flight++;
 		}
