@@ -265,7 +265,7 @@ class Results:
         when = "; ".join(f"{when} ({', '.join(names)})" for when, names in parts.items())
         text = [f"Measured {when}: kernel {about['kernel']}, {about['cpu']}, "
                 f"{about['cores']} cores; load average before {about['load_before']}, after {about['load_after']}. "
-                f"Medians of {about['rounds']} interleaved rounds of {about['seconds']} s each.\n"]
+                f"Medians of the rounds, which are interleaved, of {about['seconds']} s each.\n"]
         if self.by_part["flood"]:
             text.append("### Ours and the best of the others\n\n" + self.goals())
             for target in about["targets"]:
