@@ -671,6 +671,18 @@ fn record_with_what_was_handed_in(told: &str) {
     hear();
 }
 
+/// The program, by somebody who may, for those to whom its map is handed in.
+fn attach_for_others(veth: &Veth) -> Xdp {
+    let config = XdpConfig {
+        ports: vec![9999],
+        mode: XdpMode::Auto,
+        run_priority: 50,
+        event_sample: 0,
+        events_bytes: 4096,
+    };
+    Xdp::attach(link::look_up(&veth.host, 0).unwrap(), &config).unwrap()
+}
+
 #[test]
 fn an_unprivileged_process_records_with_descriptors_that_were_handed_in() {
     if let Some(told) = told() {
@@ -683,14 +695,7 @@ fn an_unprivileged_process_records_with_descriptors_that_were_handed_in() {
     let veth = Veth::new();
     let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "handed");
     // The privileged side: program, socket, device.
-    let xdp_config = XdpConfig {
-        ports: vec![9999],
-        mode: XdpMode::Auto,
-        run_priority: 50,
-        event_sample: 0,
-        events_bytes: 4096,
-    };
-    let mut xdp = Xdp::attach(link::look_up(&veth.host, 0).unwrap(), &xdp_config).unwrap();
+    let mut xdp = attach_for_others(&veth);
     let map = unified::sys::file::duplicate(xdp.socket_map()).unwrap();
     let socket = Xsk::socket().unwrap();
     let device: OwnedFd = File::options()
@@ -735,6 +740,36 @@ fn an_unprivileged_process_records_with_descriptors_that_were_handed_in() {
     assert!(part.end().success());
     xdp.detach().unwrap();
     assert!(bpf::attached(index_of(&veth)).is_none());
+}
+
+/// The kernel frees a queue some time after its socket was closed: who comes next with a socket of his own waits.
+#[test]
+fn a_socket_that_was_handed_in_waits_for_its_queue() {
+    let name = "a_socket_that_was_handed_in_waits_for_its_queue";
+    if !is_root(name) {
+        return;
+    }
+    let veth = Veth::new();
+    let mut xdp = attach_for_others(&veth);
+    let map = unified::sys::file::duplicate(xdp.socket_map()).unwrap();
+    let open = || {
+        let socket = Xsk::socket().unwrap();
+        Context::open(&Config {
+            xsk_map: Some(map.as_raw_fd()),
+            xsk: Some(socket.as_raw_fd()),
+            ..part_config(&veth.host, "null:")
+        })
+    };
+    let first = open().unwrap();
+    let error = open().err().unwrap();
+    assert_eq!(error.errno(), libc::EBUSY, "{error}");
+    let closing = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        drop(first);
+    });
+    open().unwrap();
+    closing.join().unwrap();
+    xdp.detach().unwrap();
 }
 
 #[test]

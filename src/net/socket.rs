@@ -2,8 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::time::{Duration, Instant};
-
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use crate::sys::limits;
@@ -19,9 +17,6 @@ pub enum ZeroCopy {
     Copy,
     Insist,
 }
-
-/// The kernel frees a queue some time after its last socket was closed.
-const BUSY_RETRY: Duration = Duration::from_secs(1);
 
 /// Opens a socket. `setup.zero_copy` is decided here. `EBUSY` (another socket holds the queue),
 /// `EOPNOTSUPP` (zero-copy was insisted on), `ENOBUFS`/`ENOMEM` (RLIMIT_MEMLOCK), `EPERM`.
@@ -40,7 +35,7 @@ pub fn open(setup: &XskSetup, zero_copy: ZeroCopy, buffers: &Shared) -> Result<X
             zero_copy: *way,
             ..setup.clone()
         };
-        result = open_patiently(&setup, buffers);
+        result = open_so(&setup, buffers);
         match &result {
             Err(error)
                 if *way == Some(true)
@@ -54,20 +49,10 @@ pub fn open(setup: &XskSetup, zero_copy: ZeroCopy, buffers: &Shared) -> Result<X
     result
 }
 
-fn open_patiently(setup: &XskSetup, buffers: &Shared) -> Result<Xsk> {
-    let until = Instant::now() + BUSY_RETRY;
-    let os = loop {
-        match Xsk::open(setup, buffers.clone()) {
-            Ok(xsk) => return Ok(xsk),
-            Err(e)
-                if e.raw_os_error() == Some(libc::EBUSY)
-                    && setup.socket.is_none()
-                    && Instant::now() < until =>
-            {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err(e) => break e,
-        }
+fn open_so(setup: &XskSetup, buffers: &Shared) -> Result<Xsk> {
+    let os = match Xsk::open(setup, buffers.clone()) {
+        Ok(xsk) => return Ok(xsk),
+        Err(e) => e,
     };
     let error = Error::os(
         &os,

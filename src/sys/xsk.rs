@@ -3,11 +3,16 @@
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libxdp_sys as xdp;
 
 use super::file::duplicate;
 use super::shm::Shared;
+
+/// The kernel frees a queue some time after its last socket was closed.
+const BUSY_RETRY: Duration = Duration::from_secs(1);
 
 /// What a socket is made of.
 #[derive(Debug, Clone)]
@@ -87,7 +92,8 @@ fn name_buffer(name: &str) -> io::Result<[libc::c_char; libc::IFNAMSIZ]> {
 }
 
 impl Xsk {
-    /// Makes the UMEM over `memory` and binds a socket. libxdp's default program is not loaded.
+    /// Makes the UMEM over `memory` and binds a socket, for which it waits up to a second where another one has
+    /// the queue. libxdp's default program is not loaded.
     pub fn open(setup: &XskSetup, memory: Shared) -> io::Result<Xsk> {
         let ifname = name_buffer(&setup.ifname)?;
         let mut xsk = Xsk {
@@ -139,18 +145,28 @@ impl Xsk {
             None => 0,
         };
         config.bind_flags = (copy | xdp::XDP_USE_NEED_WAKEUP) as u16;
-        // SAFETY: as above; no TX ring is asked for.
-        negative(unsafe {
-            xdp::xsk_socket__create(
-                &mut xsk.socket,
-                ifname.as_ptr(),
-                setup.queue,
-                xsk.umem,
-                &mut *xsk.rx,
-                ptr::null_mut(),
-                &config,
-            )
-        })?;
+        let until = Instant::now() + BUSY_RETRY;
+        loop {
+            // SAFETY: as above; no TX ring is asked for. When binding fails, libxdp keeps the UMEM, its rings and the
+            // descriptor as they were before the call.
+            let bound = negative(unsafe {
+                xdp::xsk_socket__create(
+                    &mut xsk.socket,
+                    ifname.as_ptr(),
+                    setup.queue,
+                    xsk.umem,
+                    &mut *xsk.rx,
+                    ptr::null_mut(),
+                    &config,
+                )
+            });
+            match bound {
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < until => {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                bound => break bound?,
+            }
+        }
         // SAFETY: the socket was just made.
         xsk.fd = unsafe { xdp::xsk_socket__fd(xsk.socket) };
         Ok(xsk)
