@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::io;
+
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use crate::sys::limits;
@@ -35,7 +37,7 @@ pub fn open(setup: &XskSetup, zero_copy: ZeroCopy, buffers: &Shared) -> Result<X
             zero_copy: *way,
             ..setup.clone()
         };
-        result = open_so(&setup, buffers);
+        result = Xsk::open(&setup, buffers.clone()).map_err(|os| refusal(&setup, &os));
         match &result {
             Err(error)
                 if *way == Some(true)
@@ -49,13 +51,10 @@ pub fn open(setup: &XskSetup, zero_copy: ZeroCopy, buffers: &Shared) -> Result<X
     result
 }
 
-fn open_so(setup: &XskSetup, buffers: &Shared) -> Result<Xsk> {
-    let os = match Xsk::open(setup, buffers.clone()) {
-        Ok(xsk) => return Ok(xsk),
-        Err(e) => e,
-    };
+/// What was tried, and what to do about the errno.
+fn refusal(setup: &XskSetup, os: &io::Error) -> Error {
     let error = Error::os(
-        &os,
+        os,
         format_args!(
             "opening an AF_XDP socket ({}) on queue {} of '{}'",
             match setup.zero_copy {
@@ -67,7 +66,7 @@ fn open_so(setup: &XskSetup, buffers: &Shared) -> Result<Xsk> {
             setup.ifname
         ),
     );
-    Err(match os.raw_os_error() {
+    match os.raw_os_error() {
         Some(libc::EBUSY) if setup.socket.is_some() => error
             .hint("another AF_XDP socket holds this queue, or the one handed in is bound already"),
         Some(libc::EBUSY) => error.hint("another AF_XDP socket holds this queue"),
@@ -81,5 +80,5 @@ fn open_so(setup: &XskSetup, buffers: &Shared) -> Result<Xsk> {
         Some(libc::EPERM) => error.hint(limits::lacking(&[limits::NET_RAW])),
         Some(libc::EAFNOSUPPORT) => error.hint("this kernel is built without CONFIG_XDP_SOCKETS"),
         _ => error,
-    })
+    }
 }

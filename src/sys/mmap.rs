@@ -63,11 +63,7 @@ impl Mapping {
             huge,
             lent: false,
         };
-        // SAFETY: the range is the mapping just made.
-        let rc = unsafe { libc::madvise(base.as_ptr().cast(), len, libc::MADV_DONTFORK) };
-        if rc != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        mapping.advise(libc::MADV_DONTFORK)?;
         Ok(mapping)
     }
 
@@ -112,24 +108,26 @@ impl Mapping {
             huge: true,
             lent: false,
         };
-        let advise = |advice| {
-            // SAFETY: the range is the mapping just made, and the advice leaves what it holds (zeroes) as it is.
-            match unsafe { libc::madvise(base, len, advice) } {
-                0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
-            }
-        };
-        advise(libc::MADV_HUGEPAGE)?;
-        advise(libc::MADV_DONTFORK)?;
+        mapping.advise(libc::MADV_HUGEPAGE)?;
+        mapping.advise(libc::MADV_DONTFORK)?;
         // SAFETY: the range is the mapping just made, and nothing of it has been looked at yet.
         if unsafe { libc::mprotect(base, len, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        advise(libc::MADV_POPULATE_WRITE)?;
+        mapping.advise(libc::MADV_POPULATE_WRITE)?;
         let maps = fs::read_to_string("/proc/thread-self/smaps")?;
         match size_at(&maps, mapping.address(), "AnonHugePages:") {
             Some(huge) if Some(huge) == size_at(&maps, mapping.address(), "Size:") => Ok(mapping),
             _ => Err(io::Error::from_raw_os_error(libc::ENOMEM)),
+        }
+    }
+
+    /// Advice that leaves what the mapping holds as it is: MADV_HUGEPAGE, MADV_DONTFORK, MADV_POPULATE_WRITE.
+    fn advise(&self, advice: libc::c_int) -> io::Result<()> {
+        // SAFETY: the range is this mapping, which is live; the three, which are all that is asked for here, change nothing in it.
+        match unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, advice) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         }
     }
 
@@ -172,11 +170,7 @@ impl Mapping {
         if lent {
             return Ok(mapping);
         }
-        // SAFETY: the range is the mapping just made.
-        let rc = unsafe { libc::madvise(base.cast(), len, libc::MADV_DONTFORK) };
-        if rc != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        mapping.advise(libc::MADV_DONTFORK)?;
         Ok(mapping)
     }
 
