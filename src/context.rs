@@ -155,8 +155,8 @@ pub struct Context {
     pub(crate) watch: Option<Watch>,
     /// Who receives and submits; apart from the lock of what it works on, so that reading statistics
     /// makes a receiver wait for a moment instead of telling it EBUSY.
-    receiving: Mutex<()>,
-    feeding: Mutex<Feeding>,
+    pub(crate) receiving: Mutex<()>,
+    pub(crate) feeding: Mutex<Feeding>,
     pub(crate) taking: Mutex<Consumer<UnifiedCqe>>,
     pub(crate) inline: Option<Mutex<Engine>>,
     thread: Mutex<Option<EngineThread>>,
@@ -165,7 +165,6 @@ pub struct Context {
     pub(crate) rx_bell: Doorbell,
     pub(crate) rx_stats: Arc<RxStats>,
     pub(crate) fates: Arc<FateStats>,
-    pub(crate) closing: AtomicBool,
     /// A pipeline does what the data path's functions do.
     pipelined: AtomicBool,
     pub(crate) poll: crate::wait::PollState,
@@ -309,7 +308,6 @@ impl Context {
             rx_bell: bell,
             rx_stats,
             fates,
-            closing: AtomicBool::new(false),
             pipelined: AtomicBool::new(false),
             poll: crate::wait::PollState::default(),
             region,
@@ -369,7 +367,7 @@ impl Context {
     /// child.
     pub(crate) fn alive(&self) -> Result<()> {
         self.check_process()?;
-        if self.closing.load(Ordering::Relaxed) {
+        if self.shore.end.is_closing() {
             return Err(Error::new(
                 libc::ESHUTDOWN,
                 "the context is being destroyed",
@@ -396,6 +394,10 @@ impl Context {
     /// interface is gone. Receiver's thread.
     pub fn receive(&self, out: &mut [Received]) -> Result<usize> {
         let mut feeding = self.feed()?;
+        if self.poll.is_used() {
+            // Before the look, which sees whatever the bell told of.
+            self.hear_frames();
+        }
         let count = match &mut feeding.receiver {
             Some(receiver) => receiver.receive(out)?,
             None => {
@@ -409,10 +411,12 @@ impl Context {
             self.arm_receive(&mut feeding);
         }
         drop(feeding);
+        if count < out.len()
+            && let Some(watch) = self.watch.as_ref().filter(|_| self.poll.is_used())
+        {
+            watch.take_events();
+        }
         if count == 0 {
-            if let Some(watch) = self.watch.as_ref().filter(|_| self.poll.is_used()) {
-                watch.take_events();
-            }
             self.check_link()?;
         }
         Ok(count)
@@ -473,6 +477,12 @@ impl Context {
         }
     }
 
+    /// The receiver is awake: nobody need ring for it, and what rang so far is heard.
+    pub(crate) fn hear_frames(&self) {
+        self.frames.awake();
+        self.rx_bell.clear();
+    }
+
     /// Entries submitted whose completions are not taken yet. Each entry gives one completion, so the indices tell.
     pub(crate) fn outstanding(&self) -> Result<u32> {
         let submitted = self.feed()?.sq.tail();
@@ -484,6 +494,8 @@ impl Context {
     /// Taker's thread.
     pub fn completions(&self, out: &mut [Completion]) -> Result<usize> {
         self.check_process()?;
+        // The role comes first: without it nothing is touched, least of all what wakes the one who has it.
+        let mut taking = self.taking.try_lock().ok_or_else(|| busy("take"))?;
         let mut pumped = Ok(());
         if let Some(engine) = &self.inline {
             pumped = self.alive();
@@ -493,7 +505,6 @@ impl Context {
                 pumped = engine.pump(true).map(drop);
             }
         }
-        let mut taking = self.taking.try_lock().ok_or_else(|| busy("take"))?;
         // Whoever looks does not sleep: a flag that stays would cost a system call with every publication.
         if taking.wants_wakeup() {
             taking.awake();
@@ -678,10 +689,7 @@ impl Context {
 
     /// Makes every waiting call return ESHUTDOWN, now and later. Control.
     pub fn close(&self) {
-        self.closing.store(true, Ordering::SeqCst);
-        self.rx_bell.ring();
-        self.shore.taker_bell.ring();
-        self.shore.engine_bell.ring();
+        self.shore.end.close();
     }
 }
 

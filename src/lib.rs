@@ -31,6 +31,7 @@
 pub mod capi;
 pub mod config;
 pub mod context;
+pub mod end;
 pub mod error;
 pub mod frame;
 pub mod latency;

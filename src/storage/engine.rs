@@ -315,9 +315,7 @@ impl Engine {
     pub fn pump(&mut self, submit: bool) -> Result<Turn> {
         let result = self.turn(submit);
         if let Err(error) = &result {
-            self.shore
-                .failed
-                .store(error.errno() as u64, Ordering::Release);
+            self.shore.end.fail(error.errno());
         }
         result
     }

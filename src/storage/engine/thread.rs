@@ -43,12 +43,8 @@ impl EngineThread {
                 if let Err(error) = run(&mut engine, &seen) {
                     // Nothing may touch the region when the thread has ended.
                     let _ = engine.abandon();
-                    engine
-                        .shore
-                        .failed
-                        .store(error.errno() as u64, Ordering::Release);
+                    engine.shore.end.fail(error.errno());
                     log::log(Level::Error, format_args!("engine stopped: {error}"));
-                    engine.shore.taker_bell.ring();
                 }
             })
             .map_err(|e| Error::os(&e, "starting the engine's thread"))?;
