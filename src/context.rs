@@ -10,6 +10,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -27,18 +28,24 @@ use crate::net::xdp::{HandedMap, Xdp, XdpConfig};
 use crate::region::{Layout, Region, check_memory_budget, check_memory_cgroup};
 use crate::ring::{Consumer, Producer};
 use crate::stats::{FateStats, RxStats, Statistics};
+use crate::storage::command::status_text;
 use crate::storage::device::{Device, Kind, Limits, MadeFile};
 use crate::storage::engine::{Engine, EngineConfig, EngineThread, Shore, bounce_bytes};
 use crate::storage::spill::Spill;
 use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_SPILLED, UnifiedCqe, UnifiedSqe};
 use crate::sys::bpf::Mode;
-use crate::sys::event::{Doorbell, monotonic_ns};
+use crate::sys::event::{Doorbell, SignalShield, monotonic_ns, poll_readable};
 use crate::sys::fork::Mark;
 use crate::sys::limits;
 use crate::sys::mmap::Mapping;
 use crate::sys::probe;
 use crate::sys::shm::Shared;
 use crate::sys::xsk::{XskSetup, XskStatistics};
+
+/// How long a context's end waits for its device.
+pub const LONGEST_END: Duration = Duration::from_secs(30);
+/// Between two looks at a device that ends its last commands.
+const END_TICK: Duration = Duration::from_millis(10);
 
 /// What a context is, as found at open.
 #[derive(Debug, Clone)]
@@ -165,6 +172,10 @@ pub struct Context {
     pub(crate) rx_bell: Doorbell,
     pub(crate) rx_stats: Arc<RxStats>,
     pub(crate) fates: Arc<FateStats>,
+    /// Somebody waits to destroy it: what takes long gives up.
+    leaving: AtomicBool,
+    /// The teardown was done.
+    ended: bool,
     /// A pipeline does what the data path's functions do.
     pipelined: AtomicBool,
     pub(crate) poll: crate::wait::PollState,
@@ -197,6 +208,8 @@ impl Context {
     /// `Region::create`, `socket::open` and `Xdp::attach`. After an error nothing is left behind.
     pub fn open(config: &Config) -> Result<Context> {
         config.validate()?;
+        // Loading a program gives EAGAIN as long as a signal is pending, and other calls end early.
+        let _shield = SignalShield::new();
         let born = Mark::of_this_process().map_err(|e| Error::os(&e, "marking this process"))?;
         let link = match &config.ifname {
             Some(name) => Some(link::look_up(name, config.queue)?),
@@ -308,6 +321,8 @@ impl Context {
             rx_bell: bell,
             rx_stats,
             fates,
+            leaving: AtomicBool::new(false),
+            ended: false,
             pipelined: AtomicBool::new(false),
             poll: crate::wait::PollState::default(),
             region,
@@ -614,6 +629,7 @@ impl Context {
     fn with_xdp<T>(&self, act: impl FnOnce(&mut Xdp) -> Result<T>) -> Result<T> {
         self.check_process()?;
         let _held = log::hold();
+        let _shield = SignalShield::new();
         match &mut *self.xdp.lock() {
             Some(xdp) => act(xdp),
             None if self.watch.is_some() => Err(Error::new(
@@ -680,11 +696,27 @@ impl Context {
     pub fn detach(&self) -> Result<()> {
         self.check_process()?;
         let _held = log::hold();
+        let _shield = SignalShield::new();
         *self.handed_map.lock() = None;
         match &mut *self.xdp.lock() {
             Some(xdp) => xdp.detach(),
             None => Ok(()),
         }
+    }
+
+    /// Calls that take long, such as looking for the end of a log, return ESHUTDOWN from now on. Control.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn stays(&self) -> Result<()> {
+        if self.leaving.load(Ordering::Acquire) {
+            return Err(Error::new(
+                libc::ESHUTDOWN,
+                "the context is being destroyed",
+            ));
+        }
+        Ok(())
     }
 
     /// Makes every waiting call return ESHUTDOWN, now and later. Control.
@@ -779,24 +811,156 @@ impl Context {
     }
 }
 
-impl Drop for Context {
-    /// Teardown: XDP off first, then what is in flight is finished, then the socket, then the region.
-    fn drop(&mut self) {
+/// What became of the commands that nobody waits for any more.
+#[derive(Debug, Default)]
+struct Rest {
+    /// Failed, reads and compares left out, and the status of the first.
+    failed: u64,
+    status: u16,
+    /// Still with the device, or not even given to it.
+    unanswered: u32,
+}
+
+impl Context {
+    /// As a drop, and says what was lost. Waits for the device until then at the most. `EIO`: commands failed that
+    /// nobody asked for any more, or the device did not answer.
+    pub fn end(mut self, until: Instant) -> Result<()> {
+        self.teardown(until)
+    }
+
+    /// XDP off first, then what was submitted is finished, then the socket, then (by dropping) the region.
+    fn teardown(&mut self, until: Instant) -> Result<()> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
         if !self.is_ours() {
-            return self.forget();
+            self.forget();
+            return Ok(());
         }
         self.close();
-        *self.handed_map.get_mut() = None;
-        *self.xdp.get_mut() = None;
-        // Joining the thread drains the engine.
-        *self.thread.get_mut() = None;
-        if let Some(engine) = &mut self.inline
-            && let engine = engine.get_mut()
-            && let Err(error) = engine.drain().or_else(|_| engine.abandon())
         {
-            log::log(Level::Warn, format_args!("draining the device: {error}"));
+            let _shield = SignalShield::new();
+            *self.handed_map.get_mut() = None;
+            *self.xdp.get_mut() = None;
         }
-        self.feeding.get_mut().receiver = None;
+        let rest = self.finish(until);
+        let thread = self.thread.get_mut().take();
+        let mut stays = false;
+        match thread {
+            // When the device answers, it ends and frees what it has.
+            Some(thread) if !thread.is_finished() => {
+                stays = true;
+                thread.leave();
+            }
+            thread => drop(thread),
+        }
+        if let Some(mut engine) = self.inline.take() {
+            // Where something broke, what is in flight has not been waited for.
+            let quiet = engine.get_mut().abandon_until(Some(until));
+            if !quiet.is_ok_and(|quiet| quiet) {
+                // The device may still read and write its memory, so that is never given back.
+                stays = true;
+                std::mem::forget(engine);
+            }
+        }
+        {
+            let _shield = SignalShield::new();
+            self.feeding.get_mut().receiver = None;
+        }
+        if rest.failed == 0 && rest.unanswered == 0 {
+            return Ok(());
+        }
+        let (device, lost) = (&self.info.device, rest.failed + u64::from(rest.unanswered));
+        let mut text = format!(
+            "destroying the context: {lost} commands submitted to '{device}' are lost: {} failed",
+            rest.failed
+        );
+        if rest.failed > 0 {
+            text += &format!(" ({})", status_text(rest.status));
+        }
+        text += &format!(", {} were not answered", rest.unanswered);
+        if stays {
+            text += "; the memory that the device may still use stays mapped and the device open: see why it does not \
+                     answer";
+        }
+        Err(Error::new(libc::EIO, text))
+    }
+
+    /// Carries out what was submitted, published or not, and takes the completions in place of those who are gone.
+    fn finish(&self, until: Instant) -> Rest {
+        let mut rest = Rest::default();
+        let submitted = {
+            let mut feeding = self.feeding.lock();
+            self.kick(&mut feeding);
+            feeding.sq.tail()
+        };
+        let thread = self.thread.lock();
+        if let Some(thread) = &*thread {
+            thread.finish();
+        }
+        loop {
+            // Asked before the completions are taken, so that none comes after the last look.
+            let done = match (&self.inline, &*thread) {
+                (Some(engine), _) => engine.lock().serve().unwrap_or(true),
+                (None, Some(thread)) => thread.is_finished(),
+                (None, None) => true,
+            };
+            self.take_rest(&mut rest);
+            let left = until.saturating_duration_since(Instant::now());
+            if done || left.is_zero() {
+                break;
+            }
+            let pause = left.min(END_TICK);
+            let waited = match &self.inline {
+                Some(engine) => {
+                    let mut engine = engine.lock();
+                    // Without anything in flight it had no room for completions, which it has now.
+                    engine.in_flight() == 0 || engine.wait(pause).is_ok()
+                }
+                None => {
+                    self.shore.taker_bell.clear();
+                    let mut taking = self.taking.lock();
+                    let asleep = taking.prepare_sleep().unwrap_or(true);
+                    !asleep || poll_readable(&[self.shore.taker_bell.fd()], Some(pause)).is_ok()
+                }
+            };
+            if !waited {
+                std::thread::sleep(pause);
+            }
+        }
+        // Each entry gives one completion.
+        rest.unanswered = submitted.wrapping_sub(self.taking.lock().head());
+        rest
+    }
+
+    fn take_rest(&self, rest: &mut Rest) {
+        let mut taking = self.taking.lock();
+        let mut now = 0;
+        let mut taken = false;
+        while let Ok(Some(cqe)) = taking.pop() {
+            taken = true;
+            let frame = (cqe.dma_addr / u64::from(self.info.frame_size)) as u32;
+            let stores = cqe.flags & CQE_FRAME == 0 || self.frames.is_writing(frame);
+            let (completion, _) = self.settle(&cqe, &mut now);
+            if completion.status != 0 && stores {
+                if rest.failed == 0 {
+                    rest.status = completion.status;
+                }
+                rest.failed += 1;
+            }
+        }
+        if taken {
+            taking.release();
+            self.shore.cq_released();
+        }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if let Err(error) = self.teardown(Instant::now() + LONGEST_END) {
+            log::log(Level::Error, format_args!("{error}"));
+        }
     }
 }
 

@@ -368,6 +368,7 @@ impl Disk<'_> {
         let mut done = [Completion::default(); READ_BATCH as usize];
         let mut result = Ok(());
         while count > 0 {
+            self.context.stays()?;
             self.context
                 .wait(WAIT_COMPLETIONS, Some(Duration::from_millis(100)))?;
             let got = self.context.completions(&mut done)?;
@@ -397,6 +398,7 @@ impl Disk<'_> {
 
     /// Up to `count` whole slots.
     fn read(&self, lba: u64, count: u64) -> Result<Vec<Vec<u8>>> {
+        self.context.stays()?;
         let size = self.frame_size();
         let step = u64::from(self.context.blocks_of(size));
         let mut frames = Vec::new();

@@ -21,7 +21,7 @@ mod thread;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bounce::BouncePool;
 pub use bounce::{bounce_bytes, bounce_piece};
@@ -752,11 +752,19 @@ impl Engine {
     /// As `drain` where the rings are broken: waits until no operation touches memory any more, and tells
     /// nobody.
     pub fn abandon(&mut self) -> Result<()> {
+        self.abandon_until(None).map(drop)
+    }
+
+    /// As `abandon`, at most until then: `false` where operations are left.
+    pub fn abandon_until(&mut self, until: Option<Instant>) -> Result<bool> {
         // Not yet given to the device.
         if let Some(run) = self.run.take() {
             self.forget(run.head);
         }
         while self.in_flight() > 0 {
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return Ok(false);
+            }
             self.ring.submit(1, Some(Duration::from_millis(100)))?;
             let mut reaped = std::mem::take(&mut self.reaped);
             reaped.clear();
@@ -769,7 +777,18 @@ impl Engine {
             }
             self.reaped = reaped;
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// One turn of an engine whose SQ ring gets no more entries and whose CQ ring is emptied: `true` when all is done.
+    pub fn serve(&mut self) -> Result<bool> {
+        self.pump(true)?;
+        Ok(self.in_flight() == 0 && !self.has_entries()?)
+    }
+
+    /// Whether entries wait to be taken.
+    pub(super) fn has_entries(&mut self) -> Result<bool> {
+        Ok(self.stalled.is_some() || !self.backlog.is_empty() || self.sq.available()? > 0)
     }
 
     /// Hands queued operations to the kernel and waits for a completion, at most for `timeout`. For a

@@ -193,6 +193,56 @@ pub fn sharpen_timers() {
     }
 }
 
+/// While it lives, no signal interrupts the calling thread: they wait. For calls that are short but must not end early.
+/// Those that tell of the thread's own faults go through.
+#[derive(Debug)]
+pub struct SignalShield {
+    old: libc::sigset_t,
+    // The mask is the thread's.
+    _not_send: std::marker::PhantomData<*const ()>,
+}
+
+impl SignalShield {
+    #[must_use]
+    pub fn new() -> SignalShield {
+        // SAFETY: sigset_t is integers; both sets are live, one initialized before use, one filled in.
+        unsafe {
+            let mut set = std::mem::zeroed::<libc::sigset_t>();
+            let mut old = std::mem::zeroed::<libc::sigset_t>();
+            libc::sigfillset(&mut set);
+            for fault in [
+                libc::SIGSEGV,
+                libc::SIGBUS,
+                libc::SIGFPE,
+                libc::SIGILL,
+                libc::SIGTRAP,
+                libc::SIGABRT,
+                libc::SIGSYS,
+            ] {
+                libc::sigdelset(&mut set, fault);
+            }
+            libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut old);
+            SignalShield {
+                old,
+                _not_send: std::marker::PhantomData,
+            }
+        }
+    }
+}
+
+impl Default for SignalShield {
+    fn default() -> Self {
+        SignalShield::new()
+    }
+}
+
+impl Drop for SignalShield {
+    fn drop(&mut self) {
+        // SAFETY: the set is live and was filled in.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.old, std::ptr::null_mut()) };
+    }
+}
+
 /// While it lives, SIGXFSZ does not reach the calling thread; one that came is taken away at the end.
 ///
 /// The kernel sends it with every EFBIG of RLIMIT_FSIZE, to the thread that submits the write, and its default
