@@ -8,8 +8,12 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::marker::PhantomData;
+use std::time::Duration;
 
-use parking_lot::RwLock;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::sys::fork::{Lock, Mark};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(i32)]
@@ -22,7 +26,17 @@ pub enum Level {
 
 type Callback = Box<dyn Fn(Level, &str) + Send + Sync>;
 
-static CALLBACK: RwLock<Option<Callback>> = RwLock::new(None);
+/// The callback, and the calls of it that run in this process.
+#[derive(Clone)]
+struct Current {
+    call: Arc<Callback>,
+    running: Arc<AtomicU32>,
+    /// In a forked child the parent's calls do not run.
+    process: Option<Mark>,
+}
+
+/// Held for a moment only, and never while a callback runs.
+static CALLBACK: Lock<Option<Current>> = Lock::new(None);
 
 thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
@@ -32,22 +46,56 @@ thread_local! {
 /// Replaces the process's callback. Returns when no call of the old one runs any more, so it must not
 /// be called from within the callback.
 pub fn set_callback(callback: Option<Callback>) {
-    *CALLBACK.write() = callback;
+    let fresh = callback.map(|call| Current {
+        call: Arc::new(call),
+        running: Arc::default(),
+        process: Mark::of_this_process().ok(),
+    });
+    let old = std::mem::replace(&mut *CALLBACK.lock_or_renew(|| None), fresh);
+    if let Some(old) = old.filter(|old| old.process == Mark::of_this_process().ok()) {
+        while old.running.load(Ordering::Acquire) > 0 {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+}
+
+/// Counts a call of the callback, until it returns or unwinds.
+struct Running(Current);
+
+impl Running {
+    fn begin() -> Option<Running> {
+        // Where the parent was just setting one, the child has none.
+        let mut slot = CALLBACK.lock_or_renew(|| None);
+        let current = slot.as_mut()?;
+        let process = Mark::of_this_process().ok();
+        if current.process != process {
+            current.process = process;
+            current.running = Arc::default();
+        }
+        // Under the lock: whoever replaces it waits for this call.
+        current.running.fetch_add(1, Ordering::Relaxed);
+        Some(Running(current.clone()))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Release);
+    }
 }
 
 /// Hands a line (without a newline) to the callback. Never called on the hot path.
 pub fn log(level: Level, line: fmt::Arguments<'_>) {
     let held = DEPTH.try_with(Cell::get).unwrap_or(0) > 0;
-    // Recursive read: a callback may call into the library, which may log again.
-    let callback = CALLBACK.read_recursive();
-    let Some(callback) = &*callback else {
+    // No lock is held meanwhile: a callback may call into the library, which may log again.
+    let Some(current) = Running::begin() else {
         return;
     };
     let line = line.to_string();
     if held {
         let _ = KEPT.try_with(|kept| kept.borrow_mut().push((level, line)));
     } else {
-        callback(level, line.trim_end());
+        (current.0.call)(level, line.trim_end());
     }
 }
 
@@ -94,23 +142,32 @@ pub fn to_stderr_if_asked() {
     }) else {
         return;
     };
-    let mut callback = CALLBACK.write();
-    if callback.is_none() {
-        *callback = Some(Box::new(move |level, line| {
+    let mut slot = CALLBACK.lock_or_renew(|| None);
+    if slot.is_none() {
+        let call: Callback = Box::new(move |level, line| {
             if level <= limit {
                 eprintln!("unified: {line}");
             }
-        }));
+        });
+        *slot = Some(Current {
+            call: Arc::new(call),
+            running: Arc::default(),
+            process: Mark::of_this_process().ok(),
+        });
     }
 }
+
+/// For tests: the callback is the process's.
+#[cfg(test)]
+pub(crate) static ALONE: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     #[test]
     fn lines_wait_for_the_end_of_the_outermost_hold() {
+        let _alone = ALONE.lock();
         let lines = Arc::new(parking_lot::Mutex::new(Vec::new()));
         let to = lines.clone();
         set_callback(Some(Box::new(move |_, line| {

@@ -31,6 +31,16 @@ struct Control {
     done: AtomicBool,
 }
 
+/// Tells whoever waits for the end of the thread, also when it panics.
+struct Ended(Arc<Control>, Arc<Shore>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.done.store(true, Ordering::Release);
+        self.1.taker_bell.ring();
+    }
+}
+
 /// The library's own thread around an engine. Dropping it stops it: what is in flight is finished first.
 pub struct EngineThread {
     control: Arc<Control>,
@@ -46,7 +56,7 @@ impl EngineThread {
             .name("unified-engine".into())
             .spawn(move || {
                 block_signals();
-                let bell = engine.shore.clone();
+                let _ended = Ended(seen.clone(), engine.shore.clone());
                 if let Err(error) = run(&mut engine, &seen) {
                     // First: whoever waits must not do so for a device that may never answer.
                     engine.shore.end.fail(error.errno());
@@ -56,9 +66,6 @@ impl EngineThread {
                         std::mem::forget(engine);
                     }
                 }
-                // Whoever waits for the end of this thread.
-                seen.done.store(true, Ordering::Release);
-                bell.taker_bell.ring();
             })
             .map_err(|e| Error::os(&e, "starting the engine's thread"))?;
         Ok(EngineThread {
