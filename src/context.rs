@@ -333,6 +333,11 @@ impl Context {
         &self.info
     }
 
+    /// What the engine shares with those who feed and empty it: its counters, its end.
+    pub fn engine_shore(&self) -> &Shore {
+        &self.shore
+    }
+
     /// The data buffers, for those who look at packets.
     pub fn data(&self) -> &Shared {
         &self.region.data
