@@ -236,6 +236,8 @@ fn a_receiver_that_sleeps_keeps_its_role() {
         while context.receive(&mut out) == Ok(0) {
             assert!(Instant::now() < until, "a second receiver is not refused");
         }
+        // It is asleep by now, if it was on its way.
+        std::thread::sleep(Duration::from_millis(50));
         assert_eq!(context.receive(&mut out).unwrap_err().errno(), libc::EBUSY);
         assert_eq!(context.frame_alloc().unwrap_err().errno(), libc::EBUSY);
         // Statistics look at the receiver's socket without its role.
