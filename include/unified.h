@@ -996,10 +996,18 @@ int unified_ctx_create(const struct unified_config *config,
                        unified_ctx **ctx);
 
 /**
- * Stops a pipeline, takes the XDP program off, finishes what is in flight, closes everything. Calls that
- * wait in other threads return -ESHUTDOWN first. Packet pointers are invalid from then on. 0, -EINVAL for
- * NULL, -EBADF where it was destroyed already, -ENOTSUP in a forked child. Any thread, but not from
- * within a callback.
+ * Stops a pipeline, takes the XDP program off, finishes what was submitted, closes everything. Calls in other
+ * threads, also those that wait, return -ESHUTDOWN first. Packet pointers are invalid from then on, and the handle is
+ * gone whatever is returned.
+ *
+ * What was submitted is carried out, with either drive, also what was submitted with UNIFIED_MORE and not yet shown to
+ * the engine; completions that nobody took are dropped. It waits at most 30 s for the device. -EIO: commands
+ * failed and nobody took their completions (reads and compares do not count), or the device did not answer in time;
+ * unified_last_error() says how many. The memory that the device may still use then stays mapped, and the device
+ * stays open, until it answers (UNIFIED_DRIVE_THREAD) or the process ends (UNIFIED_DRIVE_INLINE).
+ *
+ * 0, -EIO, -EINVAL for NULL, -ESHUTDOWN if another thread is destroying it, -EBADF if it was destroyed
+ * already, -ENOTSUP in a forked child. Any thread, but not from within a callback.
  */
 int unified_ctx_destroy(unified_ctx *ctx);
 
@@ -1223,7 +1231,8 @@ int unified_completions(const unified_ctx *ctx,
  * Waits until there is something of `what` (UNIFIED_WAIT_RX, UNIFIED_WAIT_COMPLETIONS), at most
  * `timeout_ms` (-1: for ever): which, 0 when the time ran out or a signal came. -EINVAL, -EBUSY,
  * -ENOTCONN, -ENODEV (the interface is gone and nothing of `what` is there), -ESHUTDOWN (the context is being
- * destroyed). The thread of the role or roles.
+ * destroyed), or what stopped the engine. The thread of the role or roles, which it has until it returns: other
+ * threads get -EBUSY from calls of the same role meanwhile.
  */
 int unified_wait(const unified_ctx *ctx,
                  uint32_t what,
@@ -1232,7 +1241,9 @@ int unified_wait(const unified_ctx *ctx,
 /**
  * A descriptor for event loops, readable when packets or completions wait; it belongs to the context. When
  * it is, call unified_rx_batch and unified_completions until they give less than was asked for: they
- * leave it armed. -EBUSY, -ESHUTDOWN. Call it once, before the loop, from the thread that has both roles.
+ * leave it armed, and it is not readable again before something new comes. It also becomes readable, for good, when the
+ * context is being destroyed or the engine has stopped; those calls then say so. Take it out of the loop before the
+ * context is destroyed, which closes it. -EBUSY, -ESHUTDOWN. Call it once, before the loop, from the thread that has both roles.
  */
 int unified_poll_fd(const unified_ctx *ctx);
 
@@ -1303,7 +1314,8 @@ int unified_pipeline_stop(const unified_ctx *ctx,
  * `*log` is the handle, NULL after a failure; it stands at the oldest record.
  *
  * 0, -EINVAL (NULL, `start` no multiple of 512), -ENOENT, -EACCES (the path), -ENOMSG (there is no log), -EIO.
- * Any thread; one log, one thread at a time (others wait).
+ * Any thread; one log, one thread at a time (others wait; a forked child gets -ENOTSUP from every call if a thread of
+ * its parent was within one).
  */
 int unified_log_open(const char *path,
                      uint64_t start,
