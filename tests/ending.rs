@@ -7,13 +7,14 @@ mod store;
 
 use std::fs;
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use common::{Scratch, SmallDisk, Veth, is_root, payload};
 use store::{DRIVES, storage_config};
 use unified::config::Config;
 use unified::context::Context;
+use unified::pipeline::{Pipeline, PipelineConfig};
 use unified::submit::Transfer;
 
 const BLOCK: usize = 4096;
@@ -354,6 +355,43 @@ fn a_device_that_does_not_answer_delays_destroying_and_does_not_hang_it() {
             }
         }
     }
+}
+
+/// The same with a pipeline, whose threads wait for the device: they end with the context.
+#[test]
+fn a_pipeline_on_a_device_that_does_not_answer_ends_with_its_context() {
+    const TEST: &str = "a_pipeline_on_a_device_that_does_not_answer_ends_with_its_context";
+    let Some(disk) = SmallDisk::new(TEST, 24 << 20) else {
+        return;
+    };
+    let veth = Veth::new();
+    let path = disk.dir.join("log");
+    let config = common::recording::config(&veth, path.to_str().unwrap());
+    let context = Arc::new(Context::open(&config).unwrap());
+    let pipeline = Pipeline::start(context.clone(), PipelineConfig::default()).unwrap();
+    let frozen = Frozen::new(&disk);
+    let packets = (0..200).map(|i| payload(i, 400)).collect();
+    veth.send(9999, packets, 20_000).join().unwrap();
+    common::recording::until(5, "packets", || pipeline.status().submitted > 100);
+    let start = Instant::now();
+    let until = start + Duration::from_millis(500);
+    let error = bounded("destroying", move || {
+        pipeline.end(until);
+        let context = Arc::try_unwrap(context)
+            .ok()
+            .expect("its threads have ended");
+        context.end(until).unwrap_err()
+    });
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(error.errno(), libc::EIO);
+    assert!(error.message().contains("were not answered"), "{error}");
+    drop(frozen);
+    let index = unified::sys::link::index_of(&veth.host).unwrap();
+    assert!(unified::sys::bpf::attached(index).is_none());
 }
 
 #[test]

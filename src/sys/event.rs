@@ -36,7 +36,8 @@ impl Counter {
 
     fn take(&self) -> io::Result<u64> {
         let mut count = [0; 8];
-        (&self.0).read(&mut count)?;
+        // All eight bytes, or an error.
+        (&self.0).read_exact(&mut count)?;
         Ok(u64::from_ne_bytes(count))
     }
 
