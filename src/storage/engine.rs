@@ -212,6 +212,7 @@ impl Engine {
                 path: spill.path,
                 dirty: false,
                 syncing: 0,
+                _claim: spill.claim,
             }
         });
         let mut in_pieces = true;
