@@ -49,6 +49,8 @@ pub struct Info {
     pub kind: Kind,
     pub limits: Limits,
     pub writable: bool,
+    /// The caller insists: what is on the device may go.
+    pub forced: bool,
     pub frame_size: u32,
     pub frame_count: u32,
     pub headroom: u32,
@@ -279,6 +281,7 @@ impl Context {
                 kind,
                 limits: device_limits,
                 writable,
+                forced: config.device.force,
                 frame_size: config.frame_size,
                 frame_count: config.frame_count,
                 headroom: config.headroom,
