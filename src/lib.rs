@@ -34,6 +34,7 @@ pub mod context;
 pub mod error;
 pub mod frame;
 pub mod latency;
+pub mod locked;
 pub mod log;
 pub mod log_reader;
 pub mod metrics;
