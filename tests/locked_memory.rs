@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{Scratch, Veth, is_root, payload};
-use unified::config::Config;
+use unified::config::{Config, Drive};
 use unified::context::{Completion, Context};
 use unified::submit::Transfer;
 use unified::wait::WAIT_COMPLETIONS;
@@ -105,8 +105,10 @@ fn what_fits_in_base_pages_is_opened_200_times_in_a_row() {
     let test = "what_fits_in_base_pages_is_opened_200_times_in_a_row";
     if words().is_some() {
         let device = format!("null:{}", 1 << 20);
-        for _ in 0..200 {
-            drop(open(&config(2048, &device)));
+        for round in 0..200 {
+            let mut config = config(2048, &device);
+            config.drive = [Drive::Inline, Drive::Thread][round % 2];
+            drop(open(&config));
         }
         let file = Scratch::new("/dev/shm", "locked-device");
         File::create(&file.0).unwrap().set_len(1 << 20).unwrap();
@@ -149,7 +151,7 @@ fn the_documented_1500_frames_receive_and_reopen() {
             ifname: Some(words),
             ..config(1500, file.path())
         };
-        for _ in 0..8 {
+        for _ in 0..40 {
             let context = open(&config);
             assert!(!context.info().network.unwrap().zero_copy);
         }
