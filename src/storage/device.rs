@@ -22,6 +22,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use claim::Claim;
+pub(super) use file::guard_contents;
 use file::{finish_file, open_file};
 pub use make::{MadeFile, open_or_make};
 pub(super) use make::{absent, check_place};

@@ -15,8 +15,8 @@ use std::path::Path;
 use super::Outcome;
 use super::command::{Command, opcode, status};
 use super::device::{
-    Claim, Device, DeviceConfig, MadeFile, absent, another_has, check_place, open_or_make,
-    open_unused,
+    Claim, Device, DeviceConfig, MadeFile, absent, another_has, check_place, guard_contents,
+    open_or_make, open_unused,
 };
 use crate::error::{Error, Result};
 
@@ -64,7 +64,7 @@ impl Spill {
                 (file, None, claim)
             }
             None => {
-                let (file, made, claim) = open_file(path, needed, name)?;
+                let (file, made, claim) = open_file(path, needed, force, name)?;
                 (file, made, Some(claim))
             }
         };
@@ -94,6 +94,7 @@ fn is_same(about: &Metadata, device: &Device) -> bool {
 fn open_file(
     path: &str,
     needed: u64,
+    force: bool,
     name: impl Fn(&str) -> String,
 ) -> Result<(File, Option<MadeFile>, Claim)> {
     let place = Path::new(path);
@@ -130,6 +131,9 @@ fn open_file(
             made.keep();
         }
         return Err(Error::new(libc::EBUSY, name("another context has")));
+    }
+    if !force && about.len() > 0 {
+        guard_contents(path, &file, about.len())?;
     }
     if about.len() < needed {
         file.set_len(needed)

@@ -50,6 +50,12 @@ fn is_same_file(a: &File, b: &File) -> bool {
     }
 }
 
+/// Refuses a file of `len` bytes that somebody uses as a device, or that holds a file system or the like.
+pub(in crate::storage) fn guard_contents(path: &str, file: &File, len: u64) -> Result<()> {
+    guard_backing(file, path)?;
+    signature::check_file(path, file, len)
+}
+
 /// Refuses a file that a loop device shows to somebody who uses it: mounted, held, or partitioned.
 fn guard_backing(file: &File, path: &str) -> Result<()> {
     let Ok(here) = fs::read_link(link_of(file)) else {
@@ -102,8 +108,7 @@ pub(super) fn finish_file(
         .map_err(|e| Error::os(&e, what("looking at")))?
         .len();
     if !config.read_only && !config.force && len > 0 {
-        guard_backing(&plain, &config.path)?;
-        signature::check_file(&config.path, &plain, len)?;
+        guard_contents(&config.path, &plain, len)?;
     }
     if config.file_size > len && !config.read_only {
         sysfile::allocate(&plain, config.file_size).map_err(|e| {

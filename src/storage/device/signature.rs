@@ -242,7 +242,6 @@ const EXT: u64 = 0x400;
 /// Two bytes of magic are little, so the fields around them must make sense.
 fn is_ext(ends: &Ends) -> bool {
     ends.has(EXT + 0x38, &[0x53, 0xef])
-        && ends.u32(EXT).is_some_and(|inodes| inodes > 0)
         && ends.u32(EXT + 4).is_some_and(|blocks| blocks > 0)
         && ends.u32(EXT + 0x18).is_some_and(|shift| shift <= 6)
         && ends.u32(EXT + 0x4c).is_some_and(|revision| revision <= 1)
@@ -278,7 +277,8 @@ fn find(ends: &Ends) -> Vec<Found> {
         .and_then(|image| blkid::find(&image, ends.block));
     for one in more.unwrap_or_default() {
         // libblkid takes random bytes for the table of an Atari now and then, and two bytes for an ext file system.
-        let doubtful = one.name == "atari" || (one.name.starts_with("ext") && !is_ext(ends));
+        let of_ext = one.name.starts_with("ext") || one.name == "jbd";
+        let doubtful = one.name == "atari" || (of_ext && !is_ext(ends));
         if !doubtful {
             // Its names are more precise.
             found.retain(|other| other.at != one.at);
@@ -365,4 +365,149 @@ pub(super) fn check_namespace(name: &str, file: &File, limits: &Limits) -> Resul
     };
     let ends = Ends::read(name, len, limits.block_size, read);
     check(name, "device", &ends)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEN: usize = 4 << 20;
+
+    fn ends(image: &[u8]) -> Ends {
+        let copy = |at: u64, to: &mut [u8]| {
+            let at = at as usize;
+            let len = to.len().min(image.len().saturating_sub(at));
+            to[..len].copy_from_slice(&image[at..at + len]);
+            Ok(())
+        };
+        Ends::read("image", image.len() as u64, 512, copy)
+    }
+
+    fn with(marks: &[(usize, &[u8])]) -> Vec<u8> {
+        let mut image = vec![0; LEN];
+        for (at, bytes) in marks {
+            image[*at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        image
+    }
+
+    fn names(image: &[u8]) -> Vec<String> {
+        let found = known(&ends(image));
+        found.into_iter().map(|one| one.name).collect()
+    }
+
+    #[test]
+    fn each_format_is_known_by_its_mark_without_libblkid() {
+        for (name, at, magic) in MAGICS {
+            let found = names(&with(&[(*at as usize, magic)]));
+            assert!(found.contains(&name.to_string()), "{name}: {found:?}");
+        }
+        let entry = [0x80, 0, 2, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 0x10, 0, 0];
+        let raid = &[0xfc, 0x4e, 0x2b, 0xa9][..];
+        let one = &1u32.to_le_bytes()[..];
+        let uberblock = 0x00ba_b10c_u64.to_le_bytes();
+        let odd = LEN - 512;
+        for (name, marks) in [
+            (
+                "ext2, ext3 or ext4",
+                &[(0x438, &[0x53, 0xef][..]), (0x404, one)][..],
+            ),
+            ("vfat", &[(0x52, b"FAT32   "), (510, &[0x55, 0xaa])]),
+            ("vfat", &[(0x36, b"FAT16   "), (510, &[0x55, 0xaa])]),
+            (
+                "dos partition table",
+                &[(0x1be, &entry), (510, &[0x55, 0xaa])],
+            ),
+            ("LVM2_member", &[(512, b"LABELONE"), (536, b"LVM2 001")]),
+            ("swap", &[(4086, b"SWAPSPACE2")]),
+            ("zfs_member", &[((128 << 10) + (7 << 10), &uberblock)]),
+            ("linux_raid_member", &[(LEN - 0x1_0000, raid)]),
+            ("linux_raid_member", &[(LEN - 8192, raid)]),
+            ("gpt", &[(odd, b"EFI PART")]),
+            ("drbd", &[(LEN - 4096 + 60, &[0x83, 0x74, 0x02, 0x6d])]),
+        ] {
+            assert!(names(&with(marks)).contains(&name.to_string()), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_nobodys_is_not_taken_for_a_format() {
+        assert_eq!(find(&ends(&with(&[]))), Vec::new());
+        assert_eq!(find(&ends(&[])), Vec::new());
+        assert_eq!(find(&ends(&[1; 100])), Vec::new());
+        // Two bytes of the right value at the right place are no file system and no table.
+        let chance = [0x5a; 512];
+        let image = with(&[
+            (0x400, &chance),
+            (0x438, &[0x53, 0xef]),
+            (0, &chance),
+            (510, &[0x55, 0xaa]),
+        ]);
+        assert_eq!(find(&ends(&image)), Vec::new());
+        let mut state = 1u64;
+        for round in 0..20 {
+            let mut image = vec![0; 1 << 20];
+            image.fill_with(|| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                (state >> 56) as u8
+            });
+            assert_eq!(find(&ends(&image)), Vec::new(), "in round {round}");
+        }
+    }
+
+    /// A packet may look like a file system; a record of it is none. What stands between the records is.
+    #[test]
+    fn a_log_of_our_own_may_hold_anything() {
+        const SLOT: usize = 2048;
+        let mut log = Superblock::new(5, 1, 512, SLOT as u32, 0, (LEN / 512) as u64, true).unwrap();
+        let mut packet = [0; 96];
+        packet[..8].copy_from_slice(b"_BHRfS_M");
+        let header = Header {
+            log_id: log.log_id,
+            packet_len: packet.len() as u32,
+            packet_offset: 64,
+            payload_offset: 64,
+            ..Header::default()
+        };
+        let mut record = header.to_bytes(crc32c::crc32c(&packet)).to_vec();
+        record.extend_from_slice(&packet);
+        let record_at = 0x1_0000;
+        let mut marks = vec![(record_at, record.as_slice())];
+        assert_eq!(
+            check("x", "file", &ends(&with(&marks)))
+                .unwrap_err()
+                .errno(),
+            libc::EEXIST
+        );
+        let first = log.to_bytes();
+        marks.push((0, &first));
+        check("x", "file", &ends(&with(&marks))).unwrap();
+        // An array of disks keeps its mark where a record would be, and may leave what stood before it.
+        marks.push((4096, &[0xfc, 0x4e, 0x2b, 0xa9]));
+        assert!(check("x", "file", &ends(&with(&marks))).is_err());
+        marks.pop();
+        log.log_id = 6;
+        let other = log.to_bytes();
+        marks[1] = (0, &other);
+        assert!(
+            check("x", "file", &ends(&with(&marks))).is_err(),
+            "another log's record"
+        );
+    }
+
+    #[test]
+    fn a_spot_that_cannot_be_read_hides_nothing_else() {
+        let image = with(&[(0, b"XFSB"), (LEN - 512, b"EFI PART")]);
+        let broken = |at: u64, to: &mut [u8]| {
+            if at == 0 {
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
+            to.copy_from_slice(&image[at as usize..at as usize + to.len()]);
+            Ok(())
+        };
+        let found = find(&Ends::read("image", LEN as u64, 512, broken));
+        assert!(found.iter().any(|one| one.name == "gpt"), "{found:?}");
+    }
 }
