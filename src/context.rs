@@ -18,6 +18,7 @@ use crate::config::{Config, Drive, KERNEL_HEADROOM};
 use crate::error::{Error, Result};
 use crate::frame::{Fate, Frames};
 use crate::latency::Latency;
+use crate::locked::{Budget, Charge};
 use crate::log::{self, Held, Level};
 use crate::net::link;
 use crate::net::rx::{Received, Receiver};
@@ -25,19 +26,21 @@ use crate::net::socket;
 use crate::net::watch::Watch;
 use crate::net::wire::Event;
 use crate::net::xdp::{HandedMap, Xdp, XdpConfig};
-use crate::region::{Layout, Region, check_memory_budget, check_memory_cgroup};
+use crate::region::{Layout, Region, check_memory_cgroup};
 use crate::ring::{Consumer, Producer};
 use crate::stats::{FateStats, RxStats, Statistics};
 use crate::storage::command::status_text;
 use crate::storage::device::{Device, Kind, Limits, MadeFile};
-use crate::storage::engine::{Engine, EngineConfig, EngineThread, Shore, bounce_bytes};
+use crate::storage::engine::{
+    Engine, EngineConfig, EngineThread, Shore, bounce_bytes, locked_bytes,
+};
 use crate::storage::spill::Spill;
 use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_SPILLED, UnifiedCqe, UnifiedSqe};
 use crate::sys::bpf::Mode;
 use crate::sys::event::{Doorbell, SignalShield, monotonic_ns, poll_readable};
 use crate::sys::fork::Mark;
 use crate::sys::limits;
-use crate::sys::mmap::Mapping;
+use crate::sys::mmap::{HUGE_PAGE, Mapping};
 use crate::sys::probe;
 use crate::sys::shm::Shared;
 use crate::sys::xsk::{XskSetup, XskStatistics};
@@ -56,6 +59,8 @@ pub struct Info {
     pub kind: Kind,
     pub limits: Limits,
     pub writable: bool,
+    /// The caller insists: what is on the device may go.
+    pub forced: bool,
     pub frame_size: u32,
     pub frame_count: u32,
     pub headroom: u32,
@@ -179,8 +184,10 @@ pub struct Context {
     /// A pipeline does what the data path's functions do.
     pipelined: AtomicBool,
     pub(crate) poll: crate::wait::PollState,
-    // Last: everything above may still reach into it.
+    // Everything above may still reach into it.
     pub(crate) region: Region,
+    // Last: given back when nothing is locked any more.
+    _charge: Charge,
 }
 
 pub(crate) fn busy(role: &'static str) -> Error {
@@ -200,16 +207,46 @@ pub(crate) fn busy(role: &'static str) -> Error {
     }
 }
 
+/// Who lacks one privilege mostly lacks others: they are named with the first error, not one after the other.
+fn name_what_else_is_missing(config: &Config, error: Error) -> Error {
+    if !matches!(error.errno(), libc::EPERM | libc::EACCES | libc::ENOMEM) {
+        return error;
+    }
+    let mut needed = Vec::new();
+    if config.ifname.is_some() && config.xsk_map.is_none() {
+        needed.push(limits::NET_ADMIN);
+        if !limits::has(limits::SYS_ADMIN) {
+            needed.extend([limits::BPF, limits::PERFMON]);
+        }
+    }
+    if config.ifname.is_some() && config.xsk.is_none() {
+        needed.push(limits::NET_RAW);
+    }
+    let mut more = limits::missing(&needed);
+    more.retain(|name| !error.message().contains(name));
+    match more.is_empty() {
+        true => error,
+        false => error.hint(format_args!(
+            "this process also lacks {} (run as root, or give it those)",
+            more.join(", ")
+        )),
+    }
+}
+
 impl Context {
     /// Opens everything, in an order in which nothing is attached before all that can be checked was:
     /// configuration, interface, memory, device, region, engine, socket, XDP program last.
     ///
-    /// Errors are those of `Config::validate`, `link::look_up`, `check_memory_budget`, `Device::open`,
+    /// Errors are those of `Config::validate`, `link::look_up`, `Device::open`, `Budget::take`,
     /// `Region::create`, `socket::open` and `Xdp::attach`. After an error nothing is left behind.
     pub fn open(config: &Config) -> Result<Context> {
         config.validate()?;
         // Loading a program gives EAGAIN as long as a signal is pending, and other calls end early.
         let _shield = SignalShield::new();
+        Context::open_valid(config).map_err(|error| name_what_else_is_missing(config, error))
+    }
+
+    fn open_valid(config: &Config) -> Result<Context> {
         let born = Mark::of_this_process().map_err(|e| Error::os(&e, "marking this process"))?;
         let link = match &config.ifname {
             Some(name) => Some(link::look_up(name, config.queue)?),
@@ -229,14 +266,28 @@ impl Context {
             device.spill = Some(spill);
         }
         let bounce_len = bounce_bytes(&device_limits, config.depth());
-        let umem = if link.is_some() {
-            layout.buffers_len
-        } else {
-            0
-        };
-        check_memory_budget(umem, layout.buffers_len + bounce_len, limits::memlock())?;
+        let budget = Budget::take(
+            layout,
+            link.is_some(),
+            locked_bytes(&device_limits, config.depth()),
+            config.huge_pages,
+            limits::memlock(),
+        )?;
         check_memory_cgroup(layout.memory() + bounce_len, limits::memory_cgroup())?;
-        let region = Region::create(layout, config.huge_pages)?;
+        let region = match budget.huge || layout.total < HUGE_PAGE {
+            true => Region::create(layout, config.huge_pages && budget.huge)?,
+            false => {
+                log::log(
+                    Level::Info,
+                    format_args!(
+                        "the region of {} bytes takes base pages: huge pages count whole, and RLIMIT_MEMLOCK allows less",
+                        layout.total
+                    ),
+                );
+                Region::in_base_pages(layout)?
+            }
+        };
+        let charge = budget.settle(region.mapping.is_huge());
         region.begin_at(config.first_index);
         let bounce = Mapping::anonymous(bounce_len, false).map_err(|e| {
             Error::os(
@@ -291,6 +342,7 @@ impl Context {
                 kind,
                 limits: device_limits,
                 writable,
+                forced: config.device.force,
                 frame_size: config.frame_size,
                 frame_count: config.frame_count,
                 headroom: config.headroom,
@@ -326,6 +378,7 @@ impl Context {
             pipelined: AtomicBool::new(false),
             poll: crate::wait::PollState::default(),
             region,
+            _charge: charge,
         })
     }
 

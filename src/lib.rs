@@ -35,6 +35,7 @@ pub mod end;
 pub mod error;
 pub mod frame;
 pub mod latency;
+pub mod locked;
 pub mod log;
 pub mod log_reader;
 pub mod metrics;

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::net::rx::Received;
 use crate::record::{Checksum, FLAG_VLAN, HEADER_LEN, Header, SUPER_LEN, SUPER_SLOTS, Superblock};
 use crate::storage::command::status_text;
+use crate::storage::device::Kind;
 use crate::submit::Transfer;
 use crate::sys::event::monotonic_ns;
 use crate::sys::shm::Shared;
@@ -27,6 +28,8 @@ pub const HOLE: u64 = 4096;
 const CHECKPOINT: u64 = 16384;
 /// Slots read at once when the log is opened.
 const READ_BATCH: u64 = 64;
+/// Parts of a range, one slot of each of which is looked at before a log is begun there.
+const SAMPLES: u64 = 32;
 
 /// What to do with what stands in the range already.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +63,8 @@ fn wall_offset() -> u64 {
 
 impl Recorder {
     /// Opens the log in `blocks` blocks from `start_lba` on, with the roles of the context free: the caller's
-    /// thread reads and writes through it. `EINVAL`: no log fits, or another one is there with other sizes.
+    /// thread reads and writes through it. `EINVAL`: no log fits, or another one is there with other sizes. `EEXIST`:
+    /// the range holds something else, and neither `existing` nor the context says that it may go.
     pub fn open(
         context: &Context,
         start_lba: u64,
@@ -125,6 +129,9 @@ impl Recorder {
                 recorder.write_superblock(&disk)?;
             }
             _ => {
+                if found.is_none() && existing == Existing::Continue && !info.forced {
+                    check_empty(&disk, &fresh, &copies)?;
+                }
                 // Both copies, so that none of an earlier log survives.
                 recorder.superblock.generation = found.map_or(0, |old| old.generation + 1);
                 recorder.write_superblock(&disk)?;
@@ -339,6 +346,51 @@ pub fn find_end(
         at = ahead.unwrap_or(at) + slots.len() as u64;
     }
     Ok(end)
+}
+
+/// Refuses a range that holds something else than a log: `EEXIST`. Its first slots are looked at, its last ones, and
+/// some in between. What cannot be read says nothing.
+fn check_empty(disk: &Disk, log: &Superblock, copies: &[Vec<u8>]) -> Result<()> {
+    // Nothing is ever stored there, and what reading gives is what the memory held.
+    if disk.context.info().kind == Kind::Null {
+        return Ok(());
+    }
+    let refuse = |lba: u64| {
+        Err(Error::new(
+            libc::EEXIST,
+            format!(
+                "'{}' holds something that is no log (at block {lba}), which a new log would write over; give an empty                  range or another device, or begin a new log there all the same (the flag UNIFIED_LOG_NEW, or                  UNIFIED_FORCE of the context)",
+                disk.context.info().device
+            ),
+        ))
+    };
+    let is_empty = |slot: &[u8]| slot.iter().all(|byte| *byte == 0);
+    for (number, copy) in copies.iter().enumerate() {
+        if !is_empty(copy) {
+            return refuse(log.super_lba(number as u64));
+        }
+    }
+    let last = log.slots - READ_BATCH.min(log.slots);
+    let between = (1..SAMPLES).map(|i| (log.slots / SAMPLES * i, 1));
+    for (first, count) in [(0, READ_BATCH), (last, READ_BATCH)]
+        .into_iter()
+        .chain(between)
+    {
+        let mut at = first;
+        let end = (first + count).min(log.slots);
+        while at < end {
+            let Ok(slots) = disk.read(log.lba_of(at), end - at) else {
+                break;
+            };
+            for slot in &slots {
+                if !is_empty(slot) {
+                    return refuse(log.lba_of(at));
+                }
+                at += 1;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Reads and writes through the context, one after the other; only before its threads start.

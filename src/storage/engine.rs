@@ -24,7 +24,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use bounce::BouncePool;
-pub use bounce::{bounce_bytes, bounce_piece};
+pub use bounce::{bounce_bytes, bounce_piece, locked_bytes};
 use overflow::Overflow;
 use run::Run;
 pub use shore::Shore;
@@ -190,8 +190,7 @@ impl Engine {
     ) -> Result<Engine> {
         let limits = device.limits;
         let backend = Backend::of(&device)?;
-        // One more for the doorbell's poll; io_uring's own CQ is twice as long.
-        let entries = config.depth + 1;
+        let entries = bounce::ring_entries(config.depth);
         let mut ring = if config.threaded {
             Ring::deferred(entries)?
         } else {
@@ -212,6 +211,7 @@ impl Engine {
                 path: spill.path,
                 dirty: false,
                 syncing: 0,
+                _claim: spill.claim,
             }
         });
         let mut in_pieces = true;
