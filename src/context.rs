@@ -241,6 +241,7 @@ impl Context {
     /// `Region::create`, `socket::open` and `Xdp::attach`. After an error nothing is left behind.
     pub fn open(config: &Config) -> Result<Context> {
         config.validate()?;
+        log::to_stderr_if_asked();
         // Loading a program gives EAGAIN as long as a signal is pending, and other calls end early.
         let _shield = SignalShield::new();
         Context::open_valid(config).map_err(|error| name_what_else_is_missing(config, error))

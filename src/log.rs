@@ -7,13 +7,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::io::Write;
 use std::marker::PhantomData;
 use std::time::Duration;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::sys::fork::{Lock, Mark};
+use crate::sys::limits::is_secure_execution;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(i32)]
@@ -127,26 +129,35 @@ impl Drop for Held {
     }
 }
 
-/// Where the variable UNIFIED_LOG names a level (error, warn, info, debug) and the program has set no
-/// callback, lines up to that level go to stderr: for programs that do not know this library.
+/// If the variable UNIFIED_LOG names a level (error, warn, info, debug), lines up to that level go to stderr, until the
+/// program sets a callback. Looked at once in a process, before the first thing that may log is opened; not in
+/// programs that run with privileges of their file (AT_SECURE).
 pub fn to_stderr_if_asked() {
-    let Some(limit) = std::env::var("UNIFIED_LOG").ok().and_then(|name| {
-        [
-            ("error", Level::Error),
-            ("warn", Level::Warn),
-            ("info", Level::Info),
-            ("debug", Level::Debug),
-        ]
-        .into_iter()
-        .find_map(|(known, level)| (known == name).then_some(level))
-    }) else {
+    static ASKED: AtomicBool = AtomicBool::new(false);
+    if ASKED.swap(true, Ordering::Relaxed) || is_secure_execution() {
         return;
+    }
+    let Some(name) = std::env::var_os("UNIFIED_LOG").filter(|name| !name.is_empty()) else {
+        return;
+    };
+    let limit = match name.to_str() {
+        Some("error") => Level::Error,
+        Some("warn") => Level::Warn,
+        Some("info") => Level::Info,
+        Some("debug") => Level::Debug,
+        _ => {
+            to_stderr(&format!(
+                "UNIFIED_LOG is '{}', which is no level: give error, warn, info or debug",
+                name.display()
+            ));
+            return;
+        }
     };
     let mut slot = CALLBACK.lock_or_renew(|| None);
     if slot.is_none() {
         let call: Callback = Box::new(move |level, line| {
             if level <= limit {
-                eprintln!("unified: {line}");
+                to_stderr(line);
             }
         });
         *slot = Some(Current {
@@ -155,6 +166,11 @@ pub fn to_stderr_if_asked() {
             process: Mark::of_this_process().ok(),
         });
     }
+}
+
+/// A program may have closed its stderr.
+fn to_stderr(line: &str) {
+    let _ = writeln!(std::io::stderr(), "unified: {line}");
 }
 
 /// For tests: the callback is the process's.

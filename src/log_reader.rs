@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::record::{Flaw, Header, MAX_SEQUENCE, SUPER_SLOTS, Superblock};
+use crate::log;
+use crate::record::{
+    Flaw, Header, MAX_SEQUENCE, SUPER_SLOTS, Superblock, mark_unreadable, refuse_version,
+};
 use crate::recorder::{HOLE, find_end, mend, newest_superblock};
 
 /// Bytes read at once.
@@ -94,6 +97,7 @@ impl LogReader {
     /// Opens the log that begins `start` bytes into a device or file. `ENOENT`, `EACCES` (the path), `ENOMSG`
     /// (no log is there), `EINVAL` (`start` is no multiple of 512).
     pub fn open(path: &Path, start: u64) -> Result<LogReader> {
+        log::to_stderr_if_asked();
         let name = path.display().to_string();
         if !start.is_multiple_of(512) {
             return Err(Error::new(
@@ -152,7 +156,12 @@ impl LogReader {
     /// The second copy is one slot behind the first, and a slot is as long as the first says, or else the
     /// second itself, wherever it is found.
     fn find_superblock(&mut self) -> Result<Superblock> {
-        let got = self.pread(self.start, SUPER_SLOTS as usize * 65536)?;
+        let len = SUPER_SLOTS as usize * 65536;
+        let got = match self.pread(self.start, len) {
+            Ok(got) => got,
+            // One of the copies may still be readable.
+            Err(error) => self.read_piece_by_piece(self.start, len, 512, error)?,
+        };
         let bytes = &self.buffer[self.aligned..self.aligned + got];
         let copies = std::iter::once(0)
             .chain((9..=16).map(|shift| 1usize << shift))
@@ -161,7 +170,19 @@ impl LogReader {
                 Superblock::read(copy).filter(|s| at == 0 || s.slot_size as usize == at)?;
                 Some(copy)
             });
-        newest_superblock(copies)
+        let newest = newest_superblock(copies);
+        // One that stands elsewhere than in front may be bytes of a packet, if there is one that is known.
+        let later = (9..=16)
+            .map(|shift| 1usize << shift)
+            .filter(|_| newest.is_none());
+        let later = std::iter::once(0).chain(later);
+        let version = later
+            .filter_map(|at| Superblock::unknown_version(bytes.get(at..)?))
+            .next();
+        if let Some(version) = version {
+            return Err(refuse_version(&self.name, version));
+        }
+        newest
             .filter(|s| s.start_lba * u64::from(s.block_size) == self.start)
             .ok_or_else(|| {
                 Error::new(
@@ -213,9 +234,9 @@ impl LogReader {
         let offset = self.superblock.offset_of(sequence);
         let len = count as usize * self.slot_size();
         let got = match self.pread(offset, len) {
-            // Blocks that cannot be read either: the others can.
-            Err(_) if self.spill.is_some() => self.read_one_by_one(offset, count as usize),
-            result => result?,
+            Ok(got) => got,
+            // A block that cannot be read costs its slot, and no other.
+            Err(error) => self.read_piece_by_piece(offset, len, self.slot_size(), error)?,
         };
         self.loaded = (sequence, (got / self.slot_size()) as u64);
         let Some(spill) = &self.spill else {
@@ -226,20 +247,34 @@ impl LogReader {
         mend(spill, &self.superblock, sequence, slots)
     }
 
-    fn read_one_by_one(&mut self, offset: u64, count: usize) -> usize {
-        let size = self.slot_size();
-        for i in 0..count {
-            let at = self.aligned + i * size;
-            let slot = &mut self.buffer[at..at + size];
-            if self
-                .file
-                .read_exact_at(slot, offset + (i * size) as u64)
-                .is_err()
-            {
-                slot.fill(0);
+    /// After a read of all of it gave `error`: reads it in pieces, and marks those that cannot be read. Gives the error
+    /// if not even the range's first blocks can be read: then it is not a spot that is bad, but the device.
+    fn read_piece_by_piece(
+        &mut self,
+        offset: u64,
+        len: usize,
+        piece: usize,
+        error: Error,
+    ) -> Result<usize> {
+        let len = len.min(BATCH_BYTES);
+        let mut readable = false;
+        for done in (0..len).step_by(piece) {
+            let at = self.aligned + done;
+            let slot = &mut self.buffer[at..at + piece];
+            match self.file.read_exact_at(slot, offset + done as u64) {
+                Ok(()) => readable = true,
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(done),
+                Err(_) => mark_unreadable(slot),
             }
         }
-        count * size
+        let first = &mut self.buffer[self.aligned..self.aligned + piece];
+        if !readable && self.file.read_exact_at(first, self.start).is_err() {
+            return Err(error);
+        }
+        if !readable {
+            mark_unreadable(first);
+        }
+        Ok(len)
     }
 
     fn slot(&self, sequence: u64) -> &[u8] {

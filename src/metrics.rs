@@ -284,17 +284,30 @@ impl Collector for Snapshot {
     }
 }
 
+/// A label's value as OpenMetrics wants it: a backslash before a backslash and a quote, and `\\n` for a newline. The
+/// encoder writes values as they are. Names of devices and interfaces may hold all three.
+fn escape(value: &str) -> String {
+    let mut escaped = String::with_capacity(value.len());
+    for c in value.chars() {
+        match c {
+            '\\' => escaped.push_str("\\\\"),
+            '"' => escaped.push_str("\\\""),
+            '\n' => escaped.push_str("\\n"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
 /// The statistics of one context, with labels for its interface, queue and device. Ends in "# EOF".
 pub fn render(context: &Context) -> Result<String> {
     let (info, statistics) = (context.info(), context.statistics()?);
-    let label = |name: &'static str, value: String| (Cow::from(name), Cow::from(value));
+    let label = |name: &'static str, value: &str| (Cow::from(name), Cow::from(escape(value)));
+    let queue = info.network.map_or(String::new(), |n| n.queue.to_string());
     let labels = [
-        label("interface", context.ifname().unwrap_or_default().into()),
-        label(
-            "queue",
-            info.network.map_or(String::new(), |n| n.queue.to_string()),
-        ),
-        label("device", info.device.clone()),
+        label("interface", context.ifname().unwrap_or_default()),
+        label("queue", &queue),
+        label("device", &info.device),
     ];
     let mut registry = Registry::with_prefix_and_labels("unified", labels.into_iter());
     registry.register_collector(Box::new(Snapshot(statistics)));
@@ -307,6 +320,22 @@ pub fn render(context: &Context) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_label_cannot_end_early() {
+        let forged = "a\"} 1\nunified_forged{x=\"b\\";
+        assert_eq!(escape(forged), r#"a\"} 1\nunified_forged{x=\"b\\"#);
+        let labels = [(Cow::from("device"), Cow::from(escape(forged)))];
+        let mut registry = Registry::with_prefix_and_labels("unified", labels.into_iter());
+        registry.register_collector(Box::new(Snapshot(Statistics::default())));
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        assert!(
+            text.contains(r#"{device="a\"} 1\nunified_forged{x=\"b\\"}"#),
+            "{text}"
+        );
+        assert!(!text.lines().any(|line| line.starts_with("unified_forged")));
+    }
 
     #[test]
     fn every_counter_has_its_own_line() {

@@ -205,6 +205,16 @@ impl Superblock {
         b
     }
 
+    /// The version of a superblock that this library does not know. Every version keeps the magic, the version and the
+    /// checksum where they are.
+    pub fn unknown_version(b: &[u8]) -> Option<u16> {
+        let whole = b.len() >= SUPER_LEN
+            && u64_at(b, 0) == SUPER_MAGIC
+            && crc32c(&b[..SUPER_LEN - 4]) == u32_at(b, SUPER_LEN - 4);
+        let version = whole.then(|| u16_at(b, 8))?;
+        (version != VERSION).then_some(version)
+    }
+
     /// `None` where there is no whole superblock.
     pub fn read(b: &[u8]) -> Option<Superblock> {
         if b.len() < SUPER_LEN
@@ -309,6 +319,25 @@ impl Superblock {
     }
 }
 
+/// Stands for a slot that could not be read: neither a superblock nor a record, and damaged rather than absent.
+pub fn mark_unreadable(slot: &mut [u8]) {
+    slot.fill(0);
+    if let Some(magic) = slot.first_chunk_mut() {
+        *magic = RECORD_MAGIC.to_le_bytes();
+    }
+}
+
+/// `EPROTONOSUPPORT` for a log of a later version.
+pub fn refuse_version(name: &str, version: u16) -> Error {
+    Error::new(
+        libc::EPROTONOSUPPORT,
+        format!(
+            "'{name}' holds a log of version {version}, and this library knows version {VERSION}: read it with a newer \
+             one, or begin a new log over it with UNIFIED_LOG_NEW"
+        ),
+    )
+}
+
 /// CRC32C of a packet that is read in pieces.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Checksum(u32);
@@ -327,6 +356,27 @@ impl Checksum {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_later_version_is_told_from_no_superblock() {
+        let mut b = Superblock::new(1, 2, 512, 2048, 0, 100, true)
+            .map(|s| s.to_bytes())
+            .unwrap();
+        assert_eq!(Superblock::unknown_version(&b), None);
+        put(&mut b, 8, 2u16.to_le_bytes());
+        assert_eq!(
+            Superblock::unknown_version(&b),
+            None,
+            "the checksum is wrong"
+        );
+        let crc = crc32c(&b[..SUPER_LEN - 4]);
+        put(&mut b, SUPER_LEN - 4, crc.to_le_bytes());
+        assert_eq!(Superblock::unknown_version(&b), Some(2));
+        assert_eq!(Superblock::read(&b), None);
+        mark_unreadable(&mut b);
+        assert_eq!(Superblock::unknown_version(&b), None);
+        assert_eq!(Header::read(&b, 0), Err(Flaw::Header));
+    }
 
     fn header(packet_len: u32) -> Header {
         Header {

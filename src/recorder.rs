@@ -13,7 +13,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::context::{Completion, Context};
 use crate::error::{Error, Result};
 use crate::net::rx::Received;
-use crate::record::{Checksum, FLAG_VLAN, HEADER_LEN, Header, SUPER_LEN, SUPER_SLOTS, Superblock};
+use crate::record::{
+    Checksum, FLAG_VLAN, HEADER_LEN, Header, SUPER_LEN, SUPER_SLOTS, Superblock, mark_unreadable,
+    refuse_version,
+};
 use crate::storage::command::status_text;
 use crate::storage::device::Kind;
 use crate::submit::Transfer;
@@ -89,6 +92,25 @@ impl Recorder {
         let disk = Disk { context };
         let copies = disk.read(fresh.super_lba(0), SUPER_SLOTS)?;
         let found = newest_superblock(copies.iter().map(Vec::as_slice));
+        if existing == Existing::Continue {
+            let version = copies
+                .iter()
+                .find_map(|copy| Superblock::unknown_version(copy));
+            if let Some(version) = version {
+                return Err(refuse_version(&info.device, version));
+            }
+            // One copy is enough to go on. Without any, what cannot be read may be a log.
+            if found.is_none() && copies.iter().any(|copy| is_unreadable(copy)) {
+                return Err(Error::new(
+                    libc::EIO,
+                    format!(
+                        "block {start_lba} of '{}', where a log would begin, cannot be read: choose another range, \
+                         or begin a new log with UNIFIED_LOG_NEW",
+                        info.device
+                    ),
+                ));
+            }
+        }
         let mut recorder = Recorder {
             superblock: fresh,
             next: 0,
@@ -285,6 +307,13 @@ impl Recorder {
     }
 }
 
+/// As `mark_unreadable` leaves it.
+fn is_unreadable(slot: &[u8]) -> bool {
+    let mut marked = vec![0; slot.len()];
+    mark_unreadable(&mut marked);
+    slot == marked
+}
+
 /// The copy that counts.
 pub fn newest_superblock<'a>(copies: impl Iterator<Item = &'a [u8]>) -> Option<Superblock> {
     copies
@@ -359,7 +388,9 @@ fn check_empty(disk: &Disk, log: &Superblock, copies: &[Vec<u8>]) -> Result<()> 
         Err(Error::new(
             libc::EEXIST,
             format!(
-                "'{}' holds something that is no log (at block {lba}), which a new log would write over; give an empty                  range or another device, or begin a new log there all the same (the flag UNIFIED_LOG_NEW, or                  UNIFIED_FORCE of the context)",
+                "'{}' holds something that is no log (at block {lba}), which a new log would write over; give an empty \
+                 range or another device, or begin a new log there all the same (the flag UNIFIED_LOG_NEW, or \
+                 UNIFIED_FORCE of the context)",
                 disk.context.info().device
             ),
         ))
@@ -414,27 +445,35 @@ impl Disk<'_> {
         }
     }
 
-    /// Takes the completions of `count` commands.
-    fn finish(&self, mut count: usize, what: &str) -> Result<()> {
+    /// Takes the completions of `count` commands, all of which must succeed.
+    fn finish(&self, count: usize, what: &str) -> Result<()> {
+        match self.finish_each(count, what)?.first() {
+            None => Ok(()),
+            // A log whose superblock is not on its device would not be found again.
+            Some((_, status)) => Err(Error::new(
+                libc::EIO,
+                format!(
+                    "{what} the log on '{}': {}",
+                    self.context.info().device,
+                    status_text(*status)
+                ),
+            )),
+        }
+    }
+
+    /// Takes the completions of `count` commands: the `user_data` and the status of those that failed or were spilled.
+    fn finish_each(&self, mut count: usize, what: &str) -> Result<Vec<(u64, u16)>> {
         let until = Instant::now() + Duration::from_secs(30);
         let mut done = [Completion::default(); READ_BATCH as usize];
-        let mut result = Ok(());
+        let mut failed = Vec::new();
         while count > 0 {
             self.context.stays()?;
             self.context
                 .wait(WAIT_COMPLETIONS, Some(Duration::from_millis(100)))?;
             let got = self.context.completions(&mut done)?;
             for completion in &done[..got] {
-                // A log whose superblock is not on its device would not be found again.
                 if completion.status != 0 || completion.spilled {
-                    result = Err(Error::new(
-                        libc::EIO,
-                        format!(
-                            "{what} the log on '{}': {}",
-                            self.context.info().device,
-                            status_text(completion.status)
-                        ),
-                    ));
+                    failed.push((completion.user_data, completion.status));
                 }
             }
             count -= got.min(count);
@@ -445,7 +484,7 @@ impl Disk<'_> {
                 ));
             }
         }
-        result
+        Ok(failed)
     }
 
     /// Up to `count` whole slots.
@@ -479,7 +518,8 @@ impl Disk<'_> {
                 }
             }
         }
-        let finished = self.finish(submitted, "reading");
+        let finished = self.finish_each(submitted, "reading");
+        let failed = finished.as_ref().map_or(&[][..], Vec::as_slice);
         let mut slots = Vec::new();
         for (i, frame) in frames.into_iter().enumerate() {
             if i < submitted {
@@ -487,12 +527,16 @@ impl Disk<'_> {
                 self.context
                     .data()
                     .read(frame as usize * size as usize, &mut slot);
+                // A block that cannot be read costs its slot, and no other.
+                if failed.iter().any(|(data, _)| *data == u64::from(frame)) {
+                    mark_unreadable(&mut slot);
+                }
                 slots.push(slot);
             }
             // Still in flight where the device took too long: its completion frees it.
             let _ = self.context.frame_release(frame);
         }
-        result.and(finished).map(|()| slots)
+        result.and(finished).map(|_| slots)
     }
 
     /// Bytes padded with zeroes to a slot, on the medium when it returns.

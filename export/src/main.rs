@@ -1,11 +1,14 @@
 //! Reads logs of the slot layout: writes them as pcapng, or reports what is in them and what is not.
 #![forbid(unsafe_code)]
 
-use std::fs::File;
+mod output;
+
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use pcap_file::DataLink;
@@ -37,11 +40,11 @@ enum Command {
         /// Begin at this time, seconds since 1970-01-01 UTC
         #[arg(long)]
         since: Option<f64>,
-        /// Stop after so many records
-        #[arg(long, default_value_t = u64::MAX)]
-        count: u64,
-        /// Go on as the log grows, until nothing has come for so many seconds
+        /// Stop after this many records; without it, at the end of the log
         #[arg(long)]
+        count: Option<u64>,
+        /// Go on as the log grows, until nothing has come for this many seconds; without a number, until a signal
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "18446744073709551615")]
         follow: Option<u64>,
     },
     /// Say what the log holds, and every gap in it; the exit code is 1 where there is one
@@ -76,6 +79,8 @@ impl Log {
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
+    // A reader of the output that has seen enough ends the program, as it ends others.
+    sigpipe::reset();
     let result = match Cli::parse().command {
         Command::Pcapng {
             log,
@@ -84,7 +89,14 @@ fn main() -> ExitCode {
             since,
             count,
             follow,
-        } => pcapng(&log, &output, from, since, count, follow).map(|()| true),
+        } => pcapng(
+            &log,
+            &output,
+            from,
+            since,
+            count.unwrap_or(u64::MAX),
+            follow,
+        ),
         Command::Report { log } => report(&log),
     };
     match result {
@@ -102,12 +114,13 @@ const NANOSECONDS: u8 = 9;
 
 fn pcapng(
     log: &Log,
-    output: &PathBuf,
+    output: &Path,
     from: Option<u64>,
     since: Option<f64>,
     count: u64,
     follow: Option<u64>,
-) -> Outcome<()> {
+) -> Outcome<bool> {
+    let ended = ended_by_a_signal()?;
     let mut reader = log.open()?;
     if let Some(sequence) = from {
         reader.seek(sequence);
@@ -115,11 +128,8 @@ fn pcapng(
     if let Some(seconds) = since {
         reader.seek_time((seconds * 1e9) as u64)?;
     }
-    let sink: Box<dyn Write> = if output.as_os_str() == "-" {
-        Box::new(std::io::stdout())
-    } else {
-        Box::new(File::create(output).map_err(|e| format!("'{}': {e}", output.display()))?)
-    };
+    let inputs = std::iter::once(&log.path).chain(&log.spill);
+    let sink = output::create(output, inputs.map(PathBuf::as_path))?;
     let mut writer = PcapNgWriter::new(BufWriter::new(sink))?;
     writer.write_pcapng_block(InterfaceDescriptionBlock {
         linktype: DataLink::ETHERNET,
@@ -127,12 +137,26 @@ fn pcapng(
         options: vec![InterfaceDescriptionOption::IfTsResol(NANOSECONDS)],
     })?;
     let mut written = 0u64;
-    while written < count {
+    let mut last = Instant::now();
+    let mut flushed = true;
+    // Asked after each block, so that the file never ends inside one.
+    while written < count && !ended.load(Ordering::Relaxed) {
         let item = match follow {
-            Some(seconds) => reader.follow(Duration::from_secs(seconds))?,
             None => reader.next_item()?,
+            // Before it waits, whoever reads gets what there is.
+            Some(_) if flushed => reader.follow(LOOK)?,
+            Some(_) => reader.follow(Duration::ZERO)?,
         };
+        if item.is_some() {
+            last = Instant::now();
+        }
         match item {
+            None if !flushed => {
+                writer.get_mut().flush()?;
+                flushed = true;
+            }
+            None if follow.is_some_and(|seconds| last.elapsed() < Duration::from_secs(seconds)) => {
+            }
             None => break,
             Some(Item::Record { header, packet }) => {
                 writer.write_pcapng_block(EnhancedPacketBlock {
@@ -143,13 +167,30 @@ fn pcapng(
                     options: Vec::new(),
                 })?;
                 written += 1;
+                flushed = false;
             }
             Some(gap) => eprintln!("{}", describe(gap)),
         }
     }
     writer.get_mut().flush()?;
     eprintln!("{written} packets");
-    Ok(())
+    // Followers are meant to be ended so; otherwise records may be missing.
+    Ok(follow.is_some() || !ended.load(Ordering::Relaxed))
+}
+
+/// How often a follower looks whether it shall end.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Set by the first SIGINT, SIGTERM or SIGHUP. A second one ends the program at once.
+fn ended_by_a_signal() -> Outcome<Arc<AtomicBool>> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::flag;
+    let ended = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        flag::register_conditional_shutdown(signal, 128 + signal, ended.clone())?;
+        flag::register(signal, ended.clone())?;
+    }
+    Ok(ended)
 }
 
 fn describe(item: Item) -> String {

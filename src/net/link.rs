@@ -19,7 +19,8 @@ fn sysfs(name: &str) -> PathBuf {
     Path::new("/sys/class/net").join(name)
 }
 
-/// Looks an interface up. `ENODEV` (no such interface), `ENETDOWN`, `EINVAL` (no such queue).
+/// Looks an interface up. `ENODEV` (no such interface), `EPROTONOSUPPORT` (no Ethernet headers),
+/// `ENETDOWN`, `EINVAL` (no such queue).
 ///
 /// Through /proc and ioctl-free sysfs of the caller's network namespace; sysfs may be mounted for
 /// another one (`ip netns exec` mounts its own), so the index comes from the namespace itself.
@@ -36,6 +37,19 @@ pub fn look_up(name: &str, queue: u32) -> Result<Link> {
             format!("interface '{name}' does not exist in this network namespace; see 'ip link'"),
         ));
     };
+    match crate::sys::link::hardware_type(name) {
+        // Without an answer the kernel has the last word.
+        None | Some(libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK) => {}
+        Some(other) => {
+            return Err(Error::new(
+                libc::EPROTONOSUPPORT,
+                format!(
+                    "interface '{name}' has no Ethernet headers (its ARPHRD type is {other}; tun, ppp and tunnels have \
+                     such), and no packet would match; take an Ethernet interface, for example the one below the tunnel"
+                ),
+            ));
+        }
+    }
     if !crate::sys::link::is_up(name) {
         return Err(Error::new(
             libc::ENETDOWN,

@@ -183,3 +183,9 @@ pub fn memory_cgroup() -> Option<(u64, String)> {
     }
     least
 }
+
+/// Whether the process has privileges that whoever started it need not have: its environment is not to be trusted.
+pub fn is_secure_execution() -> bool {
+    // SAFETY: takes and gives a number.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}

@@ -55,6 +55,16 @@ pub fn is_up(name: &str) -> bool {
     }
 }
 
+/// What the interface's packets begin with: ARPHRD_ETHER and its like. `None` if the kernel does not tell.
+pub fn hardware_type(name: &str) -> Option<u16> {
+    let (socket, mut request) = (socket()?, request(name)?);
+    // SAFETY: the request is live and named; the kernel fills the address member, which is read only after success.
+    unsafe {
+        (libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &mut request) == 0)
+            .then(|| request.ifr_ifru.ifru_hwaddr.sa_family)
+    }
+}
+
 /// Receive queues in use, where the driver tells (ETHTOOL_GCHANNELS): rx + combined.
 pub fn rx_channels(name: &str) -> Option<u32> {
     // struct ethtool_channels: cmd, max_rx, max_tx, max_other, max_combined, rx, tx, other, combined.

@@ -26,6 +26,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // A reader of the output that has seen enough ends the program, as it ends others.
+    sigpipe::reset();
     let result = match Cli::parse().command {
         Command::Send(options) => send::run(&options).map(|()| true),
         Command::Verify(options) => verify::run(&options),
