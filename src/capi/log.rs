@@ -47,7 +47,8 @@ fn with<T>(log: *const unified_log, body: impl FnOnce(&mut LogReader) -> Result<
 /// that begins `start` bytes into the device or file. Needs no context and no privilege but reading `path`.
 /// `*log` is the handle, NULL after a failure; it stands at the oldest record.
 ///
-/// 0, -EINVAL (NULL, `start` no multiple of 512), -ENOENT, -EACCES (the path), -ENOMSG (there is no log), -EIO.
+/// 0, -EINVAL (NULL, `start` no multiple of 512), -ENOENT, -EACCES (the path), -ENOMSG (there is no log),
+/// -EPROTONOSUPPORT (it is of a version that this library does not know), -EIO.
 /// Any thread; one log, one thread at a time (others wait; a forked child gets -ENOTSUP from every call if a thread of
 /// its parent was within one).
 ///

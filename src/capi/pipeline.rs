@@ -18,7 +18,8 @@ use crate::recorder::Existing;
 /// 0, -EINVAL (the range is not on the device; no log fits, or one of other sizes is there; more moderation_us than there can
 /// be), -EROFS,
 /// -EALREADY (one runs, or has not ended yet), -EBUSY (completions of earlier commands are not taken yet, or another thread is about to take
-/// some), -ENOTCONN (no interface), -EIO (the log cannot be read), -ETIMEDOUT (the device did not answer for 30 s). Any
+/// some), -ENOTCONN (no interface), -EIO (the log cannot be read), -EPROTONOSUPPORT
+/// (a log of a version that this library does not know is there), -EEXIST (something that is no log is there), -ETIMEDOUT (the device did not answer for 30 s). Any
 /// thread.
 ///
 /// What a completed write promises: with UNIFIED_FUA, or on a device without volatile cache, that it is

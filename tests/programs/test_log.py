@@ -1,9 +1,13 @@
 """Logs: recorded by the example, read by it, exported for tcpdump."""
 
+import os
 import re
 import signal
 import struct
+import subprocess
 import time
+
+import pytest
 
 from conftest import OUT, call, must
 
@@ -89,3 +93,162 @@ def test_what_is_no_log_is_refused(device):
     for command in ([EXPORT, "report", device], [RECORDER, "show", device]):
         result = call(*command)
         assert result.returncode in (1, 2) and "there is no log" in result.stdout
+
+
+UNREADABLE = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* Reads that touch the byte BAD fail, as a disk's do at a bad sector. */
+ssize_t pread64(int fd, void *to, size_t len, off64_t at)
+{
+	ssize_t (*real)(int, void *, size_t, off64_t) = dlsym(RTLD_NEXT, "pread64");
+	off64_t bad = atoll(getenv("BAD"));
+
+	if (bad >= at && bad < at + (off64_t)len) {
+		errno = EIO;
+		return -1;
+	}
+	return real(fd, to, len, at);
+}
+"""
+
+
+def test_an_unreadable_sector_costs_its_record(network, device, start, tmp_path):
+    record(start, network, device, 300, "500")
+    (tmp_path / "bad.c").write_text(UNREADABLE)
+    must("cc", "-shared", "-fPIC", "-o", tmp_path / "bad.so", tmp_path / "bad.c", "-ldl")
+
+    def read(byte, *words):
+        return call("env", f"LD_PRELOAD={tmp_path / 'bad.so'}", f"BAD={byte}", EXPORT, *words)
+
+    slot = 2048
+    report = read((2 + 123) * slot + 700, "report", device)
+    assert report.returncode == 1 and "record 123: damaged" in report.stdout, report.stdout
+    assert re.search(r"^299 records .* 0 missing, 1 damaged, 0 overwritten$", report.stdout, re.M), report.stdout
+    export = read((2 + 123) * slot + 700, "pcapng", device, tmp_path / "out")
+    assert "299 packets" in export.stdout
+    # In what is searched for the log's end, and in either copy of the superblock.
+    for byte in ((2 + 299) * slot, 0, slot):
+        report = read(byte, "report", device)
+        assert re.search(r"^(299|300) records", report.stdout, re.M), report.stdout
+    # Nothing can be read: an error, and no empty log.
+    everything = tmp_path / "all.c"
+    everything.write_text(UNREADABLE.replace("bad >= at && bad < at + (off64_t)len", "len > 0 && bad >= 0"))
+    must("cc", "-shared", "-fPIC", "-o", tmp_path / "bad.so", everything, "-ldl")
+    report = read(0, "report", device)
+    assert report.returncode == 2 and "Input/output error" in report.stdout, report.stdout
+
+
+def crc32c(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def test_a_log_of_a_later_version_is_refused_and_kept(network, device, start):
+    record(start, network, device, 20)
+    with open(device, "r+b") as file:
+        for at in (0, 2048):
+            file.seek(at)
+            block = bytearray(file.read(128))
+            block[8:10] = struct.pack("<H", 2)
+            block[124:] = struct.pack("<I", crc32c(block[:124]))
+            file.seek(at)
+            file.write(block)
+    before = device.read_bytes()
+    for command in ([EXPORT, "report", device], [RECORDER, "show", device], [RECORDER, "record", network.near, device, 1]):
+        refused = call(*command)
+        assert refused.returncode != 0 and "a log of version 2" in refused.stdout, refused.stdout
+    assert device.read_bytes() == before
+
+
+def test_a_log_is_never_its_own_output(network, device, start, tmp_path):
+    record(start, network, device, 20)
+    before = device.read_bytes()
+    symbolic, hard = tmp_path / "symbolic", device.with_suffix(".hard")
+    symbolic.symlink_to(device)
+    hard.hardlink_to(device)
+    try:
+        for output in (device, symbolic, hard):
+            refused = call(EXPORT, "pcapng", device, output)
+            assert refused.returncode == 2 and "would be destroyed" in refused.stdout, refused.stdout
+        with open(device, "ab") as file:
+            appended = subprocess.run([EXPORT, "pcapng", device, "-"], stdout=file, stderr=subprocess.PIPE, timeout=20)
+        assert appended.returncode == 2 and b"would be destroyed" in appended.stderr
+        other = tmp_path / "other"
+        other.write_text("precious")
+        assert call(EXPORT, "pcapng", symbolic, other, "--spill", other).returncode == 2
+        assert other.read_text() == "precious"
+    finally:
+        hard.unlink()
+    assert device.read_bytes() == before
+
+
+def blocks(data):
+    """Types of the whole blocks in a pcapng file, which must end with one."""
+    found, at = [], 0
+    while at < len(data):
+        kind, length = struct.unpack_from("<II", data, at)
+        assert at + length <= len(data) and struct.unpack_from("<I", data, at + length - 4)[0] == length
+        found.append(kind)
+        at += length
+    return found
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_export_streams_and_ends_in_whole_blocks(network, device, start, tmp_path, sent):
+    recorder = start(RECORDER, "record", network.near, device, 1000000)
+    recorder.until("^Recording")
+    output = tmp_path / "stream"
+    with open(output, "wb") as file:
+        export = subprocess.Popen([EXPORT, "pcapng", device, "-", "--follow"], stdout=file, stderr=subprocess.DEVNULL)
+    try:
+        for count in (100, 150):
+            network.send(count if count == 100 else 50)
+            end = time.monotonic() + 5
+            while blocks(output.read_bytes()).count(6) < count and time.monotonic() < end:
+                time.sleep(0.02)
+            assert blocks(output.read_bytes()).count(6) == count, "not streamed while it runs"
+        export.send_signal(sent)
+        assert export.wait(5) == 0
+    finally:
+        export.kill()
+        export.wait()
+    assert blocks(output.read_bytes()).count(6) == 150
+    recorder.process.send_signal(signal.SIGINT)
+    assert recorder.end() == 0
+
+
+def test_a_reader_may_have_seen_enough(network, device, start):
+    record(start, network, device, 50)
+    # Without a pipe's buffer that takes all of it: the reader is gone before anything is written.
+    for words in ([EXPORT, "report", device], [EXPORT, "pcapng", device, "-"], [OUT / "bin/unified-traffic", "--help"]):
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run([str(w) for w in words], stdout=write, stderr=subprocess.PIPE, text=True, timeout=20)
+        os.close(write)
+        assert "panicked" not in done.stderr, done.stderr
+
+
+def test_the_library_says_what_it_does_if_asked(network, device, start):
+    said = call("env", "UNIFIED_LOG=info", RECORDER, "record", network.near, device, 0)
+    assert re.search("^unified: ", said.stdout, re.M), said.stdout
+    quiet = call(RECORDER, "record", network.near, device, 0)
+    assert quiet.returncode == said.returncode == 0 and "unified: " not in quiet.stdout
+    wrong = call("env", "UNIFIED_LOG=loud", RECORDER, "record", network.near, device, 0)
+    assert "UNIFIED_LOG is 'loud', which is no level" in wrong.stdout
+
+
+def test_an_interface_without_ethernet_headers_is_refused(network, device):
+    must("ip", "-n", network.ns, "tuntap", "add", "dev", "plain0", "mode", "tun")
+    must("ip", "-n", network.ns, "link", "set", "plain0", "up")
+    refused = call("ip", "netns", "exec", network.ns, RECORDER, "record", "plain0", device, 1)
+    assert refused.returncode == 1 and "'plain0' has no Ethernet headers" in refused.stdout, refused.stdout
+    assert not device.exists()

@@ -82,3 +82,15 @@ def test_dashboard_and_document_name_what_there_is(network, device, start):
     functions = {"unified_stats", "unified_ctx_stats", "unified_stats_render", "unified_ctx_latency", "unified_latency_quantile"}
     plain = {re.sub("_seconds_(bucket|count|sum)$", "_seconds", name) for name in names}
     assert told - functions == plain | {"unified_packet_latency_seconds_bucket"}, told ^ plain
+
+
+def test_no_name_forges_a_sample(network, device, start):
+    port = free_port()
+    path = device.with_name(device.name + '"} 1\nunified_forged{x="b\\')
+    try:
+        start(OUT / "bin/metrics", network.near, path, port).until("^Recording")
+        found = parse(get(port))
+    finally:
+        path.unlink(missing_ok=True)
+    assert found["unified_received_total",][1]["device"] == str(path)
+    assert not any(name == "unified_forged" for name, *_ in found)
