@@ -3,8 +3,7 @@
 
 mod common;
 
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::File;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -21,8 +20,13 @@ const CHILD: &str = "UNIFIED_TEST_LOCKED";
 /// with the capabilities named.
 fn as_user(test: &str, words: &str, caps: &[&str]) {
     let program = Scratch::new("/dev/shm", "locked");
-    fs::copy(std::env::current_exe().unwrap(), &program.0).unwrap();
-    fs::set_permissions(&program.0, Permissions::from_mode(0o755)).unwrap();
+    // By another process: a descriptor that is open for writing here may be inherited by a child of another test, and
+    // what is open for writing is not executed.
+    let copied = Command::new("install")
+        .args(["-m", "755"])
+        .args([&std::env::current_exe().unwrap(), &program.0])
+        .status();
+    assert!(copied.unwrap().success());
     let user = 52_000 + std::process::id() % 4000 + test.len() as u32 * 4000;
     let kept: String = caps.iter().map(|name| format!(",+{name}")).collect();
     let output = Command::new("prlimit")

@@ -24,31 +24,39 @@ const PARTS_MAGIC: c_int = 1 << 3;
 /// Formats on one device, more than can be.
 const MOST: usize = 32;
 
+type New = unsafe extern "C" fn() -> Probe;
+type Free = unsafe extern "C" fn(Probe);
+type SetDevice = unsafe extern "C" fn(Probe, c_int, libc::loff_t, libc::loff_t) -> c_int;
+type SetSector = unsafe extern "C" fn(Probe, c_uint) -> c_int;
+type Set = unsafe extern "C" fn(Probe, c_int) -> c_int;
+type Next = unsafe extern "C" fn(Probe) -> c_int;
+type Value = unsafe extern "C" fn(Probe, *const c_char, *mut *const c_char, *mut usize) -> c_int;
+
 #[derive(Debug, Clone, Copy)]
 struct Library {
-    new: unsafe extern "C" fn() -> Probe,
-    free: unsafe extern "C" fn(Probe),
-    set_device: unsafe extern "C" fn(Probe, c_int, libc::loff_t, libc::loff_t) -> c_int,
-    set_sector: unsafe extern "C" fn(Probe, c_uint) -> c_int,
-    superblocks: unsafe extern "C" fn(Probe, c_int) -> c_int,
-    superblock_flags: unsafe extern "C" fn(Probe, c_int) -> c_int,
-    partitions: unsafe extern "C" fn(Probe, c_int) -> c_int,
-    partition_flags: unsafe extern "C" fn(Probe, c_int) -> c_int,
-    probe: unsafe extern "C" fn(Probe) -> c_int,
-    value: unsafe extern "C" fn(Probe, *const c_char, *mut *const c_char, *mut usize) -> c_int,
+    new: New,
+    free: Free,
+    set_device: SetDevice,
+    set_sector: SetSector,
+    superblocks: Set,
+    superblock_flags: Set,
+    partitions: Set,
+    partition_flags: Set,
+    probe: Next,
+    value: Value,
 }
 
-/// Gives a function of the library the type that it is declared with where it is used.
+/// A function of the library, which has that type by blkid.h.
 macro_rules! symbol {
-    ($handle:expr, $name:literal) => {{
+    ($handle:expr, $name:literal, $type:ty) => {{
         // SAFETY: the handle is open, and the name ends in a zero byte.
         let address = unsafe { libc::dlsym($handle, $name.as_ptr()) };
         if address.is_null() {
             return None;
         }
-        // SAFETY: the function of this name in libblkid.so.1 has the type of the field that it is assigned to, by
-        // blkid.h, and keeps it: the library's ABI version is part of its name.
-        unsafe { std::mem::transmute::<*mut c_void, _>(address) }
+        // SAFETY: the function of this name in libblkid.so.1 has this type by blkid.h, and keeps it: the library's
+        // ABI version is part of its name.
+        unsafe { std::mem::transmute::<*mut c_void, $type>(address) }
     }};
 }
 
@@ -65,16 +73,16 @@ fn load() -> Option<Library> {
     }
     // The handle is kept open for good.
     Some(Library {
-        new: symbol!(handle, c"blkid_new_probe"),
-        free: symbol!(handle, c"blkid_free_probe"),
-        set_device: symbol!(handle, c"blkid_probe_set_device"),
-        set_sector: symbol!(handle, c"blkid_probe_set_sectorsize"),
-        superblocks: symbol!(handle, c"blkid_probe_enable_superblocks"),
-        superblock_flags: symbol!(handle, c"blkid_probe_set_superblocks_flags"),
-        partitions: symbol!(handle, c"blkid_probe_enable_partitions"),
-        partition_flags: symbol!(handle, c"blkid_probe_set_partitions_flags"),
-        probe: symbol!(handle, c"blkid_do_probe"),
-        value: symbol!(handle, c"blkid_probe_lookup_value"),
+        new: symbol!(handle, c"blkid_new_probe", New),
+        free: symbol!(handle, c"blkid_free_probe", Free),
+        set_device: symbol!(handle, c"blkid_probe_set_device", SetDevice),
+        set_sector: symbol!(handle, c"blkid_probe_set_sectorsize", SetSector),
+        superblocks: symbol!(handle, c"blkid_probe_enable_superblocks", Set),
+        superblock_flags: symbol!(handle, c"blkid_probe_set_superblocks_flags", Set),
+        partitions: symbol!(handle, c"blkid_probe_enable_partitions", Set),
+        partition_flags: symbol!(handle, c"blkid_probe_set_partitions_flags", Set),
+        probe: symbol!(handle, c"blkid_do_probe", Next),
+        value: symbol!(handle, c"blkid_probe_lookup_value", Value),
     })
 }
 
