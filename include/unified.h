@@ -987,7 +987,7 @@ int unified_set_log_callback(unified_log_fn callback,
  * failure, and then nothing is left attached or open. Any thread.
  *
  * -EINVAL a field that cannot be; -E2BIG fields that this version does not know; -ENODEV no such
- * interface; -ENETDOWN it is down; -ENOENT, -EACCES, -EROFS the device; -EBUSY the device or the queue is
+ * interface; -EPROTONOSUPPORT an interface without Ethernet headers; -ENETDOWN it is down; -ENOENT, -EACCES, -EROFS the device; -EBUSY the device or the queue is
  * in use; -ENOMEM locked memory (RLIMIT_MEMLOCK) or memory; -EPERM missing capabilities; -EOPNOTSUPP an
  * insisted-on mode that the driver has not; -ENOSPC no room for the file; -EBADF a descriptor that is none; -ENOTSOCK
  * one that is no AF_XDP socket.
@@ -1286,7 +1286,8 @@ int unified_packet_flow(const struct unified_packet *packet,
  * 0, -EINVAL (the range is not on the device; no log fits, or one of other sizes is there; more moderation_us than there can
  * be), -EROFS,
  * -EALREADY (one runs, or has not ended yet), -EBUSY (completions of earlier commands are not taken yet, or another thread is about to take
- * some), -ENOTCONN (no interface), -EIO (the log cannot be read), -ETIMEDOUT (the device did not answer for 30 s). Any
+ * some), -ENOTCONN (no interface), -EIO (the log cannot be read), -EPROTONOSUPPORT
+ * (a log of a version that this library does not know is there), -EEXIST (something that is no log is there), -ETIMEDOUT (the device did not answer for 30 s). Any
  * thread.
  *
  * What a completed write promises: with UNIFIED_FUA, or on a device without volatile cache, that it is
@@ -1313,7 +1314,8 @@ int unified_pipeline_stop(const unified_ctx *ctx,
  * that begins `start` bytes into the device or file. Needs no context and no privilege but reading `path`.
  * `*log` is the handle, NULL after a failure; it stands at the oldest record.
  *
- * 0, -EINVAL (NULL, `start` no multiple of 512), -ENOENT, -EACCES (the path), -ENOMSG (there is no log), -EIO.
+ * 0, -EINVAL (NULL, `start` no multiple of 512), -ENOENT, -EACCES (the path), -ENOMSG (there is no log),
+ * -EPROTONOSUPPORT (it is of a version that this library does not know), -EIO.
  * Any thread; one log, one thread at a time (others wait; a forked child gets -ENOTSUP from every call if a thread of
  * its parent was within one).
  */
@@ -1346,7 +1348,7 @@ int unified_log_add_spill(const struct unified_log *log,
  * is there: right for a log that nobody writes to.
  *
  * -EINVAL, -EBADF, -EIO (the device cannot be read, or ends before the log does), -ENOMSG (something else stands where
- * the log began).
+ * the log began, or a new log was begun there: destroy this handle and open the log again).
  */
 int unified_log_next(const struct unified_log *log,
                      struct unified_log_record *record,

@@ -192,6 +192,22 @@ impl LogReader {
             })
     }
 
+    /// Reads the superblock again. `ENOMSG` if another log was begun in the range since: its numbers begin at 0 again.
+    fn refresh(&mut self) -> Result<()> {
+        let found = self.find_superblock()?;
+        if found.log_id != self.superblock.log_id {
+            return Err(Error::new(
+                libc::ENOMSG,
+                format!(
+                    "a new log was begun at byte {} of '{}' while the old one was read: open it again",
+                    self.start, self.name
+                ),
+            ));
+        }
+        self.superblock = found;
+        Ok(())
+    }
+
     /// Reads to the start of the buffer; fewer bytes at the end of the file.
     fn pread(&mut self, at: u64, len: usize) -> Result<usize> {
         self.loaded = (0, 0);
@@ -307,7 +323,7 @@ impl LogReader {
     /// Sequence number behind the newest record.
     pub fn end(&mut self) -> Result<u64> {
         // A recorder may have gone on: what the superblock knows is where the search begins.
-        self.superblock = self.find_superblock()?;
+        self.refresh()?;
         let superblock = self.superblock;
         find_end(&superblock, |sequence, _| {
             self.load(sequence)?;
@@ -462,7 +478,7 @@ impl LogReader {
         let mut at = self.behind_hole(first, limit, damaged)?;
         if at == limit && whole {
             // More than a crash leaves. Writes that failed can, and then the superblock knows of later ones.
-            self.superblock = self.find_superblock()?;
+            self.refresh()?;
             let (slots, next) = (self.superblock.slots, self.superblock.next_sequence);
             limit = limit.max((next.saturating_add(hole)).min(first + slots));
             at = self.behind_hole(at - 1, limit, damaged)?;
@@ -480,6 +496,8 @@ impl LogReader {
         if following && self.waiting.get_or_insert_with(Instant::now).elapsed() < PATIENCE {
             return Ok(None);
         }
+        // What is missing may be so because a new log is written over this one.
+        self.refresh()?;
         let count = at - first;
         self.next = at;
         self.waiting = None;

@@ -539,3 +539,47 @@ fn what_the_device_fails_is_spilled_read_back_and_gone_on_with() {
     assert_eq!((tally.records, tally.missing), (250, 50));
     assert!(without.add_spill(Path::new("/nonexistent")).is_err());
 }
+
+#[test]
+fn a_follower_is_told_of_a_log_that_was_begun_anew() {
+    if !is_root("a_follower_is_told_of_a_log_that_was_begun_anew") {
+        return;
+    }
+    let veth = Veth::new();
+    let file = Scratch::new("/dev/shm", "anew");
+    let config = config(&veth.host, file.path(), 1000, Drive::Inline);
+    let record = |count, existing| {
+        let context = Arc::new(Context::open(&config).unwrap());
+        let pipeline = PipelineConfig {
+            existing,
+            ..slots()
+        };
+        let pipeline = Pipeline::start(context.clone(), pipeline).unwrap();
+        veth.send(9999, payloads(0, count), 10_000).join().unwrap();
+        assert_eq!(finish(pipeline, count.into()).stored, u64::from(count));
+        let stats = context.statistics().unwrap();
+        common::check_sums(&stats, config.frame_count);
+    };
+    record(100, Existing::Continue);
+    // At the end of the old log, in the middle of what is written over, and behind that.
+    for position in [100, 20, 60] {
+        let mut reader = LogReader::open(Path::new(file.path()), 0).unwrap();
+        reader.seek(position);
+        record(50, Existing::Replace);
+        let mut old = position;
+        let error = loop {
+            match reader.follow(Duration::from_secs(3)) {
+                // Old records that are still there may be handed out, in order.
+                Ok(Some(Item::Record { header, .. })) => {
+                    assert_eq!(header.sequence, old);
+                    old += 1;
+                }
+                Ok(other) => panic!("{other:?} from position {position} on"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.errno(), libc::ENOMSG, "{error}");
+        assert_eq!(read_all(file.path()).len(), 50);
+        record(50, Existing::Continue);
+    }
+}

@@ -143,7 +143,7 @@ fn record_of(header: &Header, packet: &[u8]) -> unified_log_record {
 /// is there: right for a log that nobody writes to.
 ///
 /// -EINVAL, -EBADF, -EIO (the device cannot be read, or ends before the log does), -ENOMSG (something else stands where
-/// the log began).
+/// the log began, or a new log was begun there: destroy this handle and open the log again).
 ///
 /// # Safety
 /// `log` must be a handle; `record` must have `size` bytes.
