@@ -62,7 +62,8 @@ typedef struct unified_log unified_log; /* A log being read: opaque. */
 #define UNIFIED_HUGE_PAGES 1
 
 /**
- * Configuration flag: write even to a device that is mounted, held or partitioned. Destroys data.
+ * Configuration flag: write even to a device that is mounted, held or partitioned, or that holds a file system,
+ * a volume, a partition table or the like; and begin a log in a range that holds something else. Destroys data.
  */
 #define UNIFIED_FORCE 2
 
@@ -167,7 +168,8 @@ typedef struct unified_log unified_log; /* A log being read: opaque. */
 #define UNIFIED_LAYOUT_SLOT 1
 
 /**
- * unified_pipeline_config.flags: begin a new log; an earlier one in the range counts no more.
+ * unified_pipeline_config.flags: begin a new log; an earlier one in the range counts no more, and whatever else is
+ * there is written over.
  */
 #define UNIFIED_LOG_NEW 8
 
@@ -356,7 +358,8 @@ struct unified_config {
   int32_t xsk_fd;
   /**
    * With UNIFIED_DEVICE_FD: a regular file, block device or NVMe namespace, open for reading and writing;
-   * with O_DIRECT or without. `device` may be NULL and only names it.
+   * with O_DIRECT or without, but not with O_APPEND. `device` may be NULL and only names it. While the context
+   * lives no other one writes to the device, also not by a copy of this descriptor in another process.
    */
   int32_t device_fd;
   /**
@@ -987,8 +990,9 @@ int unified_set_log_callback(unified_log_fn callback,
  * failure, and then nothing is left attached or open. Any thread.
  *
  * -EINVAL a field that cannot be; -E2BIG fields that this version does not know; -ENODEV no such
- * interface; -EPROTONOSUPPORT an interface without Ethernet headers; -ENETDOWN it is down; -ENOENT, -EACCES, -EROFS the device; -EBUSY the device or the queue is
- * in use; -ENOMEM locked memory (RLIMIT_MEMLOCK) or memory; -EPERM missing capabilities; -EOPNOTSUPP an
+ * interface; -EPROTONOSUPPORT an interface without Ethernet headers; -ENETDOWN it is down; -ENOENT, -EACCES, -EROFS
+ * the device; -EBUSY the device or the queue is in use; -EEXIST the device holds a file system or the like
+ * (UNIFIED_FORCE insists); -ENOMEM locked memory (RLIMIT_MEMLOCK) or memory; -EPERM missing capabilities; -EOPNOTSUPP an
  * insisted-on mode that the driver has not; -ENOSPC no room for the file; -EBADF a descriptor that is none; -ENOTSOCK
  * one that is no AF_XDP socket.
  */
@@ -1284,7 +1288,7 @@ int unified_packet_flow(const struct unified_packet *packet,
  * (or begins anew with UNIFIED_LOG_NEW). Until it is stopped the functions of the data path return -EBUSY.
  *
  * 0, -EINVAL (the range is not on the device; no log fits, or one of other sizes is there; more moderation_us than there can
- * be), -EROFS,
+ * be), -EROFS, -EEXIST (no log is in the range, but something else: UNIFIED_LOG_NEW begins one there all the same),
  * -EALREADY (one runs, or has not ended yet), -EBUSY (completions of earlier commands are not taken yet, or another thread is about to take
  * some), -ENOTCONN (no interface), -EIO (the log cannot be read), -EPROTONOSUPPORT
  * (a log of a version that this library does not know is there), -EEXIST (something that is no log is there), -ETIMEDOUT (the device did not answer for 30 s). Any

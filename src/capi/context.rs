@@ -155,8 +155,9 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
 /// failure, and then nothing is left attached or open. Any thread.
 ///
 /// -EINVAL a field that cannot be; -E2BIG fields that this version does not know; -ENODEV no such
-/// interface; -EPROTONOSUPPORT an interface without Ethernet headers; -ENETDOWN it is down; -ENOENT, -EACCES, -EROFS the device; -EBUSY the device or the queue is
-/// in use; -ENOMEM locked memory (RLIMIT_MEMLOCK) or memory; -EPERM missing capabilities; -EOPNOTSUPP an
+/// interface; -EPROTONOSUPPORT an interface without Ethernet headers; -ENETDOWN it is down; -ENOENT, -EACCES, -EROFS
+/// the device; -EBUSY the device or the queue is in use; -EEXIST the device holds a file system or the like
+/// (UNIFIED_FORCE insists); -ENOMEM locked memory (RLIMIT_MEMLOCK) or memory; -EPERM missing capabilities; -EOPNOTSUPP an
 /// insisted-on mode that the driver has not; -ENOSPC no room for the file; -EBADF a descriptor that is none; -ENOTSOCK
 /// one that is no AF_XDP socket.
 ///

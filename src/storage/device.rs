@@ -300,7 +300,7 @@ fn open_null(config: &DeviceConfig, size: &str) -> Result<Device> {
 }
 
 /// How an insisting caller says so, for messages.
-const FORCE: &str = "force (the flag UNIFIED_FORCE; --force of the programs)";
+const FORCE: &str = "force (the flag UNIFIED_FORCE)";
 
 /// What somebody else opened. Direct I/O is his choice.
 fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {

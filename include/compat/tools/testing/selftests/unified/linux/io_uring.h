@@ -7,6 +7,14 @@
 #include <linux/types.h>
 #include <linux/version.h>
 
+/* Operations of the interface. The numbers are RESIZE_RINGS and MEM_REGION in other kernels. */
+#define IORING_REGISTER_UNIFIED_IFQ	33
+#define IORING_UNREGISTER_UNIFIED_IFQ	34
+
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 15, 0)
+#define IORING_REGISTER_ZCRX_IFQ	32
+#endif
+
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 13, 0)
 enum {
 	/* The region is memory of the program. */
