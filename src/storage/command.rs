@@ -272,7 +272,7 @@ fn blocks_of(raw: &NvmeUringCmd, rules: &Rules) -> Result<(u64, u32), u16> {
     let mut blocks = (raw.cdw12 & 0xffff) + 1;
     // Programs that write the rings themselves give the length of a read by data_len alone.
     let alone = rules.raw && raw.opcode == opcode::READ && blocks == 1 && raw.data_len > 0;
-    if alone && raw.data_len % 512 == 0 && raw.data_len >> 9 <= 1 << 16 {
+    if alone && raw.data_len.is_multiple_of(512) && raw.data_len >> 9 <= 1 << 16 {
         blocks = raw.data_len >> 9;
     }
     if rules.raw && rules.block_shift > 9 {

@@ -60,10 +60,6 @@ macro_rules! symbol {
     }};
 }
 
-#[expect(
-    clippy::missing_transmute_annotations,
-    reason = "the type is that of the field, written once"
-)]
 fn load() -> Option<Library> {
     // SAFETY: the name ends in a zero byte. The library has no constructor that does anything.
     let handle =

@@ -58,10 +58,11 @@ pub fn is_up(name: &str) -> bool {
 /// What the interface's packets begin with: ARPHRD_ETHER and its like. `None` if the kernel does not tell.
 pub fn hardware_type(name: &str) -> Option<u16> {
     let (socket, mut request) = (socket()?, request(name)?);
-    // SAFETY: the request is live and named; the kernel fills the address member, which is read only after success.
+    // SAFETY: the request is live and named; the kernel fills the address member, which is integers that
+    // were zero before.
     unsafe {
         (libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &mut request) == 0)
-            .then(|| request.ifr_ifru.ifru_hwaddr.sa_family)
+            .then_some(request.ifr_ifru.ifru_hwaddr.sa_family)
     }
 }
 
