@@ -32,7 +32,7 @@ use crate::stats::{FateStats, RxStats, Statistics};
 use crate::storage::command::status_text;
 use crate::storage::device::{Device, Kind, Limits, MadeFile};
 use crate::storage::engine::{
-    Engine, EngineConfig, EngineThread, Shore, bounce_bytes, locked_bytes,
+    Engine, EngineConfig, EngineThread, LONGEST_STUCK, Shore, bounce_bytes, locked_bytes,
 };
 use crate::storage::spill::Spill;
 use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_SPILLED, UnifiedCqe, UnifiedSqe};
@@ -957,6 +957,7 @@ impl Context {
         if let Some(thread) = &*thread {
             thread.finish();
         }
+        let mut progress = Instant::now();
         loop {
             // Asked before the completions are taken, so that none comes after the last look.
             let done = match (&self.inline, &*thread) {
@@ -964,7 +965,9 @@ impl Context {
                 (None, Some(thread)) => thread.is_finished(),
                 (None, None) => true,
             };
-            self.take_rest(&mut rest);
+            if self.take_rest(&mut rest) {
+                progress = Instant::now();
+            }
             let left = until.saturating_duration_since(Instant::now());
             if done || left.is_zero() {
                 break;
@@ -973,8 +976,22 @@ impl Context {
             let waited = match &self.inline {
                 Some(engine) => {
                     let mut engine = engine.lock();
-                    // Without anything in flight it had no room for completions, which it has now.
-                    engine.in_flight() == 0 || engine.wait(pause).is_ok()
+                    if engine.in_flight() > 0 {
+                        progress = Instant::now();
+                        engine.wait(pause).is_ok()
+                    } else if progress.elapsed() < LONGEST_STUCK {
+                        // It had no room for completions, which it has now.
+                        std::thread::yield_now();
+                        true
+                    } else {
+                        log::log(
+                            Level::Error,
+                            format_args!(
+                                "the CQ ring was emptied and has no room: something wrote to the region"
+                            ),
+                        );
+                        break;
+                    }
                 }
                 None => {
                     self.shore.taker_bell.clear();
@@ -992,7 +1009,8 @@ impl Context {
         rest
     }
 
-    fn take_rest(&self, rest: &mut Rest) {
+    /// Whether there were completions.
+    fn take_rest(&self, rest: &mut Rest) -> bool {
         let mut taking = self.taking.lock();
         let mut now = 0;
         let mut taken = false;
@@ -1008,10 +1026,12 @@ impl Context {
                 rest.failed += 1;
             }
         }
+        // Also without any: what stands in the region may have been written over.
+        taking.release();
         if taken {
-            taking.release();
             self.shore.cq_released();
         }
+        taken
     }
 }
 

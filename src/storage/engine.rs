@@ -28,7 +28,7 @@ pub use bounce::{bounce_bytes, bounce_piece, locked_bytes};
 use overflow::Overflow;
 use run::Run;
 pub use shore::Shore;
-pub use thread::EngineThread;
+pub use thread::{EngineThread, LONGEST_STUCK};
 
 use super::command::{self, Command, Rules, entry_flags, opcode};
 use super::device::{Device, Kind, Limits};

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Engine, Shore};
 use crate::error::{Error, Result};
@@ -18,6 +18,16 @@ const BUSY: u32 = 8;
 /// Most completions waited for at once, and the longest wait for that many.
 const WAIT_BATCH: u32 = 32;
 const WAIT_BATCH_TIME: Duration = Duration::from_micros(200);
+
+/// So long an engine that ends has nothing in flight, and no room in a CQ that is being emptied: the rings are broken.
+pub const LONGEST_STUCK: Duration = Duration::from_secs(1);
+
+fn no_room_left() -> Error {
+    Error::new(
+        libc::EBADMSG,
+        "CQ ring: it was emptied and has no room all the same; something outside the library wrote to the region",
+    )
+}
 
 /// Messages to an engine's thread.
 #[derive(Debug, Default)]
@@ -113,6 +123,7 @@ impl Drop for EngineThread {
 
 fn run(engine: &mut Engine, control: &Control) -> Result<()> {
     engine.enable()?;
+    let mut stuck_since = None;
     loop {
         // Looked at before the pump, so that it takes whatever was submitted before the stop.
         let stopping = control.stop.load(Ordering::Acquire);
@@ -138,7 +149,13 @@ fn run(engine: &mut Engine, control: &Control) -> Result<()> {
                     return Ok(());
                 }
                 if stuck {
+                    let since = *stuck_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= LONGEST_STUCK {
+                        return Err(no_room_left());
+                    }
                     std::thread::sleep(WAIT_BATCH_TIME);
+                } else {
+                    stuck_since = None;
                 }
             }
             engine
