@@ -12,7 +12,9 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use once_cell::race::OnceBool;
 
 use crate::sys::fork::{Lock, Mark};
 use crate::sys::limits::is_secure_execution;
@@ -133,8 +135,9 @@ impl Drop for Held {
 /// program sets a callback. Looked at once in a process, before the first thing that may log is opened; not in
 /// programs that run with privileges of their file (AT_SECURE).
 pub fn to_stderr_if_asked() {
-    static ASKED: AtomicBool = AtomicBool::new(false);
-    if ASKED.swap(true, Ordering::Relaxed) || is_secure_execution() {
+    // Without a lock: a forked child may come here while a thread of its parent did.
+    static ASKED: OnceBool = OnceBool::new();
+    if ASKED.set(true).is_err() || is_secure_execution() {
         return;
     }
     let Some(name) = std::env::var_os("UNIFIED_LOG").filter(|name| !name.is_empty()) else {

@@ -169,8 +169,10 @@ fn child(drop_privileges: bool) {
             .unwrap(),
     );
     if drop_privileges {
-        nix::unistd::setresgid(65534.into(), 65534.into(), 65534.into()).unwrap();
-        nix::unistd::setresuid(65534.into(), 65534.into(), 65534.into()).unwrap();
+        // Nobody else's user: locked memory is counted by user.
+        let id = 48_000 + std::process::id() % 4000;
+        nix::unistd::setresgid(id.into(), id.into(), id.into()).unwrap();
+        nix::unistd::setresuid(id.into(), id.into(), id.into()).unwrap();
         let again = OpenOptions::new()
             .write(true)
             .open(format!("/proc/self/fd/{}", device.as_raw_fd()));
@@ -235,7 +237,7 @@ impl Holder {
         }
     }
 
-    fn opened(&self) {
+    fn is_open(&self) {
         assert_eq!(self.answer, "answer: opened");
     }
 
@@ -245,12 +247,20 @@ impl Holder {
     }
 }
 
+impl Drop for Holder {
+    fn drop(&mut self) {
+        // When a test fails: nobody else would end it.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 fn shared_with_a_process(test: &str, kind: &str) {
     for target in [Target::memory(), Target::loop_device(512)] {
         fs::set_permissions(&target.path, Permissions::from_mode(0o600)).unwrap();
         let file = writable(&target.path, 0);
         let holder = Holder::new(test, kind, &file);
-        holder.opened();
+        holder.is_open();
         refused(&handed(&file));
         refused(&target.config(Drive::Inline));
         let second = Holder::new(test, kind, &file);

@@ -1,9 +1,8 @@
 //! libblkid, by which mkfs, mount and udev recognise what is on a device, where the system has it.
 //!
-//! Loaded when it is first needed: nearly every system has it, but no program should fail to start without it, or need
-//! its headers to build. Its functions and constants are those of blkid.h since util-linux 2.30.
+//! Loaded when it is needed: nearly every system has it, but no program should fail to start without it, or need its
+//! headers to build. And unloaded again, so that nothing is left when this library is unloaded. Its functions and constants are those of blkid.h since util-linux 2.30.
 
-use once_cell::sync::OnceCell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -32,8 +31,9 @@ type Set = unsafe extern "C" fn(Probe, c_int) -> c_int;
 type Next = unsafe extern "C" fn(Probe) -> c_int;
 type Value = unsafe extern "C" fn(Probe, *const c_char, *mut *const c_char, *mut usize) -> c_int;
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Library {
+    _handle: Handle,
     new: New,
     free: Free,
     set_device: SetDevice,
@@ -46,11 +46,22 @@ struct Library {
     value: Value,
 }
 
+/// Of dlopen. Open as long as this lives.
+#[derive(Debug)]
+struct Handle(*mut c_void);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: opened by `load`, and closed once. The functions are in the same struct, and go with it.
+        unsafe { libc::dlclose(self.0) };
+    }
+}
+
 /// A function of the library, which has that type by blkid.h.
 macro_rules! symbol {
     ($handle:expr, $name:literal, $type:ty) => {{
         // SAFETY: the handle is open, and the name ends in a zero byte.
-        let address = unsafe { libc::dlsym($handle, $name.as_ptr()) };
+        let address = unsafe { libc::dlsym($handle.0, $name.as_ptr()) };
         if address.is_null() {
             return None;
         }
@@ -67,7 +78,7 @@ fn load() -> Option<Library> {
     if handle.is_null() {
         return None;
     }
-    // The handle is kept open for good.
+    let handle = Handle(handle);
     Some(Library {
         new: symbol!(handle, c"blkid_new_probe", New),
         free: symbol!(handle, c"blkid_free_probe", Free),
@@ -79,14 +90,14 @@ fn load() -> Option<Library> {
         partition_flags: symbol!(handle, c"blkid_probe_set_partitions_flags", Set),
         probe: symbol!(handle, c"blkid_do_probe", Next),
         value: symbol!(handle, c"blkid_probe_lookup_value", Value),
+        _handle: handle,
     })
 }
 
 /// Everything that libblkid recognises in a file of blocks of `sector` bytes. `None`: there is no libblkid here, or it
 /// did not take the file.
 pub fn find(image: &File, sector: u32) -> Option<Vec<Found>> {
-    static LIBRARY: OnceCell<Option<Library>> = OnceCell::new();
-    let library = (*LIBRARY.get_or_init(load))?;
+    let library = load()?;
     // SAFETY: takes nothing; the result is a new probe or null.
     let probe = unsafe { (library.new)() };
     if probe.is_null() {
