@@ -39,9 +39,10 @@ pub fn open(setup: &XskSetup, zero_copy: ZeroCopy, buffers: &Shared) -> Result<X
         };
         refusal(&setup, os, buffers.len())
     };
-    // One UMEM for all ways: a second one would count while the first is still counted.
-    let mut xsk = Xsk::new(setup, buffers.clone()).map_err(|os| refused(ways[0], &os))?;
     for way in ways {
+        // A UMEM for each way: where binding failed once, kernel 6.12 binds again, but the fill ring is lost and no
+        // packet arrives. Locked memory that is given back late is waited for.
+        let mut xsk = Xsk::new(setup, buffers.clone()).map_err(|os| refused(*way, &os))?;
         match xsk.bind(setup, *way).map_err(|os| refused(*way, &os)) {
             Ok(()) => return Ok(xsk),
             Err(error)

@@ -146,8 +146,8 @@ impl Xsk {
         Ok(xsk)
     }
 
-    /// Binds the socket, for which it waits up to a second if another one has the queue. After an error it may be
-    /// tried in another way: the UMEM is as it was, and need not be made and counted a second time.
+    /// Binds the socket, for which it waits up to a second if another one has the queue. After another error the
+    /// UMEM is of no use: not every kernel leaves its rings as they were.
     pub fn bind(&mut self, setup: &XskSetup, zero_copy: Option<bool>) -> io::Result<()> {
         let ifname = name_buffer(&setup.ifname)?;
         // SAFETY: integers only; zero is a value of each.
