@@ -31,35 +31,28 @@ pub fn open(setup: &XskSetup, zero_copy: ZeroCopy, buffers: &Shared) -> Result<X
         ZeroCopy::Copy => &[Some(false)],
         ZeroCopy::Insist => &[Some(true)],
     };
-    let mut last = None;
-    let refused = |way: Option<bool>, os: &io::Error| {
+    let mut result = Err(Error::new(libc::EINVAL, "no way to open the socket"));
+    for way in ways {
         let setup = XskSetup {
-            zero_copy: way,
+            zero_copy: *way,
             ..setup.clone()
         };
-        refusal(&setup, os, buffers.len())
-    };
-    for way in ways {
-        // A UMEM for each way: where binding failed once, kernel 6.12 binds again, but the fill ring is lost and no
-        // packet arrives. Locked memory that is given back late is waited for.
-        let mut xsk = Xsk::new(setup, buffers.clone()).map_err(|os| refused(*way, &os))?;
-        match xsk.bind(setup, *way).map_err(|os| refused(*way, &os)) {
-            Ok(()) => return Ok(xsk),
+        result = Xsk::open(&setup, buffers.clone()).map_err(|os| refusal(&setup, &os));
+        match &result {
             Err(error)
                 if *way == Some(true)
                     && matches!(error.errno(), libc::EOPNOTSUPP | libc::EINVAL) =>
             {
                 log::log(Level::Info, format_args!("{error}"));
-                last = Some(error);
             }
-            Err(error) => return Err(error),
+            _ => break,
         }
     }
-    Err(last.unwrap_or_else(|| Error::new(libc::EINVAL, "no way to open the socket")))
+    result
 }
 
 /// What was tried, and what to do about the errno.
-fn refusal(setup: &XskSetup, os: &io::Error, umem: usize) -> Error {
+fn refusal(setup: &XskSetup, os: &io::Error) -> Error {
     let error = Error::os(
         os,
         format_args!(
@@ -81,7 +74,9 @@ fn refusal(setup: &XskSetup, os: &io::Error, umem: usize) -> Error {
             error.hint("the descriptor handed in is no AF_XDP socket")
         }
         Some(libc::EOPNOTSUPP) => error.hint("the driver cannot; take copy mode"),
-        Some(libc::ENOBUFS | libc::ENOMEM) => error.hint(limits::shortage(umem)),
+        Some(libc::ENOBUFS | libc::ENOMEM) => {
+            error.hint("raise RLIMIT_MEMLOCK (ulimit -l) or give CAP_IPC_LOCK")
+        }
         Some(libc::EPERM) => error.hint(limits::lacking(&[limits::NET_RAW])),
         Some(libc::EAFNOSUPPORT) => error.hint("this kernel is built without CONFIG_XDP_SOCKETS"),
         _ => error,

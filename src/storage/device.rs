@@ -1,16 +1,12 @@
 //! Opening a device: what kind it is, what it can do, and whether it may be written to.
 //!
-//! `file`: a regular file, which `make` may make. `node`: a block device, by sysfs. `passthrough`: an NVMe namespace,
-//! by Identify too. `claim`: one writer at a time. `signature`: whose data is on it.
+//! `file`: a regular file. `node`: a block device, by sysfs. `passthrough`: an NVMe namespace, by Identify too.
 
 #![forbid(unsafe_code)]
 
-mod claim;
 mod file;
-mod make;
 mod node;
 mod passthrough;
-mod signature;
 #[cfg(test)]
 mod tests;
 
@@ -21,14 +17,11 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-pub use claim::Claim;
-pub(super) use file::guard_contents;
+pub use file::{MadeFile, open_or_make};
 use file::{finish_file, open_file};
-pub use make::{MadeFile, open_or_make};
-pub(super) use make::{absent, check_place};
-use node::{Sysfs, claim_block, open_block};
-pub(super) use node::{another_has, open_unused};
-use passthrough::{block_node_of, claim_namespace, identify_limits, open_nvme, passthrough_node};
+pub(super) use node::open_unused;
+use node::{Sysfs, open_block};
+use passthrough::{identify_limits, open_nvme, passthrough_node};
 
 use super::spill::Spill;
 use crate::error::{Error, Result};
@@ -44,7 +37,7 @@ pub struct DeviceConfig {
     pub fd: Option<RawFd>,
     /// For reading only: writing commands get Namespace is Write Protected.
     pub read_only: bool,
-    /// Write even if the device is mounted, held or partitioned, or holds a file system or the like.
+    /// Write even where the device is mounted, held or partitioned.
     pub force: bool,
     /// Use the block layer also where NVMe passthrough would do.
     pub no_passthrough: bool,
@@ -115,15 +108,14 @@ pub struct Device {
     pub made: Option<MadeFile>,
     /// Where the engine puts the writes that this one fails.
     pub spill: Option<Spill>,
-    /// Of one that is written to.
-    _claim: Option<Claim>,
+    /// Holds the exclusive claim on the block node while passthrough goes around the block layer.
+    _claim: Option<File>,
 }
 
 impl Device {
     /// Opens it and reads its limits. Errors name the path: `ENOENT` `EACCES` (the path), `EBUSY` (in use:
-    /// mounted, held, partitioned, or written to by another context), `EEXIST` (it holds a file system or the like),
-    /// `EROFS` (read-only), `EINVAL` (not a device this library can write to, or a size that cannot work), `ENOSPC`
-    /// (a file that cannot be that big).
+    /// mounted, held, partitioned, or another recorder's file), `EROFS` (read-only), `EINVAL` (not a device
+    /// this library can write to, or a size that cannot work), `ENOSPC` (a file that cannot be that big).
     pub fn open(config: &DeviceConfig) -> Result<Device> {
         if config.block_size != 0
             && !(config.block_size.is_power_of_two() && (512..=4096).contains(&config.block_size))
@@ -145,20 +137,21 @@ impl Device {
         let path = Path::new(&config.path);
         let meta = match fs::metadata(path) {
             Ok(meta) => meta,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                if let Some(error) = absent(path) {
-                    return Err(error);
-                }
-                if config.file_size > 0 && !config.read_only {
-                    return open_file(config);
-                }
-                return Err(Error::os(&e, format_args!("device '{}'", config.path))
-                    .hint("check the path; a file is made when a file size is given"));
+            Err(e)
+                if e.kind() == io::ErrorKind::NotFound
+                    && config.file_size > 0
+                    && !config.read_only =>
+            {
+                return open_file(config).inspect_err(|e| {
+                    // Made by this very call, unless another recorder came first and has it locked.
+                    if e.errno() != libc::EBUSY {
+                        let _ = fs::remove_file(path);
+                    }
+                });
             }
             Err(e) => {
-                return Err(
-                    Error::os(&e, format_args!("device '{}'", config.path)).hint("check the path")
-                );
+                return Err(Error::os(&e, format_args!("device '{}'", config.path))
+                    .hint("check the path; a file is made when a file size is given"));
             }
         };
         let kind = meta.file_type();
@@ -299,10 +292,7 @@ fn open_null(config: &DeviceConfig, size: &str) -> Result<Device> {
     })
 }
 
-/// How an insisting caller says so, for messages.
-const FORCE: &str = "force (the flag UNIFIED_FORCE)";
-
-/// What somebody else opened. Direct I/O is his choice.
+/// What somebody else opened. Direct I/O, and an exclusive claim on a block device (O_EXCL), are his choice.
 fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {
     let name = match config.path.is_empty() {
         true => format!("descriptor {fd}"),
@@ -328,14 +318,6 @@ fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {
             ),
         ));
     }
-    if !config.read_only && flags & libc::O_APPEND != 0 {
-        return Err(Error::new(
-            libc::EINVAL,
-            format!(
-                "device '{name}' was handed in open for appending (O_APPEND), so that every write would go to its end; open it without"
-            ),
-        ));
-    }
     let meta = file.metadata().map_err(failed)?;
     let kind = meta.file_type();
     if kind.is_file() {
@@ -344,7 +326,7 @@ fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {
             (sysfile::direct_align_of(file).filter(|_| direct), None)
         });
     }
-    let device = |kind, limits, file, claim| Device {
+    let device = |kind, limits, file| Device {
         path: name.clone(),
         kind,
         limits,
@@ -353,7 +335,7 @@ fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {
         has_controller: false,
         made: None,
         spill: None,
-        _claim: claim,
+        _claim: None,
     };
     if kind.is_block_device() {
         let sysfs = Sysfs::of(&meta).ok_or_else(|| {
@@ -362,40 +344,19 @@ fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {
                 format!("device '{name}' is not in sysfs; is it still there?"),
             )
         })?;
+        if !config.read_only && !config.force {
+            sysfs.guard(&name)?;
+        }
         let limits = Limits {
             direct: flags & libc::O_DIRECT != 0,
             ..sysfs.limits(&name)?
         };
-        if config.read_only {
-            return Ok(device(Kind::Block, limits, file, None));
-        }
-        if !config.force {
-            sysfs.guard(&name)?;
-        }
-        let claim = claim_block(&config, &file, &claim::link_of(&file), true)?;
-        if !config.force {
-            signature::check_block(&name, &file, &limits)?;
-        }
-        return Ok(device(Kind::Block, limits, file, Some(claim)));
+        return Ok(device(Kind::Block, limits, file));
     }
     match sysfile::nvme_namespace_id(&file) {
         Ok(nsid) if kind.is_char_device() => {
             let limits = identify_limits(&file, nsid, &name)?;
-            if config.read_only {
-                return Ok(device(Kind::Nvme, limits, file, None));
-            }
-            let block = block_node_of(&meta);
-            let sysfs = block
-                .as_ref()
-                .and_then(|path| Sysfs::of(&fs::metadata(path).ok()?));
-            if let (Some(sysfs), false) = (&sysfs, config.force) {
-                sysfs.guard(&name)?;
-            }
-            let claim = claim_namespace(&config, &file, &name, block.as_deref())?;
-            if !config.force {
-                signature::check_namespace(&name, &file, &limits)?;
-            }
-            Ok(device(Kind::Nvme, limits, file, Some(claim)))
+            Ok(device(Kind::Nvme, limits, file))
         }
         _ => Err(Error::new(
             libc::EINVAL,
