@@ -308,11 +308,28 @@ prepare_device() {
 	local node=$device
 	# The data of a character node, which cannot be read like a file, is that of its block node.
 	[[ $device =~ ^/dev/ng([0-9]+n[0-9]+)$ ]] && node=/dev/nvme${BASH_REMATCH[1]}
-	if (device=$node has_data) && [ "$assume_yes" = no ]; then
+	# The library's own check: what is in use is refused, and a file system or the like is written over only by force.
+	local said code=0
+	# A shorter file, which cannot hold a file system, is made longer first.
+	if [ -e "$device" ] && { [ ! -f "$device" ] || (($(stat -Lc %s "$device") >= 4096)); }; then
+		said=$("$program" --check "$iface" "$device" "$queue" 2>&1)
+		code=$?
+	fi
+	case $code in
+	0) ;;
+	3) force=(--force) ;;
+	*) die "$said" ;;
+	esac
+	if { [ "$code" = 3 ] || (device=$node has_data); } && [ "$assume_yes" = no ]; then
+		[ "$code" != 3 ] || warn "$said"
 		[ -t 0 ] || die "'$device' holds data; give --yes to overwrite it"
 		local answer
 		read -r -p "'$device' holds data, which will be overwritten. Go on? [y/N] " answer
 		[[ $answer == [yY]* ]] || die "'$device' was left as it is"
+	fi
+	# Programs of the registration interface cannot insist.
+	if [ "$code" = 3 ] && [ -n "$selftest" ]; then
+		wipefs -q -a "$node" || die "what '$device' holds could not be erased"
 	fi
 	[ "$make_traffic$verify" = noauto ] || clear_device "$node"
 	local name scheduler
@@ -328,6 +345,7 @@ prepare_device() {
 }
 
 huge=()
+force=()
 tune_memory() {
 	# The region of the defaults: 4096 frames of 2048 bytes and its rings, in 2 MiB pages.
 	local pages=5 free total
@@ -419,7 +437,7 @@ start_program() {
 		start_selftest
 		return
 	fi
-	local options=(--port "$port" "${huge[@]}")
+	local options=(--port "$port" "${huge[@]}" "${force[@]}")
 	if [ ! -e "$device" ] || [ -f "$device" ]; then
 		options+=(--file-size "$need")
 	fi
@@ -495,7 +513,7 @@ judge() {
 	fi
 	[ -n "$sent" ] && cat "$scratch/sent"
 	if [ "$program_code" != 0 ]; then
-		error "the test program says that not everything went well (exit code $program_code, errors: $errors)"
+		error "the test program says that not everything went well (exit code $program_code, errors: $errors, no space: $(value "No space")); what it said is above"
 		failed=1
 	fi
 	if [ -n "$sent" ] && [ "$redirected" != "$sent" ]; then

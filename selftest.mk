@@ -6,12 +6,11 @@
 #                                                              (libunified.so is installed by others)
 #
 # Include it below your own first target. Included by another makefile, it takes its variables: PKG_CONFIG_PATH says where an installed
-# unified-uapi.pc is; without one, this tree's own library (UAPI_PROFILE: release or debug) is taken.
+# unified-uapi.pc is; without one, this tree's own library is taken, and built if it is not there.
 
 UAPI_ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
-UAPI_PROFILE ?= release
-UAPI_LIBDIR ?= $(UAPI_ROOT)/target/$(UAPI_PROFILE)
-UAPI_BUILD ?= $(UAPI_LIBDIR)
+UAPI_LIBDIR ?= $(UAPI_ROOT)/target/full-stack/lib
+UAPI_BUILD ?= $(UAPI_ROOT)/target/full-stack
 UAPI_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p;' $(UAPI_ROOT)/Cargo.toml | head -1)
 PKG_CONFIG ?= pkg-config
 OUT ?= $(notdir $(basename $(SRC)))
@@ -27,9 +26,13 @@ UAPI_PRELOAD_FLAGS = -O2 -Wall -Wextra -Werror -fPIC -shared $(CFLAGS)
 uapi-pc: $(UAPI_BUILD)/unified-uapi.pc
 
 $(UAPI_BUILD)/unified-uapi.pc: $(UAPI_ROOT)/unified-uapi.pc.in $(UAPI_ROOT)/Cargo.toml
+	@mkdir -p $(@D)
 	$(call uapi_pc,$(UAPI_ROOT),$(UAPI_LIBDIR),$(UAPI_ROOT)/include,$(UAPI_ROOT)/include/compat) > $@
 
-selftest: uapi-pc
+$(UAPI_ROOT)/target/full-stack/lib/libunified.so:
+	$(MAKE) -C $(UAPI_ROOT) -f Makefile.full-stack lib
+
+selftest: uapi-pc | $(UAPI_LIBDIR)/libunified.so
 	@test -n "$(SRC)" || { echo "selftest: say SRC=path/to/program.c" >&2; exit 2; }
 	@test -e "$(SRC)" || { echo "selftest: there is no $(SRC)" >&2; exit 2; }
 	PKG_CONFIG_PATH="$${PKG_CONFIG_PATH:+$$PKG_CONFIG_PATH:}$(UAPI_BUILD)" && export PKG_CONFIG_PATH && \
@@ -38,7 +41,7 @@ selftest: uapi-pc
 
 preload: $(UAPI_BUILD)/libunified-uapi-preload.so
 
-$(UAPI_BUILD)/libunified-uapi-preload.so: $(UAPI_ROOT)/uapi/preload.c
+$(UAPI_BUILD)/libunified-uapi-preload.so: $(UAPI_ROOT)/uapi/preload.c | $(UAPI_LIBDIR)/libunified.so
 	$(CC) $(UAPI_PRELOAD_FLAGS) -o $@ $< \
 		-L$(UAPI_LIBDIR) -Wl,-rpath,$(UAPI_LIBDIR) -lunified -ldl
 

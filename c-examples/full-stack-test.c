@@ -5,7 +5,8 @@
  *
  *     unified-full-stack-test [OPTIONS] IFACE DEVICE QUEUE
  *
- * Exit code: 0 every received packet was stored; 1 something failed; 2 wrong usage.
+ * Exit code: 0 every received packet was stored; 1 something failed; 2 wrong usage; 3 DEVICE holds data that would be
+ * destroyed (a file system, a partition table and the like) and nobody insisted.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -228,6 +229,11 @@ static int print_final(uint64_t events_read)
 	printf("  Device bytes written: %" PRIu64 "\n", s.bytes_written);
 	printf("  Errors: %" PRIu64 "\n", (uint64_t)errors);
 	printf("  No space: %" PRIu64 "\n", (uint64_t)no_space);
+	if (no_space)
+		fprintf(stderr,
+			"%" PRIu64 " packets were not stored: the %" PRIu64 " blocks of %u bytes of the device are full; "
+			"take a larger one, or for a file a larger --file-size\n",
+			(uint64_t)no_space, info.blocks, info.block_size);
 	printf("  Dropped: %" PRIu64 " (no frame or too long: %" PRIu64 ", RX ring full: %" PRIu64 ")\n",
 	       s.rx_dropped + s.rx_ring_full + s.redirect_errors, s.rx_dropped, s.rx_ring_full);
 	printf("  Bounced: %" PRIu64 "\n", s.bounced);
@@ -249,6 +255,31 @@ static int print_final(uint64_t events_read)
 	return failed || errors || no_space || s.stored != s.received;
 }
 
+/* Names the option after the library has named its flag. */
+static int not_opened(int ret)
+{
+	complain("Opening");
+	if (strstr(unified_last_error(), "UNIFIED_FORCE"))
+		fprintf(stderr, "--force writes to it all the same, and destroys what is on it\n");
+	return ret == -EEXIST ? 3 : 1;
+}
+
+/* Opens the device alone, as it would be opened for recording. */
+static int check(const struct unified_config *wanted)
+{
+	struct unified_config config = *wanted;
+	int ret;
+
+	config.ifname = NULL;
+	config.ports = NULL;
+	config.port_count = 0;
+	config.flags &= ~UNIFIED_HUGE_PAGES;
+	ret = unified_ctx_create(&config, &ctx);
+	if (ret < 0)
+		return not_opened(ret);
+	return unified_ctx_destroy(ctx) < 0;
+}
+
 static void usage(FILE *to, const char *name)
 {
 	fprintf(to,
@@ -261,7 +292,8 @@ static void usage(FILE *to, const char *name)
 		"  -f, --frame-size BYTES   2048 (default) or 4096\n"
 		"  -T, --engine-thread      let a thread of the library drive the device\n"
 		"  -H, --huge-pages         put the region into reserved 2 MiB pages\n"
-		"  -F, --force              write also to a device that is in use\n"
+		"  -F, --force              write also to a device that is in use, or that holds a file system\n"
+		"  -k, --check              only say whether DEVICE may be written to (exit code 3: it holds data)\n"
 		"  -h, --help\n",
 		name);
 }
@@ -285,8 +317,8 @@ int main(int argc, char **argv)
 	static const struct option options[] = {
 		{ "port", 1, NULL, 'p' },	   { "duration", 1, NULL, 'd' },   { "count", 1, NULL, 'c' },
 		{ "file-size", 1, NULL, 's' },	   { "frame-size", 1, NULL, 'f' }, { "engine-thread", 0, NULL, 'T' },
-		{ "huge-pages", 0, NULL, 'H' },	   { "force", 0, NULL, 'F' },	   { "help", 0, NULL, 'h' },
-		{ NULL, 0, NULL, 0 },
+		{ "huge-pages", 0, NULL, 'H' },	   { "force", 0, NULL, 'F' },	   { "check", 0, NULL, 'k' },
+		{ "help", 0, NULL, 'h' },	   { NULL, 0, NULL, 0 },
 	};
 	struct unified_config config = { .size = sizeof(config) };
 	uint16_t port = 9999;
@@ -295,9 +327,10 @@ int main(int argc, char **argv)
 	pthread_t packets, storage;
 	double start, last;
 	sigset_t signals;
+	bool only_check = false;
 	int option, failed;
 
-	while ((option = getopt_long(argc, argv, "p:d:c:s:f:THFh", options, NULL)) != -1) {
+	while ((option = getopt_long(argc, argv, "p:d:c:s:f:THFkh", options, NULL)) != -1) {
 		switch (option) {
 		case 'p': port = number(optarg, 65535, "--port"); break;
 		case 'd': duration = number(optarg, 1u << 30, "--duration"); break;
@@ -307,6 +340,7 @@ int main(int argc, char **argv)
 		case 'T': config.drive = UNIFIED_DRIVE_THREAD; break;
 		case 'H': config.flags |= UNIFIED_HUGE_PAGES; break;
 		case 'F': config.flags |= UNIFIED_FORCE; break;
+		case 'k': only_check = true; break;
 		case 'h': usage(stdout, argv[0]); return 0;
 		default: usage(stderr, argv[0]); return 2;
 		}
@@ -329,10 +363,11 @@ int main(int argc, char **argv)
 	pthread_sigmask(SIG_BLOCK, &signals, NULL);
 
 	unified_set_log_callback(on_log, 1, NULL);
-	if (unified_ctx_create(&config, &ctx) < 0) {
-		complain("Opening");
-		return 1;
-	}
+	if (only_check)
+		return check(&config);
+	failed = unified_ctx_create(&config, &ctx);
+	if (failed < 0)
+		return not_opened(failed);
 	unified_ctx_info(ctx, &info);
 	end_lba = info.blocks;
 	print_setup(&config);

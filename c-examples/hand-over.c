@@ -105,6 +105,17 @@ static struct xdp_program *attach(const char *file, int ifindex, __u32 port, enu
 }
 
 /* Only UID may connect: the socket is made closed to all others, before anybody can reach it. */
+/* What stands at `path` now may be another one's. */
+static struct stat made;
+
+static void remove_socket(void)
+{
+	struct stat there;
+
+	if (lstat(path, &there) == 0 && there.st_dev == made.st_dev && there.st_ino == made.st_ino)
+		unlink(path);
+}
+
 static int listen_at(uid_t uid)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
@@ -120,8 +131,13 @@ static int listen_at(uid_t uid)
 		ret = fd < 0 ? -1 : bind(fd, (struct sockaddr *)&address, sizeof(address));
 	}
 	umask(mask);
-	if (ret < 0 || chown(path, uid, -1) < 0 || listen(fd, 4) < 0)
+	if (ret < 0)
 		return complain("listening at", path, errno);
+	if (lstat(path, &made) < 0 || lchown(path, uid, -1) < 0 || listen(fd, 4) < 0) {
+		ret = errno;
+		remove_socket();
+		return complain("listening at", path, ret);
+	}
 	return fd;
 }
 
@@ -264,7 +280,7 @@ int main(int argc, char **argv)
 			serve(peer, uid);
 			close(peer);
 		}
-		unlink(path);
+		remove_socket();
 	}
 	if ((error |= xdp_program__detach(program, ifindex, mode, 0)) != 0)
 		fprintf(stderr, "hand-over: taking the XDP program off %s failed\n", iface);

@@ -49,10 +49,21 @@ static int listener(uint16_t port)
 	return fd;
 }
 
+/* The socket that this program made. */
+static struct stat made;
+
+static int is_ours(const char *path)
+{
+	struct stat there;
+
+	return lstat(path, &there) == 0 && there.st_dev == made.st_dev && there.st_ino == made.st_ino;
+}
+
 static int socket_at(const char *path)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	struct stat found;
 
 	if (strlen(path) >= sizeof(address.sun_path)) {
@@ -60,9 +71,13 @@ static int socket_at(const char *path)
 		return -1;
 	}
 	memcpy(address.sun_path, path, strlen(path));
-	if (stat(path, &found) == 0 && S_ISSOCK(found.st_mode))
+	/* One that nobody listens at was left by a program that was killed. A link, and another's socket, stay. */
+	if (lstat(path, &found) == 0 && S_ISSOCK(found.st_mode) &&
+	    connect(probe, (struct sockaddr *)&address, sizeof(address)) < 0 && errno == ECONNREFUSED)
 		unlink(path);
-	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 16) < 0)
+	close(probe);
+	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || lstat(path, &made) < 0 ||
+	    listen(fd, 16) < 0)
 		return -1;
 	return fd;
 }
@@ -135,7 +150,7 @@ int main(int argc, char **argv)
 		fail("stopping", unified_last_error());
 	printf("Stored %" PRIu64 " of %" PRIu64 "\n", status.stored, status.submitted);
 	unified_ctx_destroy(ctx);
-	if (path)
+	if (path && is_ours(path))
 		unlink(path);
 	return rc < 0 || status.stored != status.submitted;
 }

@@ -47,6 +47,9 @@ int main(int argc, char **argv)
 	printf("Stored %llu of %llu\n", (unsigned long long)(finished - failed), (unsigned long long)count);
 	if (finished < count)
 		fprintf(stderr, "%s\n", unified_last_error());
-	unified_ctx_destroy(ctx);
+	if (unified_ctx_destroy(ctx) < 0) {
+		fprintf(stderr, "%s\n", unified_last_error());
+		failed++;
+	}
 	return failed || finished < count;
 }

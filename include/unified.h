@@ -62,7 +62,8 @@ typedef struct unified_log unified_log; /* A log being read: opaque. */
 #define UNIFIED_HUGE_PAGES 1
 
 /**
- * Configuration flag: write even to a device that is mounted, held or partitioned. Destroys data.
+ * Configuration flag: write even to a device that is mounted, held or partitioned, or that holds a file system,
+ * a volume, a partition table or the like; and begin a log in a range that holds something else. Destroys data.
  */
 #define UNIFIED_FORCE 2
 
@@ -167,7 +168,8 @@ typedef struct unified_log unified_log; /* A log being read: opaque. */
 #define UNIFIED_LAYOUT_SLOT 1
 
 /**
- * unified_pipeline_config.flags: begin a new log; an earlier one in the range counts no more.
+ * unified_pipeline_config.flags: begin a new log; an earlier one in the range counts no more, and whatever else is
+ * there is written over.
  */
 #define UNIFIED_LOG_NEW 8
 
@@ -356,7 +358,8 @@ struct unified_config {
   int32_t xsk_fd;
   /**
    * With UNIFIED_DEVICE_FD: a regular file, block device or NVMe namespace, open for reading and writing;
-   * with O_DIRECT or without. `device` may be NULL and only names it.
+   * with O_DIRECT or without, but not with O_APPEND. `device` may be NULL and only names it. While the context
+   * lives no other one writes to the device, also not by a copy of this descriptor in another process.
    */
   int32_t device_fd;
   /**
@@ -987,8 +990,9 @@ int unified_set_log_callback(unified_log_fn callback,
  * failure, and then nothing is left attached or open. Any thread.
  *
  * -EINVAL a field that cannot be; -E2BIG fields that this version does not know; -ENODEV no such
- * interface; -ENETDOWN it is down; -ENOENT, -EACCES, -EROFS the device; -EBUSY the device or the queue is
- * in use; -ENOMEM locked memory (RLIMIT_MEMLOCK) or memory; -EPERM missing capabilities; -EOPNOTSUPP an
+ * interface; -EPROTONOSUPPORT an interface without Ethernet headers; -ENETDOWN it is down; -ENOENT, -EACCES, -EROFS
+ * the device; -EBUSY the device or the queue is in use; -EEXIST the device holds a file system or the like
+ * (UNIFIED_FORCE insists); -ENOMEM locked memory (RLIMIT_MEMLOCK) or memory; -EPERM missing capabilities; -EOPNOTSUPP an
  * insisted-on mode that the driver has not; -ENOSPC no room for the file; -EBADF a descriptor that is none; -ENOTSOCK
  * one that is no AF_XDP socket.
  */
@@ -996,10 +1000,18 @@ int unified_ctx_create(const struct unified_config *config,
                        unified_ctx **ctx);
 
 /**
- * Stops a pipeline, takes the XDP program off, finishes what is in flight, closes everything. Calls that
- * wait in other threads return -ESHUTDOWN first. Packet pointers are invalid from then on. 0, -EINVAL for
- * NULL, -EBADF where it was destroyed already, -ENOTSUP in a forked child. Any thread, but not from
- * within a callback.
+ * Stops a pipeline, takes the XDP program off, finishes what was submitted, closes everything. Calls in other
+ * threads, also those that wait, return -ESHUTDOWN first. Packet pointers are invalid from then on, and the handle is
+ * gone whatever is returned.
+ *
+ * What was submitted is carried out, with either drive, also what was submitted with UNIFIED_MORE and not yet shown to
+ * the engine; completions that nobody took are dropped. It waits at most 30 s for the device. -EIO: commands
+ * failed and nobody took their completions (reads and compares do not count), or the device did not answer in time;
+ * unified_last_error() says how many. The memory that the device may still use then stays mapped, and the device
+ * stays open, until it answers (UNIFIED_DRIVE_THREAD) or the process ends (UNIFIED_DRIVE_INLINE).
+ *
+ * 0, -EIO, -EINVAL for NULL, -ESHUTDOWN if another thread is destroying it, -EBADF if it was destroyed
+ * already, -ENOTSUP in a forked child. Any thread, but not from within a callback.
  */
 int unified_ctx_destroy(unified_ctx *ctx);
 
@@ -1223,7 +1235,8 @@ int unified_completions(const unified_ctx *ctx,
  * Waits until there is something of `what` (UNIFIED_WAIT_RX, UNIFIED_WAIT_COMPLETIONS), at most
  * `timeout_ms` (-1: for ever): which, 0 when the time ran out or a signal came. -EINVAL, -EBUSY,
  * -ENOTCONN, -ENODEV (the interface is gone and nothing of `what` is there), -ESHUTDOWN (the context is being
- * destroyed). The thread of the role or roles.
+ * destroyed), or what stopped the engine. The thread of the role or roles, which it has until it returns: other
+ * threads get -EBUSY from calls of the same role meanwhile.
  */
 int unified_wait(const unified_ctx *ctx,
                  uint32_t what,
@@ -1232,7 +1245,9 @@ int unified_wait(const unified_ctx *ctx,
 /**
  * A descriptor for event loops, readable when packets or completions wait; it belongs to the context. When
  * it is, call unified_rx_batch and unified_completions until they give less than was asked for: they
- * leave it armed. -EBUSY, -ESHUTDOWN. Call it once, before the loop, from the thread that has both roles.
+ * leave it armed, and it is not readable again before something new comes. It also becomes readable, for good, when the
+ * context is being destroyed or the engine has stopped; those calls then say so. Take it out of the loop before the
+ * context is destroyed, which closes it. -EBUSY, -ESHUTDOWN. Call it once, before the loop, from the thread that has both roles.
  */
 int unified_poll_fd(const unified_ctx *ctx);
 
@@ -1273,9 +1288,10 @@ int unified_packet_flow(const struct unified_packet *packet,
  * (or begins anew with UNIFIED_LOG_NEW). Until it is stopped the functions of the data path return -EBUSY.
  *
  * 0, -EINVAL (the range is not on the device; no log fits, or one of other sizes is there; more moderation_us than there can
- * be), -EROFS,
+ * be), -EROFS, -EEXIST (no log is in the range, but something else: UNIFIED_LOG_NEW begins one there all the same),
  * -EALREADY (one runs, or has not ended yet), -EBUSY (completions of earlier commands are not taken yet, or another thread is about to take
- * some), -ENOTCONN (no interface), -EIO (the log cannot be read), -ETIMEDOUT (the device did not answer for 30 s). Any
+ * some), -ENOTCONN (no interface), -EIO (the log cannot be read), -EPROTONOSUPPORT
+ * (a log of a version that this library does not know is there), -EEXIST (something that is no log is there), -ETIMEDOUT (the device did not answer for 30 s). Any
  * thread.
  *
  * What a completed write promises: with UNIFIED_FUA, or on a device without volatile cache, that it is
@@ -1302,8 +1318,10 @@ int unified_pipeline_stop(const unified_ctx *ctx,
  * that begins `start` bytes into the device or file. Needs no context and no privilege but reading `path`.
  * `*log` is the handle, NULL after a failure; it stands at the oldest record.
  *
- * 0, -EINVAL (NULL, `start` no multiple of 512), -ENOENT, -EACCES (the path), -ENOMSG (there is no log), -EIO.
- * Any thread; one log, one thread at a time (others wait).
+ * 0, -EINVAL (NULL, `start` no multiple of 512), -ENOENT, -EACCES (the path), -ENOMSG (there is no log),
+ * -EPROTONOSUPPORT (it is of a version that this library does not know), -EIO.
+ * Any thread; one log, one thread at a time (others wait; a forked child gets -ENOTSUP from every call if a thread of
+ * its parent was within one).
  */
 int unified_log_open(const char *path,
                      uint64_t start,
@@ -1334,7 +1352,7 @@ int unified_log_add_spill(const struct unified_log *log,
  * is there: right for a log that nobody writes to.
  *
  * -EINVAL, -EBADF, -EIO (the device cannot be read, or ends before the log does), -ENOMSG (something else stands where
- * the log began).
+ * the log began, or a new log was begun there: destroy this handle and open the log again).
  */
 int unified_log_next(const struct unified_log *log,
                      struct unified_log_record *record,

@@ -10,6 +10,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -17,6 +18,7 @@ use crate::config::{Config, Drive, KERNEL_HEADROOM};
 use crate::error::{Error, Result};
 use crate::frame::{Fate, Frames};
 use crate::latency::Latency;
+use crate::locked::{Budget, Charge};
 use crate::log::{self, Held, Level};
 use crate::net::link;
 use crate::net::rx::{Received, Receiver};
@@ -24,21 +26,29 @@ use crate::net::socket;
 use crate::net::watch::Watch;
 use crate::net::wire::Event;
 use crate::net::xdp::{HandedMap, Xdp, XdpConfig};
-use crate::region::{Layout, Region, check_memory_budget, check_memory_cgroup};
+use crate::region::{Layout, Region, check_memory_cgroup};
 use crate::ring::{Consumer, Producer};
 use crate::stats::{FateStats, RxStats, Statistics};
+use crate::storage::command::status_text;
 use crate::storage::device::{Device, Kind, Limits, MadeFile};
-use crate::storage::engine::{Engine, EngineConfig, EngineThread, Shore, bounce_bytes};
+use crate::storage::engine::{
+    Engine, EngineConfig, EngineThread, LONGEST_STUCK, Shore, bounce_bytes, locked_bytes,
+};
 use crate::storage::spill::Spill;
 use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_SPILLED, UnifiedCqe, UnifiedSqe};
 use crate::sys::bpf::Mode;
-use crate::sys::event::{Doorbell, monotonic_ns};
+use crate::sys::event::{Doorbell, SignalShield, monotonic_ns, poll_readable};
 use crate::sys::fork::Mark;
 use crate::sys::limits;
-use crate::sys::mmap::Mapping;
+use crate::sys::mmap::{HUGE_PAGE, Mapping};
 use crate::sys::probe;
 use crate::sys::shm::Shared;
 use crate::sys::xsk::{XskSetup, XskStatistics};
+
+/// How long a context's end waits for its device.
+pub const LONGEST_END: Duration = Duration::from_secs(30);
+/// Between two looks at a device that ends its last commands.
+const END_TICK: Duration = Duration::from_millis(10);
 
 /// What a context is, as found at open.
 #[derive(Debug, Clone)]
@@ -49,6 +59,8 @@ pub struct Info {
     pub kind: Kind,
     pub limits: Limits,
     pub writable: bool,
+    /// The caller insists: what is on the device may go.
+    pub forced: bool,
     pub frame_size: u32,
     pub frame_count: u32,
     pub headroom: u32,
@@ -155,8 +167,8 @@ pub struct Context {
     pub(crate) watch: Option<Watch>,
     /// Who receives and submits; apart from the lock of what it works on, so that reading statistics
     /// makes a receiver wait for a moment instead of telling it EBUSY.
-    receiving: Mutex<()>,
-    feeding: Mutex<Feeding>,
+    pub(crate) receiving: Mutex<()>,
+    pub(crate) feeding: Mutex<Feeding>,
     pub(crate) taking: Mutex<Consumer<UnifiedCqe>>,
     pub(crate) inline: Option<Mutex<Engine>>,
     thread: Mutex<Option<EngineThread>>,
@@ -165,12 +177,17 @@ pub struct Context {
     pub(crate) rx_bell: Doorbell,
     pub(crate) rx_stats: Arc<RxStats>,
     pub(crate) fates: Arc<FateStats>,
-    pub(crate) closing: AtomicBool,
+    /// Somebody waits to destroy it: what takes long gives up.
+    leaving: AtomicBool,
+    /// The teardown was done.
+    ended: bool,
     /// A pipeline does what the data path's functions do.
     pipelined: AtomicBool,
     pub(crate) poll: crate::wait::PollState,
-    // Last: everything above may still reach into it.
+    // Everything above may still reach into it.
     pub(crate) region: Region,
+    // Last: given back when nothing is locked any more.
+    _charge: Charge,
 }
 
 pub(crate) fn busy(role: &'static str) -> Error {
@@ -190,14 +207,47 @@ pub(crate) fn busy(role: &'static str) -> Error {
     }
 }
 
+/// Who lacks one privilege mostly lacks others: they are named with the first error, not one after the other.
+fn name_what_else_is_missing(config: &Config, error: Error) -> Error {
+    if !matches!(error.errno(), libc::EPERM | libc::EACCES | libc::ENOMEM) {
+        return error;
+    }
+    let mut needed = Vec::new();
+    if config.ifname.is_some() && config.xsk_map.is_none() {
+        needed.push(limits::NET_ADMIN);
+        if !limits::has(limits::SYS_ADMIN) {
+            needed.extend([limits::BPF, limits::PERFMON]);
+        }
+    }
+    if config.ifname.is_some() && config.xsk.is_none() {
+        needed.push(limits::NET_RAW);
+    }
+    let mut more = limits::missing(&needed);
+    more.retain(|name| !error.message().contains(name));
+    match more.is_empty() {
+        true => error,
+        false => error.hint(format_args!(
+            "this process also lacks {} (run as root, or give it those)",
+            more.join(", ")
+        )),
+    }
+}
+
 impl Context {
     /// Opens everything, in an order in which nothing is attached before all that can be checked was:
     /// configuration, interface, memory, device, region, engine, socket, XDP program last.
     ///
-    /// Errors are those of `Config::validate`, `link::look_up`, `check_memory_budget`, `Device::open`,
+    /// Errors are those of `Config::validate`, `link::look_up`, `Device::open`, `Budget::take`,
     /// `Region::create`, `socket::open` and `Xdp::attach`. After an error nothing is left behind.
     pub fn open(config: &Config) -> Result<Context> {
         config.validate()?;
+        log::to_stderr_if_asked();
+        // Loading a program gives EAGAIN as long as a signal is pending, and other calls end early.
+        let _shield = SignalShield::new();
+        Context::open_valid(config).map_err(|error| name_what_else_is_missing(config, error))
+    }
+
+    fn open_valid(config: &Config) -> Result<Context> {
         let born = Mark::of_this_process().map_err(|e| Error::os(&e, "marking this process"))?;
         let link = match &config.ifname {
             Some(name) => Some(link::look_up(name, config.queue)?),
@@ -217,14 +267,28 @@ impl Context {
             device.spill = Some(spill);
         }
         let bounce_len = bounce_bytes(&device_limits, config.depth());
-        let umem = if link.is_some() {
-            layout.buffers_len
-        } else {
-            0
-        };
-        check_memory_budget(umem, layout.buffers_len + bounce_len, limits::memlock())?;
+        let budget = Budget::take(
+            layout,
+            link.is_some(),
+            locked_bytes(&device_limits, config.depth()),
+            config.huge_pages,
+            limits::memlock(),
+        )?;
         check_memory_cgroup(layout.memory() + bounce_len, limits::memory_cgroup())?;
-        let region = Region::create(layout, config.huge_pages)?;
+        let region = match budget.huge || layout.total < HUGE_PAGE {
+            true => Region::create(layout, config.huge_pages && budget.huge)?,
+            false => {
+                log::log(
+                    Level::Info,
+                    format_args!(
+                        "the region of {} bytes takes base pages: huge pages count whole, and RLIMIT_MEMLOCK allows less",
+                        layout.total
+                    ),
+                );
+                Region::in_base_pages(layout)?
+            }
+        };
+        let charge = budget.settle(region.mapping.is_huge());
         region.begin_at(config.first_index);
         let bounce = Mapping::anonymous(bounce_len, false).map_err(|e| {
             Error::os(
@@ -279,6 +343,7 @@ impl Context {
                 kind,
                 limits: device_limits,
                 writable,
+                forced: config.device.force,
                 frame_size: config.frame_size,
                 frame_count: config.frame_count,
                 headroom: config.headroom,
@@ -309,15 +374,22 @@ impl Context {
             rx_bell: bell,
             rx_stats,
             fates,
-            closing: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            ended: false,
             pipelined: AtomicBool::new(false),
             poll: crate::wait::PollState::default(),
             region,
+            _charge: charge,
         })
     }
 
     pub fn info(&self) -> &Info {
         &self.info
+    }
+
+    /// What the engine shares with those who feed and empty it: its counters, its end.
+    pub fn engine_shore(&self) -> &Shore {
+        &self.shore
     }
 
     /// The data buffers, for those who look at packets.
@@ -369,7 +441,7 @@ impl Context {
     /// child.
     pub(crate) fn alive(&self) -> Result<()> {
         self.check_process()?;
-        if self.closing.load(Ordering::Relaxed) {
+        if self.shore.end.is_closing() {
             return Err(Error::new(
                 libc::ESHUTDOWN,
                 "the context is being destroyed",
@@ -396,6 +468,10 @@ impl Context {
     /// interface is gone. Receiver's thread.
     pub fn receive(&self, out: &mut [Received]) -> Result<usize> {
         let mut feeding = self.feed()?;
+        if self.poll.is_used() {
+            // Before the look, which sees whatever the bell told of.
+            self.hear_frames();
+        }
         let count = match &mut feeding.receiver {
             Some(receiver) => receiver.receive(out)?,
             None => {
@@ -409,10 +485,12 @@ impl Context {
             self.arm_receive(&mut feeding);
         }
         drop(feeding);
+        if count < out.len()
+            && let Some(watch) = self.watch.as_ref().filter(|_| self.poll.is_used())
+        {
+            watch.take_events();
+        }
         if count == 0 {
-            if let Some(watch) = self.watch.as_ref().filter(|_| self.poll.is_used()) {
-                watch.take_events();
-            }
             self.check_link()?;
         }
         Ok(count)
@@ -473,6 +551,12 @@ impl Context {
         }
     }
 
+    /// The receiver is awake: nobody need ring for it, and what rang so far is heard.
+    pub(crate) fn hear_frames(&self) {
+        self.frames.awake();
+        self.rx_bell.clear();
+    }
+
     /// Entries submitted whose completions are not taken yet. Each entry gives one completion, so the indices tell.
     pub(crate) fn outstanding(&self) -> Result<u32> {
         let submitted = self.feed()?.sq.tail();
@@ -484,6 +568,8 @@ impl Context {
     /// Taker's thread.
     pub fn completions(&self, out: &mut [Completion]) -> Result<usize> {
         self.check_process()?;
+        // The role comes first: without it nothing is touched, least of all what wakes the one who has it.
+        let mut taking = self.taking.try_lock().ok_or_else(|| busy("take"))?;
         let mut pumped = Ok(());
         if let Some(engine) = &self.inline {
             pumped = self.alive();
@@ -493,7 +579,6 @@ impl Context {
                 pumped = engine.pump(true).map(drop);
             }
         }
-        let mut taking = self.taking.try_lock().ok_or_else(|| busy("take"))?;
         // Whoever looks does not sleep: a flag that stays would cost a system call with every publication.
         if taking.wants_wakeup() {
             taking.awake();
@@ -603,6 +688,7 @@ impl Context {
     fn with_xdp<T>(&self, act: impl FnOnce(&mut Xdp) -> Result<T>) -> Result<T> {
         self.check_process()?;
         let _held = log::hold();
+        let _shield = SignalShield::new();
         match &mut *self.xdp.lock() {
             Some(xdp) => act(xdp),
             None if self.watch.is_some() => Err(Error::new(
@@ -669,6 +755,7 @@ impl Context {
     pub fn detach(&self) -> Result<()> {
         self.check_process()?;
         let _held = log::hold();
+        let _shield = SignalShield::new();
         *self.handed_map.lock() = None;
         match &mut *self.xdp.lock() {
             Some(xdp) => xdp.detach(),
@@ -676,12 +763,24 @@ impl Context {
         }
     }
 
+    /// Calls that take long, such as looking for the end of a log, return ESHUTDOWN from now on. Control.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn stays(&self) -> Result<()> {
+        if self.leaving.load(Ordering::Acquire) {
+            return Err(Error::new(
+                libc::ESHUTDOWN,
+                "the context is being destroyed",
+            ));
+        }
+        Ok(())
+    }
+
     /// Makes every waiting call return ESHUTDOWN, now and later. Control.
     pub fn close(&self) {
-        self.closing.store(true, Ordering::SeqCst);
-        self.rx_bell.ring();
-        self.shore.taker_bell.ring();
-        self.shore.engine_bell.ring();
+        self.shore.end.close();
     }
 }
 
@@ -771,24 +870,176 @@ impl Context {
     }
 }
 
-impl Drop for Context {
-    /// Teardown: XDP off first, then what is in flight is finished, then the socket, then the region.
-    fn drop(&mut self) {
+/// What became of the commands that nobody waits for any more.
+#[derive(Debug, Default)]
+struct Rest {
+    /// Failed, reads and compares left out, and the status of the first.
+    failed: u64,
+    status: u16,
+    /// Still with the device, or not even given to it.
+    unanswered: u32,
+}
+
+impl Context {
+    /// As a drop, and says what was lost. Waits for the device until then at the most. `EIO`: commands failed that
+    /// nobody asked for any more, or the device did not answer.
+    pub fn end(mut self, until: Instant) -> Result<()> {
+        self.teardown(until)
+    }
+
+    /// XDP off first, then what was submitted is finished, then the socket, then (by dropping) the region.
+    fn teardown(&mut self, until: Instant) -> Result<()> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
         if !self.is_ours() {
-            return self.forget();
+            self.forget();
+            return Ok(());
         }
         self.close();
-        *self.handed_map.get_mut() = None;
-        *self.xdp.get_mut() = None;
-        // Joining the thread drains the engine.
-        *self.thread.get_mut() = None;
-        if let Some(engine) = &mut self.inline
-            && let engine = engine.get_mut()
-            && let Err(error) = engine.drain().or_else(|_| engine.abandon())
         {
-            log::log(Level::Warn, format_args!("draining the device: {error}"));
+            let _shield = SignalShield::new();
+            *self.handed_map.get_mut() = None;
+            *self.xdp.get_mut() = None;
         }
-        self.feeding.get_mut().receiver = None;
+        let rest = self.finish(until);
+        let thread = self.thread.get_mut().take();
+        let mut stays = false;
+        match thread {
+            // When the device answers, it ends and frees what it has.
+            Some(thread) if !thread.is_finished() => {
+                stays = true;
+                thread.leave();
+            }
+            thread => drop(thread),
+        }
+        if let Some(mut engine) = self.inline.take() {
+            // Where something broke, what is in flight has not been waited for.
+            let quiet = engine.get_mut().abandon_until(Some(until));
+            if !quiet.is_ok_and(|quiet| quiet) {
+                // The device may still read and write its memory, so that is never given back.
+                stays = true;
+                std::mem::forget(engine);
+            }
+        }
+        {
+            let _shield = SignalShield::new();
+            self.feeding.get_mut().receiver = None;
+        }
+        if rest.failed == 0 && rest.unanswered == 0 {
+            return Ok(());
+        }
+        let (device, lost) = (&self.info.device, rest.failed + u64::from(rest.unanswered));
+        let mut text = format!(
+            "destroying the context: {lost} commands submitted to '{device}' are lost: {} failed",
+            rest.failed
+        );
+        if rest.failed > 0 {
+            text += &format!(" ({})", status_text(rest.status));
+        }
+        text += &format!(", {} were not answered", rest.unanswered);
+        if stays {
+            text += "; the memory that the device may still use stays mapped and the device open: see why it does not \
+                     answer";
+        }
+        Err(Error::new(libc::EIO, text))
+    }
+
+    /// Carries out what was submitted, published or not, and takes the completions in place of those who are gone.
+    fn finish(&self, until: Instant) -> Rest {
+        let mut rest = Rest::default();
+        let submitted = {
+            let mut feeding = self.feeding.lock();
+            self.kick(&mut feeding);
+            feeding.sq.tail()
+        };
+        let thread = self.thread.lock();
+        if let Some(thread) = &*thread {
+            thread.finish();
+        }
+        let mut progress = Instant::now();
+        loop {
+            // Asked before the completions are taken, so that none comes after the last look.
+            let done = match (&self.inline, &*thread) {
+                (Some(engine), _) => engine.lock().serve().unwrap_or(true),
+                (None, Some(thread)) => thread.is_finished(),
+                (None, None) => true,
+            };
+            if self.take_rest(&mut rest) {
+                progress = Instant::now();
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if done || left.is_zero() {
+                break;
+            }
+            let pause = left.min(END_TICK);
+            let waited = match &self.inline {
+                Some(engine) => {
+                    let mut engine = engine.lock();
+                    if engine.in_flight() > 0 {
+                        progress = Instant::now();
+                        engine.wait(pause).is_ok()
+                    } else if progress.elapsed() < LONGEST_STUCK {
+                        // It had no room for completions, which it has now.
+                        std::thread::yield_now();
+                        true
+                    } else {
+                        log::log(
+                            Level::Error,
+                            format_args!(
+                                "the CQ ring was emptied and has no room: something wrote to the region"
+                            ),
+                        );
+                        break;
+                    }
+                }
+                None => {
+                    self.shore.taker_bell.clear();
+                    let mut taking = self.taking.lock();
+                    let asleep = taking.prepare_sleep().unwrap_or(true);
+                    !asleep || poll_readable(&[self.shore.taker_bell.fd()], Some(pause)).is_ok()
+                }
+            };
+            if !waited {
+                std::thread::sleep(pause);
+            }
+        }
+        // Each entry gives one completion.
+        rest.unanswered = submitted.wrapping_sub(self.taking.lock().head());
+        rest
+    }
+
+    /// Whether there were completions.
+    fn take_rest(&self, rest: &mut Rest) -> bool {
+        let mut taking = self.taking.lock();
+        let mut now = 0;
+        let mut taken = false;
+        while let Ok(Some(cqe)) = taking.pop() {
+            taken = true;
+            let frame = (cqe.dma_addr / u64::from(self.info.frame_size)) as u32;
+            let stores = cqe.flags & CQE_FRAME == 0 || self.frames.is_writing(frame);
+            let (completion, _) = self.settle(&cqe, &mut now);
+            if completion.status != 0 && stores {
+                if rest.failed == 0 {
+                    rest.status = completion.status;
+                }
+                rest.failed += 1;
+            }
+        }
+        // Also without any: what stands in the region may have been written over.
+        taking.release();
+        if taken {
+            self.shore.cq_released();
+        }
+        taken
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if let Err(error) = self.teardown(Instant::now() + LONGEST_END) {
+            log::log(Level::Error, format_args!("{error}"));
+        }
     }
 }
 

@@ -271,6 +271,14 @@ impl Frames {
         self.free_from(frame, State::Held, 0)
     }
 
+    /// Whether it is in flight in a command that writes its bytes.
+    pub fn is_writing(&self, frame: u32) -> bool {
+        let writing = State::InFlight as u8 | WRITES;
+        self.table
+            .get(frame as usize)
+            .is_some_and(|entry| entry.load(Ordering::Acquire) & (STATE | WRITES) == writing)
+    }
+
     pub fn is_held(&self, frame: u32) -> bool {
         self.table
             .get(frame as usize)

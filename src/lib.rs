@@ -31,9 +31,11 @@
 pub mod capi;
 pub mod config;
 pub mod context;
+pub mod end;
 pub mod error;
 pub mod frame;
 pub mod latency;
+pub mod locked;
 pub mod log;
 pub mod log_reader;
 pub mod metrics;

@@ -7,9 +7,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::io::Write;
 use std::marker::PhantomData;
+use std::time::Duration;
 
-use parking_lot::RwLock;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use once_cell::race::OnceBool;
+
+use crate::sys::fork::{Lock, Mark};
+use crate::sys::limits::is_secure_execution;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(i32)]
@@ -22,7 +30,17 @@ pub enum Level {
 
 type Callback = Box<dyn Fn(Level, &str) + Send + Sync>;
 
-static CALLBACK: RwLock<Option<Callback>> = RwLock::new(None);
+/// The callback, and the calls of it that run in this process.
+#[derive(Clone)]
+struct Current {
+    call: Arc<Callback>,
+    running: Arc<AtomicU32>,
+    /// In a forked child the parent's calls do not run.
+    process: Option<Mark>,
+}
+
+/// Held for a moment only, and never while a callback runs.
+static CALLBACK: Lock<Option<Current>> = Lock::new(None);
 
 thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
@@ -32,22 +50,56 @@ thread_local! {
 /// Replaces the process's callback. Returns when no call of the old one runs any more, so it must not
 /// be called from within the callback.
 pub fn set_callback(callback: Option<Callback>) {
-    *CALLBACK.write() = callback;
+    let fresh = callback.map(|call| Current {
+        call: Arc::new(call),
+        running: Arc::default(),
+        process: Mark::of_this_process().ok(),
+    });
+    let old = std::mem::replace(&mut *CALLBACK.lock_or_renew(|| None), fresh);
+    if let Some(old) = old.filter(|old| old.process == Mark::of_this_process().ok()) {
+        while old.running.load(Ordering::Acquire) > 0 {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+}
+
+/// Counts a call of the callback, until it returns or unwinds.
+struct Running(Current);
+
+impl Running {
+    fn begin() -> Option<Running> {
+        // Where the parent was just setting one, the child has none.
+        let mut slot = CALLBACK.lock_or_renew(|| None);
+        let current = slot.as_mut()?;
+        let process = Mark::of_this_process().ok();
+        if current.process != process {
+            current.process = process;
+            current.running = Arc::default();
+        }
+        // Under the lock: whoever replaces it waits for this call.
+        current.running.fetch_add(1, Ordering::Relaxed);
+        Some(Running(current.clone()))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Release);
+    }
 }
 
 /// Hands a line (without a newline) to the callback. Never called on the hot path.
 pub fn log(level: Level, line: fmt::Arguments<'_>) {
     let held = DEPTH.try_with(Cell::get).unwrap_or(0) > 0;
-    // Recursive read: a callback may call into the library, which may log again.
-    let callback = CALLBACK.read_recursive();
-    let Some(callback) = &*callback else {
+    // No lock is held meanwhile: a callback may call into the library, which may log again.
+    let Some(current) = Running::begin() else {
         return;
     };
     let line = line.to_string();
     if held {
         let _ = KEPT.try_with(|kept| kept.borrow_mut().push((level, line)));
     } else {
-        callback(level, line.trim_end());
+        (current.0.call)(level, line.trim_end());
     }
 }
 
@@ -79,38 +131,62 @@ impl Drop for Held {
     }
 }
 
-/// Where the variable UNIFIED_LOG names a level (error, warn, info, debug) and the program has set no
-/// callback, lines up to that level go to stderr: for programs that do not know this library.
+/// If the variable UNIFIED_LOG names a level (error, warn, info, debug), lines up to that level go to stderr, until the
+/// program sets a callback. Looked at once in a process, before the first thing that may log is opened; not in
+/// programs that run with privileges of their file (AT_SECURE).
 pub fn to_stderr_if_asked() {
-    let Some(limit) = std::env::var("UNIFIED_LOG").ok().and_then(|name| {
-        [
-            ("error", Level::Error),
-            ("warn", Level::Warn),
-            ("info", Level::Info),
-            ("debug", Level::Debug),
-        ]
-        .into_iter()
-        .find_map(|(known, level)| (known == name).then_some(level))
-    }) else {
+    // Without a lock: a forked child may come here while a thread of its parent did.
+    static ASKED: OnceBool = OnceBool::new();
+    if ASKED.set(true).is_err() || is_secure_execution() {
+        return;
+    }
+    let Some(name) = std::env::var_os("UNIFIED_LOG").filter(|name| !name.is_empty()) else {
         return;
     };
-    let mut callback = CALLBACK.write();
-    if callback.is_none() {
-        *callback = Some(Box::new(move |level, line| {
+    let limit = match name.to_str() {
+        Some("error") => Level::Error,
+        Some("warn") => Level::Warn,
+        Some("info") => Level::Info,
+        Some("debug") => Level::Debug,
+        _ => {
+            to_stderr(&format!(
+                "UNIFIED_LOG is '{}', which is no level: give error, warn, info or debug",
+                name.display()
+            ));
+            return;
+        }
+    };
+    let mut slot = CALLBACK.lock_or_renew(|| None);
+    if slot.is_none() {
+        let call: Callback = Box::new(move |level, line| {
             if level <= limit {
-                eprintln!("unified: {line}");
+                to_stderr(line);
             }
-        }));
+        });
+        *slot = Some(Current {
+            call: Arc::new(call),
+            running: Arc::default(),
+            process: Mark::of_this_process().ok(),
+        });
     }
 }
+
+/// A program may have closed its stderr.
+fn to_stderr(line: &str) {
+    let _ = writeln!(std::io::stderr(), "unified: {line}");
+}
+
+/// For tests: the callback is the process's.
+#[cfg(test)]
+pub(crate) static ALONE: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     #[test]
     fn lines_wait_for_the_end_of_the_outermost_hold() {
+        let _alone = ALONE.lock();
         let lines = Arc::new(parking_lot::Mutex::new(Vec::new()));
         let to = lines.clone();
         set_callback(Some(Box::new(move |_, line| {

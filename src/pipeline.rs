@@ -16,7 +16,7 @@ mod place;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use completions::completions;
 use packets::{Packets, moderation_of};
@@ -304,6 +304,22 @@ impl Pipeline {
             ))
         });
         (self.status(), result)
+    }
+
+    /// As a drop, but at most until then: threads that a device keeps waiting end with the context, which is closed.
+    pub fn end(self, until: Instant) {
+        if self.context.is_ours() {
+            self.progress.stop.store(true, Ordering::Release);
+            self.progress.room.ring();
+            while !self.threads.iter().all(JoinHandle::is_finished) {
+                if Instant::now() >= until {
+                    self.context.close();
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        // Dropping it joins them.
     }
 
     fn join(&mut self) {

@@ -13,8 +13,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::context::{Completion, Context};
 use crate::error::{Error, Result};
 use crate::net::rx::Received;
-use crate::record::{Checksum, FLAG_VLAN, HEADER_LEN, Header, SUPER_LEN, SUPER_SLOTS, Superblock};
+use crate::record::{
+    Checksum, FLAG_VLAN, HEADER_LEN, Header, SUPER_LEN, SUPER_SLOTS, Superblock, mark_unreadable,
+    refuse_version,
+};
 use crate::storage::command::status_text;
+use crate::storage::device::Kind;
 use crate::submit::Transfer;
 use crate::sys::event::monotonic_ns;
 use crate::sys::shm::Shared;
@@ -27,6 +31,8 @@ pub const HOLE: u64 = 4096;
 const CHECKPOINT: u64 = 16384;
 /// Slots read at once when the log is opened.
 const READ_BATCH: u64 = 64;
+/// Parts of a range, one slot of each of which is looked at before a log is begun there.
+const SAMPLES: u64 = 32;
 
 /// What to do with what stands in the range already.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +66,8 @@ fn wall_offset() -> u64 {
 
 impl Recorder {
     /// Opens the log in `blocks` blocks from `start_lba` on, with the roles of the context free: the caller's
-    /// thread reads and writes through it. `EINVAL`: no log fits, or another one is there with other sizes.
+    /// thread reads and writes through it. `EINVAL`: no log fits, or another one is there with other sizes. `EEXIST`:
+    /// the range holds something else, and neither `existing` nor the context says that it may go.
     pub fn open(
         context: &Context,
         start_lba: u64,
@@ -85,6 +92,25 @@ impl Recorder {
         let disk = Disk { context };
         let copies = disk.read(fresh.super_lba(0), SUPER_SLOTS)?;
         let found = newest_superblock(copies.iter().map(Vec::as_slice));
+        if existing == Existing::Continue {
+            let version = copies
+                .iter()
+                .find_map(|copy| Superblock::unknown_version(copy));
+            if let Some(version) = version {
+                return Err(refuse_version(&info.device, version));
+            }
+            // One copy is enough to go on. Without any, what cannot be read may be a log.
+            if found.is_none() && copies.iter().any(|copy| is_unreadable(copy)) {
+                return Err(Error::new(
+                    libc::EIO,
+                    format!(
+                        "block {start_lba} of '{}', where a log would begin, cannot be read: choose another range, \
+                         or begin a new log with UNIFIED_LOG_NEW",
+                        info.device
+                    ),
+                ));
+            }
+        }
         let mut recorder = Recorder {
             superblock: fresh,
             next: 0,
@@ -125,6 +151,9 @@ impl Recorder {
                 recorder.write_superblock(&disk)?;
             }
             _ => {
+                if found.is_none() && existing == Existing::Continue && !info.forced {
+                    check_empty(&disk, &fresh, &copies)?;
+                }
                 // Both copies, so that none of an earlier log survives.
                 recorder.superblock.generation = found.map_or(0, |old| old.generation + 1);
                 recorder.write_superblock(&disk)?;
@@ -278,6 +307,13 @@ impl Recorder {
     }
 }
 
+/// As `mark_unreadable` leaves it.
+fn is_unreadable(slot: &[u8]) -> bool {
+    let mut marked = vec![0; slot.len()];
+    mark_unreadable(&mut marked);
+    slot == marked
+}
+
 /// The copy that counts.
 pub fn newest_superblock<'a>(copies: impl Iterator<Item = &'a [u8]>) -> Option<Superblock> {
     copies
@@ -341,6 +377,53 @@ pub fn find_end(
     Ok(end)
 }
 
+/// Refuses a range that holds something else than a log: `EEXIST`. Its first slots are looked at, its last ones, and
+/// some in between. What cannot be read says nothing.
+fn check_empty(disk: &Disk, log: &Superblock, copies: &[Vec<u8>]) -> Result<()> {
+    // Nothing is ever stored there, and what reading gives is what the memory held.
+    if disk.context.info().kind == Kind::Null {
+        return Ok(());
+    }
+    let refuse = |lba: u64| {
+        Err(Error::new(
+            libc::EEXIST,
+            format!(
+                "'{}' holds something that is no log (at block {lba}), which a new log would write over; give an empty \
+                 range or another device, or begin a new log there all the same (the flag UNIFIED_LOG_NEW, or \
+                 UNIFIED_FORCE of the context)",
+                disk.context.info().device
+            ),
+        ))
+    };
+    let is_empty = |slot: &[u8]| slot.iter().all(|byte| *byte == 0);
+    for (number, copy) in copies.iter().enumerate() {
+        if !is_empty(copy) {
+            return refuse(log.super_lba(number as u64));
+        }
+    }
+    let last = log.slots - READ_BATCH.min(log.slots);
+    let between = (1..SAMPLES).map(|i| (log.slots / SAMPLES * i, 1));
+    for (first, count) in [(0, READ_BATCH), (last, READ_BATCH)]
+        .into_iter()
+        .chain(between)
+    {
+        let mut at = first;
+        let end = (first + count).min(log.slots);
+        while at < end {
+            let Ok(slots) = disk.read(log.lba_of(at), end - at) else {
+                break;
+            };
+            for slot in &slots {
+                if !is_empty(slot) {
+                    return refuse(log.lba_of(at));
+                }
+                at += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Reads and writes through the context, one after the other; only before its threads start.
 struct Disk<'a> {
     context: &'a Context,
@@ -362,26 +445,35 @@ impl Disk<'_> {
         }
     }
 
-    /// Takes the completions of `count` commands.
-    fn finish(&self, mut count: usize, what: &str) -> Result<()> {
+    /// Takes the completions of `count` commands, all of which must succeed.
+    fn finish(&self, count: usize, what: &str) -> Result<()> {
+        match self.finish_each(count, what)?.first() {
+            None => Ok(()),
+            // A log whose superblock is not on its device would not be found again.
+            Some((_, status)) => Err(Error::new(
+                libc::EIO,
+                format!(
+                    "{what} the log on '{}': {}",
+                    self.context.info().device,
+                    status_text(*status)
+                ),
+            )),
+        }
+    }
+
+    /// Takes the completions of `count` commands: the `user_data` and the status of those that failed or were spilled.
+    fn finish_each(&self, mut count: usize, what: &str) -> Result<Vec<(u64, u16)>> {
         let until = Instant::now() + Duration::from_secs(30);
         let mut done = [Completion::default(); READ_BATCH as usize];
-        let mut result = Ok(());
+        let mut failed = Vec::new();
         while count > 0 {
+            self.context.stays()?;
             self.context
                 .wait(WAIT_COMPLETIONS, Some(Duration::from_millis(100)))?;
             let got = self.context.completions(&mut done)?;
             for completion in &done[..got] {
-                // A log whose superblock is not on its device would not be found again.
                 if completion.status != 0 || completion.spilled {
-                    result = Err(Error::new(
-                        libc::EIO,
-                        format!(
-                            "{what} the log on '{}': {}",
-                            self.context.info().device,
-                            status_text(completion.status)
-                        ),
-                    ));
+                    failed.push((completion.user_data, completion.status));
                 }
             }
             count -= got.min(count);
@@ -392,11 +484,12 @@ impl Disk<'_> {
                 ));
             }
         }
-        result
+        Ok(failed)
     }
 
     /// Up to `count` whole slots.
     fn read(&self, lba: u64, count: u64) -> Result<Vec<Vec<u8>>> {
+        self.context.stays()?;
         let size = self.frame_size();
         let step = u64::from(self.context.blocks_of(size));
         let mut frames = Vec::new();
@@ -425,7 +518,8 @@ impl Disk<'_> {
                 }
             }
         }
-        let finished = self.finish(submitted, "reading");
+        let finished = self.finish_each(submitted, "reading");
+        let failed = finished.as_ref().map_or(&[][..], Vec::as_slice);
         let mut slots = Vec::new();
         for (i, frame) in frames.into_iter().enumerate() {
             if i < submitted {
@@ -433,12 +527,16 @@ impl Disk<'_> {
                 self.context
                     .data()
                     .read(frame as usize * size as usize, &mut slot);
+                // A block that cannot be read costs its slot, and no other.
+                if failed.iter().any(|(data, _)| *data == u64::from(frame)) {
+                    mark_unreadable(&mut slot);
+                }
                 slots.push(slot);
             }
             // Still in flight where the device took too long: its completion frees it.
             let _ = self.context.frame_release(frame);
         }
-        result.and(finished).map(|()| slots)
+        result.and(finished).map(|_| slots)
     }
 
     /// Bytes padded with zeroes to a slot, on the medium when it returns.

@@ -120,15 +120,20 @@ impl Region {
             fills_one.then(|| Mapping::transparent(layout.total).ok())?
         };
         let huge = reserved.then(from_reserved).flatten();
-        let mapping = match huge.or_else(transparent) {
-            Some(mapping) => mapping,
-            None => Mapping::anonymous(layout.total, false).map_err(|e| {
-                Error::os(
-                    &e,
-                    format_args!("mapping a region of {} bytes", layout.total),
-                )
-            })?,
-        };
+        match huge.or_else(transparent) {
+            Some(mapping) => Region::over(Arc::new(mapping), layout),
+            None => Region::in_base_pages(layout),
+        }
+    }
+
+    /// The same in base pages, whatever the system has.
+    pub fn in_base_pages(layout: Layout) -> Result<Region> {
+        let mapping = Mapping::anonymous(layout.total, false).map_err(|e| {
+            Error::os(
+                &e,
+                format_args!("mapping a region of {} bytes", layout.total),
+            )
+        })?;
         Region::over(Arc::new(mapping), layout)
     }
 
@@ -172,26 +177,6 @@ impl Region {
             word.store(index, Ordering::Relaxed);
         }
     }
-}
-
-/// Checks RLIMIT_MEMLOCK before anything is attached: the UMEM and io_uring each charge the data
-/// buffers, io_uring the bounce pool too. `ENOMEM` says how many bytes are needed.
-pub fn check_memory_budget(umem: usize, registered: usize, limit: Option<u64>) -> Result<()> {
-    let Some(limit) = limit else {
-        return Ok(());
-    };
-    let needed = umem as u64 + registered as u64;
-    if needed <= limit {
-        return Ok(());
-    }
-    Err(Error::new(
-        libc::ENOMEM,
-        format!(
-            "locked memory: {needed} bytes are needed ({umem} for the UMEM, {registered} for io_uring) and \
-             RLIMIT_MEMLOCK allows {limit}; raise it (ulimit -l {}), give CAP_IPC_LOCK, or take fewer frames",
-            needed.div_ceil(1024)
-        ),
-    ))
 }
 
 /// Checks the control groups' memory limit: beyond it the kernel does not refuse memory, it kills. `ENOMEM`.
@@ -279,16 +264,6 @@ mod tests {
         region.data.write(0, &[0xff; 64]);
         assert_eq!(region.sq.read(511).user_data, u64::MAX);
         assert_eq!(region.cq.read(0).user_data, 7);
-    }
-
-    #[test]
-    fn a_small_limit_is_named_with_what_is_needed() {
-        assert!(check_memory_budget(1 << 30, 1 << 30, None).is_ok());
-        assert!(check_memory_budget(100, 100, Some(200)).is_ok());
-        let error = check_memory_budget(8192, 8193, Some(16384)).unwrap_err();
-        assert_eq!(error.errno(), libc::ENOMEM);
-        assert!(error.message().contains("16385"), "{error}");
-        assert!(error.message().contains("ulimit -l 17"), "{error}");
     }
 
     #[test]

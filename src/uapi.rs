@@ -20,12 +20,13 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
+use crate::locked::{Charge, Locked};
 use crate::log::{self, Level};
-use crate::region::{Layout, MAX_ENTRIES, Region, check_memory_budget};
+use crate::region::{Layout, MAX_ENTRIES, Region};
 use crate::ring::{Consumer, Producer};
 use crate::storage::Retry;
 use crate::storage::device::{Device, DeviceConfig};
-use crate::storage::engine::{Engine, EngineConfig, Shore, Turn, bounce_bytes};
+use crate::storage::engine::{Engine, EngineConfig, Shore, Turn, bounce_bytes, locked_bytes};
 use crate::sys::abi::{RegionDesc, UnifiedOffsets, UnifiedReg};
 use crate::sys::mmap::{Mapping, is_mapped, same_origin};
 use crate::sys::shm::Shared;
@@ -218,19 +219,14 @@ impl Registrations {
         })
     }
 
-    /// Finishes what is in flight. When it returns, nothing touches the region any more. `ENXIO` where
-    /// nothing is registered with this ring.
+    /// Finishes what is in flight. When it returns, nothing touches the region any more. Succeeds if nothing is
+    /// registered with this ring, too. `EBADF`.
     pub fn unregister(&self, fd: RawFd) -> Result<()> {
         identity(fd)?;
         let server = self.rings.lock().remove(&fd);
-        match server {
-            Some(server) if server.is_current(fd) => Ok(()),
-            _ => Err(Error::new(
-                libc::ENXIO,
-                format!("no region is registered with io_uring {fd}"),
-            )),
-        }
-        // Dropping the server joined its thread.
+        // Joins its thread.
+        drop(server);
+        Ok(())
     }
 }
 
@@ -254,7 +250,9 @@ impl Server {
         let layout = region.layout;
         let depth = layout.sq_count.min(layout.cq_count).min(DEPTH);
         let bounce_len = bounce_bytes(&device.limits, depth);
-        check_memory_budget(0, layout.buffers_len + bounce_len, limits::memlock())?;
+        let others = locked_bytes(&device.limits, depth);
+        let locked = Locked::of(&layout, false, others, region.mapping.is_huge());
+        let charge = Charge::take(locked, limits::memlock())?;
         let bounce = Mapping::anonymous(bounce_len, false).map_err(|e| {
             Error::os(
                 &e,
@@ -305,6 +303,7 @@ impl Server {
             ring,
             address: addresses.0,
             stop: stop.clone(),
+            _charge: charge,
         };
         let thread = std::thread::Builder::new()
             .name("unified-raw".into())
@@ -365,6 +364,8 @@ struct Service {
     ring: (u64, u64),
     address: usize,
     stop: Arc<AtomicBool>,
+    /// Locked memory, as long as the engine has it.
+    _charge: Charge,
 }
 
 impl Service {

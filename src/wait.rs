@@ -10,6 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::context::{Context, Feeding, busy};
 use crate::error::{Error, Result};
+use crate::log;
 use crate::net::watch;
 use crate::ring::Consumer;
 use crate::storage::engine::Engine;
@@ -19,6 +20,16 @@ use crate::sys::event::{Epoll, poll_which};
 /// What to wait for.
 pub const WAIT_RX: u32 = 1;
 pub const WAIT_COMPLETIONS: u32 = 2;
+
+/// Descriptors that one call waits for at most: the end, the socket, two bells, the link.
+const FDS: usize = 5;
+
+/// Roles of a thread that waits.
+#[derive(Default)]
+struct Roles<'a> {
+    receiving: Option<MutexGuard<'a, ()>>,
+    taking: Option<MutexGuard<'a, Consumer<UnifiedCqe>>>,
+}
 
 /// The descriptor for event loops, made when first asked for.
 #[derive(Debug, Default)]
@@ -47,7 +58,8 @@ impl Context {
     }
 
     /// Waits until there is something of `what` (`WAIT_RX`, `WAIT_COMPLETIONS`), and says which. 0: the
-    /// time ran out, or a signal came. Pumps an inline engine meanwhile. The thread of the role(s).
+    /// time ran out, or a signal came. Pumps an inline engine meanwhile. The thread of the role(s), which it keeps
+    /// while it sleeps: a second thread in one of them gets EBUSY, and cannot disarm the sleeper.
     pub fn wait(&self, what: u32, timeout: Option<Duration>) -> Result<u32> {
         if what == 0 || what & !(WAIT_RX | WAIT_COMPLETIONS) != 0 {
             return Err(Error::new(
@@ -55,10 +67,12 @@ impl Context {
                 "waiting: unknown or no condition; WAIT_RX and WAIT_COMPLETIONS are known",
             ));
         }
-        let until = timeout.map(|t| Instant::now() + t);
+        // More than the clock can say is for ever.
+        let until = timeout.and_then(|t| Instant::now().checked_add(t));
+        let mut roles = self.roles(what)?;
         loop {
             self.alive()?;
-            let (ready, mut fds, mut count) = self.look(what)?;
+            let (ready, mut fds, mut count) = self.look(&mut roles)?;
             if ready != 0 {
                 self.disarm_engine(what);
                 return Ok(ready);
@@ -86,22 +100,38 @@ impl Context {
             if signal || woken == 0 && until.is_some_and(|until| Instant::now() >= until) {
                 // One more look: what came with the last moment counts.
                 self.alive()?;
-                let (ready, ..) = self.look(what)?;
+                let (ready, ..) = self.look(&mut roles)?;
                 self.awake(what);
                 return Ok(ready);
             }
         }
     }
 
+    /// Takes the roles that waiting for `what` needs. The data of the receiver stays free meanwhile: statistics read it.
+    fn roles(&self, what: u32) -> Result<Roles<'_>> {
+        self.alive()?;
+        let mut roles = Roles::default();
+        if what & WAIT_RX != 0 {
+            let role = self.receiving.try_lock().ok_or_else(|| busy("receive"))?;
+            roles.receiving = Some(role);
+        }
+        if what & WAIT_COMPLETIONS != 0 {
+            roles.taking = Some(self.taking.try_lock().ok_or_else(|| busy("take"))?);
+        }
+        Ok(roles)
+    }
+
     /// What is there; and where nothing is, which descriptors will tell, all wakeups armed.
-    fn look(&self, what: u32) -> Result<(u32, [RawFd; 5], usize)> {
-        let (mut ready, mut fds, mut count) = (0, [-1; 5], 0);
+    fn look(&self, roles: &mut Roles<'_>) -> Result<(u32, [RawFd; FDS], usize)> {
+        let (mut ready, mut fds, mut count) = (0, [-1; FDS], 0);
         let mut watch = |fd| {
             fds[count] = fd;
             count += 1;
         };
-        if what & WAIT_RX != 0 {
-            let mut feeding = self.feed()?;
+        watch(self.shore.end.fd());
+        if roles.receiving.is_some() {
+            let _held = log::hold();
+            let mut feeding = self.feeding.lock();
             let Some(receiver) = &mut feeding.receiver else {
                 return Err(Error::new(
                     libc::ENOTCONN,
@@ -116,8 +146,7 @@ impl Context {
                 self.arm_receive(&mut feeding);
             }
         }
-        if what & WAIT_COMPLETIONS != 0 {
-            let mut taking = self.taking.try_lock().ok_or_else(|| busy("take"))?;
+        if let Some(taking) = &mut roles.taking {
             match self.engine()? {
                 Some(mut engine) => {
                     engine.pump(true)?;
@@ -125,7 +154,7 @@ impl Context {
                 }
                 None => watch(self.shore.taker_bell.fd()),
             }
-            if taking.available()? > 0 || !self.arm_take(&mut taking)? {
+            if taking.available()? > 0 || !self.arm_take(taking)? {
                 ready |= WAIT_COMPLETIONS;
             }
         }
@@ -134,7 +163,10 @@ impl Context {
 
     fn awake(&self, what: u32) {
         if what & WAIT_RX != 0 {
-            self.frames.awake();
+            // Where event loops wait, the receiver stays armed behind every call.
+            if !self.poll.is_used() {
+                self.frames.awake();
+            }
             self.rx_bell.clear();
         }
         if what & WAIT_COMPLETIONS != 0 {
@@ -188,6 +220,8 @@ impl Context {
     /// One descriptor, readable when packets or completions wait. It belongs to the context. After it
     /// became readable call `receive` and `completions` until they give less than was asked for.
     pub fn poll_fd(&self) -> Result<RawFd> {
+        // A callback may ask for the descriptor, too.
+        let _held = log::hold();
         let mut slot = self.poll.epoll.lock();
         if let Some(epoll) = &*slot {
             return Ok(epoll.fd());
@@ -198,22 +232,23 @@ impl Context {
                 .add(fd)
                 .map_err(os("adding to the pollable descriptor"))
         };
-        {
-            let mut feeding = self.feed()?;
-            if let Some(watch) = &self.watch {
-                add(watch.fd())?;
-            }
-            if let Some(receiver) = &feeding.receiver {
-                add(receiver.fd())?;
-                add(self.rx_bell.fd())?;
-            }
-            self.arm_receive(&mut feeding);
+        // Both roles, for whatever is armed here is theirs.
+        let mut feeding = self.feed()?;
+        let mut taking = self.taking.try_lock().ok_or_else(|| busy("take"))?;
+        add(self.shore.end.fd())?;
+        if let Some(watch) = &self.watch {
+            add(watch.fd())?;
         }
+        if let Some(receiver) = &feeding.receiver {
+            add(receiver.fd())?;
+            add(self.rx_bell.fd())?;
+        }
+        self.hear_frames();
+        self.arm_receive(&mut feeding);
         match self.engine()? {
             Some(engine) => add(engine.fd())?,
             None => add(self.shore.taker_bell.fd())?,
         }
-        let mut taking = self.taking.try_lock().ok_or_else(|| busy("take"))?;
         self.poll.used.store(true, Ordering::Relaxed);
         if !self.arm_take(&mut taking)? && self.inline.is_none() {
             self.shore.taker_bell.ring();

@@ -39,6 +39,12 @@ fn forced(config: &Config) -> Config {
     config
 }
 
+/// Nobody uses the device any more, but it holds something: only who insists writes to it.
+fn holds(node: &str, what: &str) {
+    refused(&config(node), libc::EEXIST, &[what, "wipefs", "force"]);
+    drop(Rig::open(&forced(&config(node))));
+}
+
 /// A file system mounted in a directory of its own.
 struct Mount(PathBuf);
 
@@ -84,7 +90,7 @@ fn a_mounted_device() {
     drop(Rig::open(&reading));
     assert!(fs::read(&kept).unwrap() == payload(1, 100_000));
     drop(mount);
-    drop(Rig::open(&config(&device.node)));
+    holds(&device.node, "ext4");
 }
 
 /// Mounted where this process cannot see it: the exclusive claim still finds out.
@@ -112,7 +118,7 @@ fn a_device_mounted_in_another_namespace() {
     refused(&config(&device.node), libc::EBUSY, &["mounted", "claimed"]);
     drop(finish);
     there.join().unwrap();
-    drop(Rig::open(&config(&device.node)));
+    holds(&device.node, "ext4");
 }
 
 fn exclusive(path: &str) -> std::io::Result<File> {
@@ -214,7 +220,7 @@ fn a_device_that_is_swapped_on() {
     let swap = Swap(&device.node);
     refused(&config(&device.node), libc::EBUSY, &["claimed"]);
     drop(swap);
-    drop(Rig::open(&config(&device.node)));
+    holds(&device.node, "swap");
 }
 
 fn two_contexts(target: &Target, words: &[&str]) {

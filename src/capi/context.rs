@@ -3,13 +3,18 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 
 use super::types::*;
-use super::{count, get_sized, guard, null, optional_str, put, put_sized, unified_ctx, with};
+use super::{
+    ENDED, ENDING, OPEN, cell, count, get_sized, guard, not_open, null, optional_str, put,
+    put_sized, unified_ctx, with,
+};
 use crate::config::{Config, Drive};
-use crate::context::Context;
+use crate::context::{Context, LONGEST_END};
 use crate::error::{Error, Result};
 use crate::latency::{self, Latency};
 use crate::metrics;
@@ -150,8 +155,9 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
 /// failure, and then nothing is left attached or open. Any thread.
 ///
 /// -EINVAL a field that cannot be; -E2BIG fields that this version does not know; -ENODEV no such
-/// interface; -ENETDOWN it is down; -ENOENT, -EACCES, -EROFS the device; -EBUSY the device or the queue is
-/// in use; -ENOMEM locked memory (RLIMIT_MEMLOCK) or memory; -EPERM missing capabilities; -EOPNOTSUPP an
+/// interface; -EPROTONOSUPPORT an interface without Ethernet headers; -ENETDOWN it is down; -ENOENT, -EACCES, -EROFS
+/// the device; -EBUSY the device or the queue is in use; -EEXIST the device holds a file system or the like
+/// (UNIFIED_FORCE insists); -ENOMEM locked memory (RLIMIT_MEMLOCK) or memory; -EPERM missing capabilities; -EOPNOTSUPP an
 /// insisted-on mode that the driver has not; -ENOSPC no room for the file; -EBADF a descriptor that is none; -ENOTSOCK
 /// one that is no AF_XDP socket.
 ///
@@ -172,6 +178,7 @@ pub unsafe extern "C" fn unified_ctx_create(
                 Mark::of_this_process().map_err(|e| Error::os(&e, "marking this process"))?;
             // Never freed: see unified_ctx.
             let handle = Box::leak(Box::new(unified_ctx {
+                stage: AtomicU8::new(OPEN),
                 context: RwLock::new(Some(context)),
                 pipeline: Mutex::new(None),
                 born,
@@ -182,30 +189,55 @@ pub unsafe extern "C" fn unified_ctx_create(
     })
 }
 
-/// Stops a pipeline, takes the XDP program off, finishes what is in flight, closes everything. Calls that
-/// wait in other threads return -ESHUTDOWN first. Packet pointers are invalid from then on. 0, -EINVAL for
-/// NULL, -EBADF where it was destroyed already, -ENOTSUP in a forked child. Any thread, but not from
-/// within a callback.
+/// Stops a pipeline, takes the XDP program off, finishes what was submitted, closes everything. Calls in other
+/// threads, also those that wait, return -ESHUTDOWN first. Packet pointers are invalid from then on, and the handle is
+/// gone whatever is returned.
+///
+/// What was submitted is carried out, with either drive, also what was submitted with UNIFIED_MORE and not yet shown to
+/// the engine; completions that nobody took are dropped. It waits at most 30 s for the device. -EIO: commands
+/// failed and nobody took their completions (reads and compares do not count), or the device did not answer in time;
+/// unified_last_error() says how many. The memory that the device may still use then stays mapped, and the device
+/// stays open, until it answers (UNIFIED_DRIVE_THREAD) or the process ends (UNIFIED_DRIVE_INLINE).
+///
+/// 0, -EIO, -EINVAL for NULL, -ESHUTDOWN if another thread is destroying it, -EBADF if it was destroyed
+/// already, -ENOTSUP in a forked child. Any thread, but not from within a callback.
 ///
 /// # Safety
 /// `ctx` must be a handle of unified_ctx_create, or NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn unified_ctx_destroy(ctx: *mut unified_ctx) -> c_int {
     guard(|| {
-        with(ctx, |handle, context| {
-            let pipeline = handle.pipeline.lock().take();
-            drop(pipeline);
+        let handle = cell(ctx)?;
+        // From here on no call begins, so those that run are all that is waited for.
+        handle
+            .stage
+            .compare_exchange(OPEN, ENDING, Ordering::AcqRel, Ordering::Acquire)
+            .map_err(not_open)?;
+        let until = Instant::now() + LONGEST_END;
+        let context = handle.context.read_recursive().clone();
+        if let Some(context) = &context {
+            context.leave();
+        }
+        // Not in the condition: the lock would be kept to the end of its body.
+        let pipeline = handle.pipeline.lock().take();
+        if let Some(pipeline) = pipeline {
+            pipeline.end(until);
+        }
+        if let Some(context) = context {
             context.close();
-            Ok(())
-        })?;
-        // SAFETY: `with` has just checked the handle; its cell is never freed.
-        let handle = unsafe { &*ctx };
+        }
         // Waits for running calls, which `close` has told to return.
         let context = handle.context.write().take();
         // One that was started meanwhile has ended, for the context is closed, and would keep it.
-        drop(handle.pipeline.lock().take());
-        drop(context);
-        Ok(0)
+        let pipeline = handle.pipeline.lock().take();
+        drop(pipeline);
+        let ended = match context.map(Arc::try_unwrap) {
+            Some(Ok(context)) => context.end(until),
+            // Nobody keeps one.
+            _ => Ok(()),
+        };
+        handle.stage.store(ENDED, Ordering::Release);
+        ended.map(|()| 0)
     })
 }
 

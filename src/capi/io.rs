@@ -450,7 +450,8 @@ fn completion_of(done: &Completion) -> unified_completion {
 /// Waits until there is something of `what` (UNIFIED_WAIT_RX, UNIFIED_WAIT_COMPLETIONS), at most
 /// `timeout_ms` (-1: for ever): which, 0 when the time ran out or a signal came. -EINVAL, -EBUSY,
 /// -ENOTCONN, -ENODEV (the interface is gone and nothing of `what` is there), -ESHUTDOWN (the context is being
-/// destroyed). The thread of the role or roles.
+/// destroyed), or what stopped the engine. The thread of the role or roles, which it has until it returns: other
+/// threads get -EBUSY from calls of the same role meanwhile.
 ///
 /// # Safety
 /// `ctx` must be a handle.
@@ -468,7 +469,9 @@ pub unsafe extern "C" fn unified_wait(
 
 /// A descriptor for event loops, readable when packets or completions wait; it belongs to the context. When
 /// it is, call unified_rx_batch and unified_completions until they give less than was asked for: they
-/// leave it armed. -EBUSY, -ESHUTDOWN. Call it once, before the loop, from the thread that has both roles.
+/// leave it armed, and it is not readable again before something new comes. It also becomes readable, for good, when the
+/// context is being destroyed or the engine has stopped; those calls then say so. Take it out of the loop before the
+/// context is destroyed, which closes it. -EBUSY, -ESHUTDOWN. Call it once, before the loop, from the thread that has both roles.
 ///
 /// # Safety
 /// `ctx` must be a handle.

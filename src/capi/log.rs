@@ -4,18 +4,27 @@ use std::ffi::{c_char, c_int};
 use std::path::Path;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use super::types::*;
 use super::{guard, null, optional_str, put, put_sized};
 use crate::error::{Error, Result};
 use crate::log_reader::{Item, LogReader};
 use crate::record::{FLAG_VLAN, Header};
+use crate::sys::fork::{Guard, Lock};
 
 /// A log that is being read. As with contexts, the cell behind the handle is never freed.
 #[allow(non_camel_case_types)]
 pub struct unified_log {
-    reader: Mutex<Option<LogReader>>,
+    reader: Lock<Option<LogReader>>,
+}
+
+/// `ENOTSUP` where the handle is in use by a thread of the parent process that a fork left behind.
+fn locked(log: &unified_log) -> Result<Guard<'_, Option<LogReader>>> {
+    log.reader.lock().map_err(|_| {
+        Error::new(
+            libc::ENOTSUP,
+            "a thread of the parent process was reading this log at the fork: open the log here",
+        )
+    })
 }
 
 fn with<T>(log: *const unified_log, body: impl FnOnce(&mut LogReader) -> Result<T>) -> Result<T> {
@@ -25,7 +34,7 @@ fn with<T>(log: *const unified_log, body: impl FnOnce(&mut LogReader) -> Result<
     // SAFETY: by the contract of every function here it came from unified_log_open, whose cells are never
     // freed, and it is only shared.
     let handle = unsafe { &*log };
-    match &mut *handle.reader.lock() {
+    match &mut *locked(handle)? {
         Some(reader) => body(reader),
         None => Err(Error::new(
             libc::EBADF,
@@ -38,8 +47,10 @@ fn with<T>(log: *const unified_log, body: impl FnOnce(&mut LogReader) -> Result<
 /// that begins `start` bytes into the device or file. Needs no context and no privilege but reading `path`.
 /// `*log` is the handle, NULL after a failure; it stands at the oldest record.
 ///
-/// 0, -EINVAL (NULL, `start` no multiple of 512), -ENOENT, -EACCES (the path), -ENOMSG (there is no log), -EIO.
-/// Any thread; one log, one thread at a time (others wait).
+/// 0, -EINVAL (NULL, `start` no multiple of 512), -ENOENT, -EACCES (the path), -ENOMSG (there is no log),
+/// -EPROTONOSUPPORT (it is of a version that this library does not know), -EIO.
+/// Any thread; one log, one thread at a time (others wait; a forked child gets -ENOTSUP from every call if a thread of
+/// its parent was within one).
 ///
 /// # Safety
 /// `path` must end in a zero byte; `log` must be valid.
@@ -57,7 +68,7 @@ pub unsafe extern "C" fn unified_log_open(
             .ok_or_else(|| null("the log's path"))?;
         let reader = LogReader::open(Path::new(&path), start)?;
         let cell = Box::leak(Box::new(unified_log {
-            reader: Mutex::new(Some(reader)),
+            reader: Lock::new(Some(reader)),
         }));
         // SAFETY: as above.
         unsafe { put(log, cell, "the place for the handle")? };
@@ -76,7 +87,7 @@ pub unsafe extern "C" fn unified_log_close(log: *mut unified_log) -> c_int {
         with(log, |_| Ok(()))?;
         // SAFETY: checked by `with`.
         let handle = unsafe { &*log };
-        handle.reader.lock().take();
+        locked(handle)?.take();
         Ok(0)
     })
 }
@@ -132,7 +143,7 @@ fn record_of(header: &Header, packet: &[u8]) -> unified_log_record {
 /// is there: right for a log that nobody writes to.
 ///
 /// -EINVAL, -EBADF, -EIO (the device cannot be read, or ends before the log does), -ENOMSG (something else stands where
-/// the log began).
+/// the log began, or a new log was begun there: destroy this handle and open the log again).
 ///
 /// # Safety
 /// `log` must be a handle; `record` must have `size` bytes.

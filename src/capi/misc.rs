@@ -48,14 +48,13 @@ pub extern "C" fn unified_strerror(error: c_int) -> *const c_char {
 /// An NVMe status (type << 8 | code) in words; static. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn unified_status_string(status: u32) -> *const c_char {
-    use once_cell::sync::Lazy;
-    use parking_lot::Mutex;
-    use std::collections::HashMap;
+    use crate::sys::fork::Lock;
+    use std::collections::BTreeMap;
     // C wants a zero byte behind the text; each is made once and kept.
-    static TEXTS: Lazy<Mutex<HashMap<u16, &'static std::ffi::CStr>>> = Lazy::new(Mutex::default);
+    static TEXTS: Lock<BTreeMap<u16, &'static std::ffi::CStr>> = Lock::new(BTreeMap::new());
     let status = (status & 0x7ff) as u16;
     TEXTS
-        .lock()
+        .lock_or_renew(BTreeMap::new)
         .entry(status)
         .or_insert_with(|| {
             Box::leak(

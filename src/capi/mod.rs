@@ -22,6 +22,7 @@ use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -65,18 +66,35 @@ fn null(what: &str) -> Error {
 /// and not a crash; what it held is.
 #[allow(non_camel_case_types)]
 pub struct unified_ctx {
+    /// Looked at before the lock: calls that come in a stream would keep a destroyer from it for ever.
+    stage: AtomicU8,
     context: RwLock<Option<Arc<Context>>>,
     pipeline: Mutex<Option<Pipeline>>,
     /// A child of fork must not touch its parent's rings.
     born: Mark,
 }
 
-/// Runs `body` with the context of a handle. `EINVAL` for NULL, `EBADF` after destroy, `ENOTSUP` in a
-/// forked child.
-fn with<T>(
-    ctx: *const unified_ctx,
-    body: impl FnOnce(&unified_ctx, &Arc<Context>) -> Result<T>,
-) -> Result<T> {
+/// Stages of a handle, in this order.
+const OPEN: u8 = 0;
+const ENDING: u8 = 1;
+const ENDED: u8 = 2;
+
+fn ended() -> Error {
+    Error::new(
+        libc::EBADF,
+        "this context was destroyed: its handle must not be used any more",
+    )
+}
+
+fn not_open(stage: u8) -> Error {
+    match stage {
+        ENDING => Error::new(libc::ESHUTDOWN, "the context is being destroyed"),
+        _ => ended(),
+    }
+}
+
+/// The cell of a handle, open or not. `EINVAL` for NULL, `ENOTSUP` in a forked child.
+fn cell<'a>(ctx: *const unified_ctx) -> Result<&'a unified_ctx> {
     if ctx.is_null() || !ctx.is_aligned() {
         return Err(null("the context"));
     }
@@ -90,14 +108,25 @@ fn with<T>(
             "this context belongs to the parent process of a fork; create one here",
         ));
     }
+    Ok(handle)
+}
+
+/// Runs `body` with the context of a handle. `EINVAL` for NULL, `ESHUTDOWN` during destroy, `EBADF` after it,
+/// `ENOTSUP` in a forked child.
+fn with<T>(
+    ctx: *const unified_ctx,
+    body: impl FnOnce(&unified_ctx, &Arc<Context>) -> Result<T>,
+) -> Result<T> {
+    let handle = cell(ctx)?;
+    let stage = handle.stage.load(Ordering::Acquire);
+    if stage != OPEN {
+        return Err(not_open(stage));
+    }
     // Recursive: a callback of one call may make another one while a destroyer waits.
     let slot = handle.context.read_recursive();
     match &*slot {
         Some(context) => body(handle, context),
-        None => Err(Error::new(
-            libc::EBADF,
-            "this context was destroyed: its handle must not be used any more",
-        )),
+        None => Err(ended()),
     }
 }
 

@@ -18,7 +18,8 @@ pub const UNIFIED_COPY_ZERO: u32 = 2;
 /// (/sys/kernel/mm/transparent_hugepage/enabled is "madvise" or "always") and it fills one, and else in pages of
 /// 4 KiB; see unified_info.huge_pages.
 pub const UNIFIED_HUGE_PAGES: u32 = 1;
-/// Configuration flag: write even to a device that is mounted, held or partitioned. Destroys data.
+/// Configuration flag: write even to a device that is mounted, held or partitioned, or that holds a file system,
+/// a volume, a partition table or the like; and begin a log in a range that holds something else. Destroys data.
 pub const UNIFIED_FORCE: u32 = 2;
 /// Configuration flag: open the device for reading only.
 pub const UNIFIED_READ_ONLY: u32 = 4;
@@ -65,7 +66,8 @@ pub const UNIFIED_COMPLETION_SPILLED: u32 = 8;
 pub const UNIFIED_LAYOUT_PAYLOAD: u32 = 0;
 /// unified_pipeline_config.layout: a log of whole frames (docs/record-format.md).
 pub const UNIFIED_LAYOUT_SLOT: u32 = 1;
-/// unified_pipeline_config.flags: begin a new log; an earlier one in the range counts no more.
+/// unified_pipeline_config.flags: begin a new log; an earlier one in the range counts no more, and whatever else is
+/// there is written over.
 pub const UNIFIED_LOG_NEW: u32 = 8;
 /// unified_pipeline_config.at_end: stop storing; further packets are counted and let go.
 pub const UNIFIED_AT_END_STOP: u32 = 0;
@@ -141,7 +143,8 @@ pub struct unified_config {
     /// serves one context.
     pub xsk_fd: i32,
     /// With UNIFIED_DEVICE_FD: a regular file, block device or NVMe namespace, open for reading and writing;
-    /// with O_DIRECT or without. `device` may be NULL and only names it.
+    /// with O_DIRECT or without, but not with O_APPEND. `device` may be NULL and only names it. While the context
+    /// lives no other one writes to the device, also not by a copy of this descriptor in another process.
     pub device_fd: i32,
     /// Where writes go that the device failed after all retries: a regular file, made where there is none, or a
     /// block device at least as long; at the same address, padded as for the device. They complete with

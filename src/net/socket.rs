@@ -31,28 +31,35 @@ pub fn open(setup: &XskSetup, zero_copy: ZeroCopy, buffers: &Shared) -> Result<X
         ZeroCopy::Copy => &[Some(false)],
         ZeroCopy::Insist => &[Some(true)],
     };
-    let mut result = Err(Error::new(libc::EINVAL, "no way to open the socket"));
-    for way in ways {
+    let mut last = None;
+    let refused = |way: Option<bool>, os: &io::Error| {
         let setup = XskSetup {
-            zero_copy: *way,
+            zero_copy: way,
             ..setup.clone()
         };
-        result = Xsk::open(&setup, buffers.clone()).map_err(|os| refusal(&setup, &os));
-        match &result {
+        refusal(&setup, os, buffers.len())
+    };
+    for way in ways {
+        // A UMEM for each way: where binding failed once, kernel 6.12 binds again, but the fill ring is lost and no
+        // packet arrives. Locked memory that is given back late is waited for.
+        let mut xsk = Xsk::new(setup, buffers.clone()).map_err(|os| refused(*way, &os))?;
+        match xsk.bind(setup, *way).map_err(|os| refused(*way, &os)) {
+            Ok(()) => return Ok(xsk),
             Err(error)
                 if *way == Some(true)
                     && matches!(error.errno(), libc::EOPNOTSUPP | libc::EINVAL) =>
             {
                 log::log(Level::Info, format_args!("{error}"));
+                last = Some(error);
             }
-            _ => break,
+            Err(error) => return Err(error),
         }
     }
-    result
+    Err(last.unwrap_or_else(|| Error::new(libc::EINVAL, "no way to open the socket")))
 }
 
 /// What was tried, and what to do about the errno.
-fn refusal(setup: &XskSetup, os: &io::Error) -> Error {
+fn refusal(setup: &XskSetup, os: &io::Error, umem: usize) -> Error {
     let error = Error::os(
         os,
         format_args!(
@@ -74,9 +81,7 @@ fn refusal(setup: &XskSetup, os: &io::Error) -> Error {
             error.hint("the descriptor handed in is no AF_XDP socket")
         }
         Some(libc::EOPNOTSUPP) => error.hint("the driver cannot; take copy mode"),
-        Some(libc::ENOBUFS | libc::ENOMEM) => {
-            error.hint("raise RLIMIT_MEMLOCK (ulimit -l) or give CAP_IPC_LOCK")
-        }
+        Some(libc::ENOBUFS | libc::ENOMEM) => error.hint(limits::shortage(umem)),
         Some(libc::EPERM) => error.hint(limits::lacking(&[limits::NET_RAW])),
         Some(libc::EAFNOSUPPORT) => error.hint("this kernel is built without CONFIG_XDP_SOCKETS"),
         _ => error,

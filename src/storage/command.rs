@@ -270,6 +270,11 @@ pub fn parse(sqe: &UnifiedSqe, rules: &Rules) -> Result<Command, u16> {
 fn blocks_of(raw: &NvmeUringCmd, rules: &Rules) -> Result<(u64, u32), u16> {
     let mut lba = u64::from(raw.cdw10) | u64::from(raw.cdw11) << 32;
     let mut blocks = (raw.cdw12 & 0xffff) + 1;
+    // Programs that write the rings themselves give the length of a read by data_len alone.
+    let alone = rules.raw && raw.opcode == opcode::READ && blocks == 1 && raw.data_len > 0;
+    if alone && raw.data_len.is_multiple_of(512) && raw.data_len >> 9 <= 1 << 16 {
+        blocks = raw.data_len >> 9;
+    }
     if rules.raw && rules.block_shift > 9 {
         let shift = rules.block_shift - 9;
         let mask = (1u64 << shift) - 1;
@@ -469,6 +474,25 @@ mod tests {
         assert_eq!((command.lba, command.blocks, command.nsid), (2, 1, 3));
         sqe.nvme_cmd.cdw10 = 17;
         assert_eq!(parse(&sqe, &rules), Err(status::INVALID_FIELD));
+    }
+
+    #[test]
+    fn the_raw_interface_takes_the_length_of_a_read_from_its_data() {
+        let raw = Rules {
+            raw: true,
+            ..rules()
+        };
+        let sqe = |code, len| transfer(code, 16, 1, 0, len, false);
+        let command = parse(&sqe(opcode::READ, 4096), &raw).unwrap();
+        assert_eq!((command.blocks, command.len), (8, 4096));
+        assert_eq!(command.raw.cdw12 & 0xffff, 7);
+        for (code, len, rules) in [
+            (opcode::READ, 4097, raw),
+            (opcode::WRITE, 4096, raw),
+            (opcode::READ, 4096, rules()),
+        ] {
+            assert_eq!(parse(&sqe(code, len), &rules), Err(status::INVALID_FIELD));
+        }
     }
 
     proptest! {

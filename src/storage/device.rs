@@ -1,12 +1,16 @@
 //! Opening a device: what kind it is, what it can do, and whether it may be written to.
 //!
-//! `file`: a regular file. `node`: a block device, by sysfs. `passthrough`: an NVMe namespace, by Identify too.
+//! `file`: a regular file, which `make` may make. `node`: a block device, by sysfs. `passthrough`: an NVMe namespace,
+//! by Identify too. `claim`: one writer at a time. `signature`: whose data is on it.
 
 #![forbid(unsafe_code)]
 
+mod claim;
 mod file;
+mod make;
 mod node;
 mod passthrough;
+mod signature;
 #[cfg(test)]
 mod tests;
 
@@ -17,11 +21,14 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-pub use file::{MadeFile, open_or_make};
+pub use claim::Claim;
+pub(super) use file::guard_contents;
 use file::{finish_file, open_file};
-pub(super) use node::open_unused;
-use node::{Sysfs, open_block};
-use passthrough::{identify_limits, open_nvme, passthrough_node};
+pub use make::{MadeFile, open_or_make};
+pub(super) use make::{absent, check_place};
+use node::{Sysfs, claim_block, open_block};
+pub(super) use node::{another_has, open_unused};
+use passthrough::{block_node_of, claim_namespace, identify_limits, open_nvme, passthrough_node};
 
 use super::spill::Spill;
 use crate::error::{Error, Result};
@@ -37,7 +44,7 @@ pub struct DeviceConfig {
     pub fd: Option<RawFd>,
     /// For reading only: writing commands get Namespace is Write Protected.
     pub read_only: bool,
-    /// Write even where the device is mounted, held or partitioned.
+    /// Write even if the device is mounted, held or partitioned, or holds a file system or the like.
     pub force: bool,
     /// Use the block layer also where NVMe passthrough would do.
     pub no_passthrough: bool,
@@ -108,14 +115,15 @@ pub struct Device {
     pub made: Option<MadeFile>,
     /// Where the engine puts the writes that this one fails.
     pub spill: Option<Spill>,
-    /// Holds the exclusive claim on the block node while passthrough goes around the block layer.
-    _claim: Option<File>,
+    /// Of one that is written to.
+    _claim: Option<Claim>,
 }
 
 impl Device {
     /// Opens it and reads its limits. Errors name the path: `ENOENT` `EACCES` (the path), `EBUSY` (in use:
-    /// mounted, held, partitioned, or another recorder's file), `EROFS` (read-only), `EINVAL` (not a device
-    /// this library can write to, or a size that cannot work), `ENOSPC` (a file that cannot be that big).
+    /// mounted, held, partitioned, or written to by another context), `EEXIST` (it holds a file system or the like),
+    /// `EROFS` (read-only), `EINVAL` (not a device this library can write to, or a size that cannot work), `ENOSPC`
+    /// (a file that cannot be that big).
     pub fn open(config: &DeviceConfig) -> Result<Device> {
         if config.block_size != 0
             && !(config.block_size.is_power_of_two() && (512..=4096).contains(&config.block_size))
@@ -137,21 +145,20 @@ impl Device {
         let path = Path::new(&config.path);
         let meta = match fs::metadata(path) {
             Ok(meta) => meta,
-            Err(e)
-                if e.kind() == io::ErrorKind::NotFound
-                    && config.file_size > 0
-                    && !config.read_only =>
-            {
-                return open_file(config).inspect_err(|e| {
-                    // Made by this very call, unless another recorder came first and has it locked.
-                    if e.errno() != libc::EBUSY {
-                        let _ = fs::remove_file(path);
-                    }
-                });
-            }
-            Err(e) => {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if let Some(error) = absent(path) {
+                    return Err(error);
+                }
+                if config.file_size > 0 && !config.read_only {
+                    return open_file(config);
+                }
                 return Err(Error::os(&e, format_args!("device '{}'", config.path))
                     .hint("check the path; a file is made when a file size is given"));
+            }
+            Err(e) => {
+                return Err(
+                    Error::os(&e, format_args!("device '{}'", config.path)).hint("check the path")
+                );
             }
         };
         let kind = meta.file_type();
@@ -292,7 +299,10 @@ fn open_null(config: &DeviceConfig, size: &str) -> Result<Device> {
     })
 }
 
-/// What somebody else opened. Direct I/O, and an exclusive claim on a block device (O_EXCL), are his choice.
+/// How an insisting caller says so, for messages.
+const FORCE: &str = "force (the flag UNIFIED_FORCE)";
+
+/// What somebody else opened. Direct I/O is his choice.
 fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {
     let name = match config.path.is_empty() {
         true => format!("descriptor {fd}"),
@@ -318,6 +328,14 @@ fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {
             ),
         ));
     }
+    if !config.read_only && flags & libc::O_APPEND != 0 {
+        return Err(Error::new(
+            libc::EINVAL,
+            format!(
+                "device '{name}' was handed in open for appending (O_APPEND), so that every write would go to its end; open it without"
+            ),
+        ));
+    }
     let meta = file.metadata().map_err(failed)?;
     let kind = meta.file_type();
     if kind.is_file() {
@@ -326,7 +344,7 @@ fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {
             (sysfile::direct_align_of(file).filter(|_| direct), None)
         });
     }
-    let device = |kind, limits, file| Device {
+    let device = |kind, limits, file, claim| Device {
         path: name.clone(),
         kind,
         limits,
@@ -335,7 +353,7 @@ fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {
         has_controller: false,
         made: None,
         spill: None,
-        _claim: None,
+        _claim: claim,
     };
     if kind.is_block_device() {
         let sysfs = Sysfs::of(&meta).ok_or_else(|| {
@@ -344,19 +362,40 @@ fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {
                 format!("device '{name}' is not in sysfs; is it still there?"),
             )
         })?;
-        if !config.read_only && !config.force {
-            sysfs.guard(&name)?;
-        }
         let limits = Limits {
             direct: flags & libc::O_DIRECT != 0,
             ..sysfs.limits(&name)?
         };
-        return Ok(device(Kind::Block, limits, file));
+        if config.read_only {
+            return Ok(device(Kind::Block, limits, file, None));
+        }
+        if !config.force {
+            sysfs.guard(&name)?;
+        }
+        let claim = claim_block(&config, &file, &claim::link_of(&file), true)?;
+        if !config.force {
+            signature::check_block(&name, &file, &limits)?;
+        }
+        return Ok(device(Kind::Block, limits, file, Some(claim)));
     }
     match sysfile::nvme_namespace_id(&file) {
         Ok(nsid) if kind.is_char_device() => {
             let limits = identify_limits(&file, nsid, &name)?;
-            Ok(device(Kind::Nvme, limits, file))
+            if config.read_only {
+                return Ok(device(Kind::Nvme, limits, file, None));
+            }
+            let block = block_node_of(&meta);
+            let sysfs = block
+                .as_ref()
+                .and_then(|path| Sysfs::of(&fs::metadata(path).ok()?));
+            if let (Some(sysfs), false) = (&sysfs, config.force) {
+                sysfs.guard(&name)?;
+            }
+            let claim = claim_namespace(&config, &file, &name, block.as_deref())?;
+            if !config.force {
+                signature::check_namespace(&name, &file, &limits)?;
+            }
+            Ok(device(Kind::Nvme, limits, file, Some(claim)))
         }
         _ => Err(Error::new(
             libc::EINVAL,

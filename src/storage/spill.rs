@@ -6,14 +6,18 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::Outcome;
 use super::command::{Command, opcode, status};
-use super::device::{Device, DeviceConfig, MadeFile, claim_patiently, open_or_make, open_unused};
+use super::device::{
+    Claim, Device, DeviceConfig, MadeFile, absent, another_has, check_place, guard_contents,
+    open_or_make, open_unused,
+};
 use crate::error::{Error, Result};
 
 #[derive(Debug)]
@@ -22,6 +26,8 @@ pub struct Spill {
     pub path: String,
     /// The file was made by the opening, and goes again unless whoever opened it keeps it.
     pub made: Option<MadeFile>,
+    /// Nobody else writes there.
+    pub claim: Option<Claim>,
 }
 
 impl Spill {
@@ -41,51 +47,70 @@ impl Spill {
             ));
         }
         let needed = device.limits.blocks << device.limits.block_shift();
-        let (file, made) = match known.filter(|about| about.file_type().is_block_device()) {
+        let (file, made, claim) = match known.filter(|about| about.file_type().is_block_device()) {
             Some(about) => {
                 let config = DeviceConfig {
                     path: path.into(),
                     force,
                     ..DeviceConfig::default()
                 };
-                let file = open_unused(&config, &about, 0)?.0;
+                let (file, _, claim) = open_unused(&config, &about, 0)?;
                 if length(&file)? < needed {
                     return Err(Error::new(
                         libc::EINVAL,
                         format!("{} is shorter than it", name("the block device")),
                     ));
                 }
-                (file, None)
+                (file, None, claim)
             }
-            None => open_file(path, needed, name)?,
+            None => {
+                let (file, made, claim) = open_file(path, needed, force, name)?;
+                (file, made, Some(claim))
+            }
         };
         Ok(Spill {
             file: file.into(),
             path: path.into(),
             made,
+            claim,
         })
     }
 }
 
 fn is_same(about: &Metadata, device: &Device) -> bool {
-    std::fs::metadata(&device.path).is_ok_and(|other| {
-        if about.file_type().is_block_device() {
-            other.rdev() == about.rdev()
-        } else {
-            (other.dev(), other.ino()) == (about.dev(), about.ino())
-        }
-    })
+    let open = device.files.first().and_then(|file| file.metadata().ok());
+    [open, std::fs::metadata(&device.path).ok()]
+        .into_iter()
+        .flatten()
+        .any(|other| {
+            if about.file_type().is_block_device() {
+                other.file_type().is_block_device() && other.rdev() == about.rdev()
+            } else {
+                (other.dev(), other.ino()) == (about.dev(), about.ino())
+            }
+        })
 }
 
 fn open_file(
     path: &str,
     needed: u64,
+    force: bool,
     name: impl Fn(&str) -> String,
-) -> Result<(File, Option<MadeFile>)> {
+) -> Result<(File, Option<MadeFile>, Claim)> {
+    let place = Path::new(path);
+    let about = std::fs::metadata(place);
+    if let Err(e) = &about
+        && e.kind() == io::ErrorKind::NotFound
+        && let Some(error) = absent(place)
+    {
+        return Err(error);
+    }
+    if about.is_ok_and(|about| about.is_file()) {
+        check_place(place)?;
+    }
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
-    let (file, fresh) =
-        open_or_make(&options, Path::new(path)).map_err(|e| Error::os(&e, name("opening")))?;
+    let (file, made) = open_or_make(&options, place).map_err(|e| Error::os(&e, name("opening")))?;
     let about = file
         .metadata()
         .map_err(|e| Error::os(&e, name("looking at")))?;
@@ -95,21 +120,26 @@ fn open_file(
             name("neither a regular file nor a block device:"),
         ));
     }
-    claim_patiently(
-        || file.try_lock(),
-        |e| matches!(e, TryLockError::WouldBlock),
-    )
-    .map_err(|e| match e {
-        TryLockError::WouldBlock => Error::new(libc::EBUSY, name("another context has")),
-        TryLockError::Error(e) => Error::os(&e, name("locking")),
-    })?;
-    // Only now, with the lock, is it surely ours to remove.
-    let made = fresh.then(|| MadeFile::new(path));
+    let failed = |e: io::Error| another_has(path, &e);
+    let mut claim = Claim::new().map_err(failed)?;
+    if let Err(e) = claim.add(&file) {
+        if e.kind() != io::ErrorKind::WouldBlock {
+            return Err(Error::os(&e, name("locking")));
+        }
+        // Another context found the new file first: it is not ours to remove.
+        if let Some(made) = made {
+            made.keep();
+        }
+        return Err(Error::new(libc::EBUSY, name("another context has")));
+    }
+    if !force && about.len() > 0 {
+        guard_contents(path, &file, about.len())?;
+    }
     if about.len() < needed {
         file.set_len(needed)
             .map_err(|e| Error::os(&e, name("giving its length to")))?;
     }
-    Ok((file, made))
+    Ok((file, made, claim))
 }
 
 fn length(mut file: &File) -> Result<u64> {

@@ -4,10 +4,9 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
 use std::os::fd::RawFd;
 use std::ptr;
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
-
+use super::fork::{Guard, Lock};
 use crate::log::{self, Level};
 
 /// The object must start on 8 bytes: libelf reads its headers in place.
@@ -27,13 +26,21 @@ static OBJECT_PLAIN: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(
 
 /// libxdp builds its paths in buffers that all threads share: one at a time goes into it. (ThreadSanitizer found two
 /// contexts being made at once there.)
-static LIBXDP: Mutex<()> = Mutex::new(());
+static LIBXDP: Lock<()> = Lock::new(());
 
 /// What libxdp says meanwhile is told when the lock is gone: a callback may make a context itself.
-fn libxdp() -> (MutexGuard<'static, ()>, log::Held) {
+fn libxdp() -> (Guard<'static, ()>, log::Held) {
     let held = log::hold();
     // A tuple's fields are dropped in order.
-    (LIBXDP.lock(), held)
+    // Whoever was in it when this process was forked left nothing behind but those buffers, which each call fills anew.
+    (LIBXDP.lock_or_renew(|| ()), held)
+}
+
+/// For tests: is in it while `wait` runs.
+#[cfg(test)]
+pub(crate) fn within_libxdp(wait: &dyn Fn()) {
+    let _one = libxdp();
+    wait();
 }
 
 const SECTION: &CStr = c"xdp.frags";
@@ -89,14 +96,18 @@ unsafe extern "C" fn print_xdp(
 
 /// Both libraries' lines go to the log callback from now on, and never to stderr.
 fn route_log() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // SAFETY: both functions live as long as the library; the libraries are this one's private copies.
-        unsafe {
-            libbpf_sys::libbpf_set_print(Some(print_bpf));
-            libxdp_sys::libxdp_set_print(Some(print_xdp));
-        }
-    });
+    static ROUTED: AtomicBool = AtomicBool::new(false);
+    if ROUTED.load(Ordering::Acquire) {
+        return;
+    }
+    // Not std's Once: in a child it may be said to run for ever.
+    let _one = libxdp();
+    // SAFETY: both functions live as long as the library; the libraries are this one's private copies.
+    unsafe {
+        libbpf_sys::libbpf_set_print(Some(print_bpf));
+        libxdp_sys::libxdp_set_print(Some(print_xdp));
+    }
+    ROUTED.store(true, Ordering::Release);
 }
 
 /// How a program is attached.
@@ -401,8 +412,8 @@ pub struct AttachedList {
 
 /// The programs attached to an interface; `None` where there are none.
 pub fn attached(ifindex: u32) -> Option<AttachedList> {
-    let _one = libxdp();
     route_log();
+    let _one = libxdp();
     // SAFETY: takes an index; the result is checked before use.
     let multi = unsafe { libxdp_sys::xdp_multiprog__get_from_ifindex(ifindex as c_int) };
     // SAFETY: takes any pointer that libxdp returned.

@@ -1,15 +1,91 @@
 //! Waiting: eventfd doorbells, poll, epoll, and the names and signals of threads.
 
+#[cfg(not(loom))]
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io;
+#[cfg(not(loom))]
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+#[cfg(not(loom))]
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU64, Ordering, fence};
+
+/// An eventfd: what is written adds up until it is read.
+#[cfg(not(loom))]
+#[derive(Debug)]
+struct Counter(File);
+
+#[cfg(not(loom))]
+impl Counter {
+    fn new() -> io::Result<Counter> {
+        // SAFETY: no memory is passed; the result is a new descriptor or -1.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just made, and owned by nobody else.
+        Ok(Counter(unsafe { File::from_raw_fd(fd) }))
+    }
+
+    fn add_one(&self) -> io::Result<()> {
+        (&self.0).write(&1u64.to_ne_bytes()).map(drop)
+    }
+
+    fn take(&self) -> io::Result<u64> {
+        let mut count = [0; 8];
+        // All eight bytes, or an error.
+        (&self.0).read_exact(&mut count)?;
+        Ok(u64::from_ne_bytes(count))
+    }
+
+    fn fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone().map(OwnedFd::from)
+    }
+}
+
+/// The same as loom sees it, without a descriptor.
+#[cfg(loom)]
+#[derive(Debug)]
+struct Counter(loom::sync::Mutex<u64>);
+
+#[cfg(loom)]
+impl Counter {
+    fn new() -> io::Result<Counter> {
+        Ok(Counter(loom::sync::Mutex::new(0)))
+    }
+
+    fn add_one(&self) -> io::Result<()> {
+        *self.0.lock().unwrap() += 1;
+        Ok(())
+    }
+
+    fn take(&self) -> io::Result<u64> {
+        match std::mem::take(&mut *self.0.lock().unwrap()) {
+            0 => Err(io::ErrorKind::WouldBlock.into()),
+            count => Ok(count),
+        }
+    }
+
+    fn fd(&self) -> RawFd {
+        -1
+    }
+
+    fn duplicate(&self) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
 
 /// A doorbell: readable after `ring`, until `clear`.
 #[derive(Debug)]
 pub struct Doorbell {
-    file: File,
+    counter: Counter,
     /// Rings begun and not yet cleared: saves `clear` a system call where nobody rang. Counted before the
     /// write, which may wake the clearer at once: a readable descriptor that `clear` passed over would be
     /// polled in vain until the ringer runs again.
@@ -18,15 +94,8 @@ pub struct Doorbell {
 
 impl Doorbell {
     pub fn new() -> io::Result<Doorbell> {
-        // SAFETY: no memory is passed; the result is a new descriptor or -1.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: just made, and owned by nobody else.
-        let file = unsafe { File::from_raw_fd(fd) };
         Ok(Doorbell {
-            file,
+            counter: Counter::new()?,
             rung: AtomicU64::new(0),
         })
     }
@@ -41,7 +110,7 @@ impl Doorbell {
             return;
         }
         self.rung.fetch_add(1, Ordering::AcqRel);
-        if (&self.file).write(&1u64.to_ne_bytes()).is_err() {
+        if self.counter.add_one().is_err() {
             // A full counter (EAGAIN) is rung already.
             self.rung.fetch_sub(1, Ordering::AcqRel);
         }
@@ -49,23 +118,30 @@ impl Doorbell {
 
     /// Says whether it had been rung.
     pub fn clear(&self) -> bool {
-        let mut rings = [0; 8];
-        if self.rung.load(Ordering::Acquire) == 0 || (&self.file).read(&mut rings).is_err() {
+        if self.rung.load(Ordering::Acquire) == 0 {
             return false;
         }
+        let Ok(rings) = self.counter.take() else {
+            return false;
+        };
         // What the counter held are the rings that are cleared; others may be about to write.
-        self.rung
-            .fetch_sub(u64::from_ne_bytes(rings), Ordering::AcqRel);
+        self.rung.fetch_sub(rings, Ordering::AcqRel);
         fence(Ordering::SeqCst);
         true
     }
 
     pub fn fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+        self.counter.fd()
     }
 
     pub fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.file.try_clone().map(OwnedFd::from)
+        self.counter.duplicate()
+    }
+
+    /// Whether a poll of its descriptor would return at once.
+    #[cfg(loom)]
+    pub fn is_readable(&self) -> bool {
+        *self.counter.0.lock().unwrap() > 0
     }
 }
 
@@ -190,6 +266,56 @@ pub fn sharpen_timers() {
             attr.runtime = 100_000;
             libc::syscall(libc::SYS_sched_setattr, 0, &attr, 0);
         }
+    }
+}
+
+/// While it lives, no signal interrupts the calling thread: they wait. For calls that are short but must not end early.
+/// Those that tell of the thread's own faults go through.
+#[derive(Debug)]
+pub struct SignalShield {
+    old: libc::sigset_t,
+    // The mask is the thread's.
+    _not_send: std::marker::PhantomData<*const ()>,
+}
+
+impl SignalShield {
+    #[must_use]
+    pub fn new() -> SignalShield {
+        // SAFETY: sigset_t is integers; both sets are live, one initialized before use, one filled in.
+        unsafe {
+            let mut set = std::mem::zeroed::<libc::sigset_t>();
+            let mut old = std::mem::zeroed::<libc::sigset_t>();
+            libc::sigfillset(&mut set);
+            for fault in [
+                libc::SIGSEGV,
+                libc::SIGBUS,
+                libc::SIGFPE,
+                libc::SIGILL,
+                libc::SIGTRAP,
+                libc::SIGABRT,
+                libc::SIGSYS,
+            ] {
+                libc::sigdelset(&mut set, fault);
+            }
+            libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut old);
+            SignalShield {
+                old,
+                _not_send: std::marker::PhantomData,
+            }
+        }
+    }
+}
+
+impl Default for SignalShield {
+    fn default() -> Self {
+        SignalShield::new()
+    }
+}
+
+impl Drop for SignalShield {
+    fn drop(&mut self) {
+        // SAFETY: the set is live and was filled in.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.old, std::ptr::null_mut()) };
     }
 }
 

@@ -6,14 +6,23 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
 
 use super::abi::NvmeUringCmd;
-use super::event::FileSizeShield;
+use super::event::{FileSizeShield, block_signals};
 
 /// `NVME_IOCTL_ID`: _IO('N', 0x40).
 const NVME_IOCTL_ID: libc::c_ulong = 0x4E40;
 /// `NVME_IOCTL_ADMIN_CMD`: _IOWR('N', 0x41, struct nvme_admin_cmd of 72 bytes).
 const NVME_IOCTL_ADMIN_CMD: libc::c_ulong = 0xC048_4E41;
+/// `NVME_IOCTL_IO_CMD`: _IOWR('N', 0x43, the same struct).
+const NVME_IOCTL_IO_CMD: libc::c_ulong = 0xC048_4E43;
+/// `LOOP_GET_STATUS64` of linux/loop.h, and the bytes of its struct loop_info64.
+const LOOP_GET_STATUS64: libc::c_ulong = 0x4C05;
+const LOOP_INFO_WORDS: usize = 29;
 
 /// What direct I/O on a file needs (STATX_DIOALIGN), in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,4 +138,170 @@ pub fn nvme_identify(
         rc if rc < 0 => Err(io::Error::last_os_error()),
         status => Ok(Err(status as u16)),
     }
+}
+
+/// Reads `to.len()` bytes, whole blocks of at most the drive's longest transfer, synchronously through a namespace's
+/// passthrough node. `EIO` for what the drive answers but success.
+pub fn nvme_read(file: &File, nsid: u32, lba: u64, blocks: u16, to: &mut [u8]) -> io::Result<()> {
+    let mut cmd = NvmeUringCmd {
+        opcode: 0x02,
+        nsid,
+        cdw10: lba as u32,
+        cdw11: (lba >> 32) as u32,
+        cdw12: u32::from(blocks).saturating_sub(1),
+        addr: to.as_mut_ptr() as u64,
+        data_len: to.len() as u32,
+        ..NvmeUringCmd::default()
+    };
+    // SAFETY: as for Identify: a live struct of the size that the ioctl's number says, and a live buffer of
+    // `data_len` bytes, which the kernel does not write beyond and fills before it returns.
+    let rc = unsafe { libc::ioctl(file.as_raw_fd(), NVME_IOCTL_IO_CMD, &mut cmd) };
+    match rc {
+        0 => Ok(()),
+        rc if rc < 0 => Err(io::Error::last_os_error()),
+        _ => Err(io::Error::from_raw_os_error(libc::EIO)),
+    }
+}
+
+/// Device and inode of the file behind a loop device.
+pub fn loop_backing(node: &File) -> io::Result<(u64, u64)> {
+    let mut info = [0u64; LOOP_INFO_WORDS];
+    // SAFETY: `info` is live, has the size of struct loop_info64 (232 bytes) and its alignment.
+    match unsafe { libc::ioctl(node.as_raw_fd(), LOOP_GET_STATUS64, info.as_mut_ptr()) } {
+        0 => Ok((info[0], info[1])),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn file_system_type_by(ask: impl FnOnce(*mut libc::statfs) -> libc::c_int) -> io::Result<u64> {
+    // SAFETY: statfs is integers only; all zeroes is a value of it.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    match ask(&mut stat) {
+        0 => Ok(u64::from(stat.f_type as u32)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The kind of file system that a path is on, as statfs(2) numbers them.
+pub fn file_system_type(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the path ends in a zero byte, and the kernel fills the live struct that is passed.
+    file_system_type_by(|stat| unsafe { libc::statfs(path.as_ptr(), stat) })
+}
+
+/// The same of an open file.
+pub fn file_system_type_of(file: &File) -> io::Result<u64> {
+    // SAFETY: the descriptor is open as long as `file` is borrowed, and the struct passed is live.
+    file_system_type_by(|stat| unsafe { libc::fstatfs(file.as_raw_fd(), stat) })
+}
+
+/// A file in memory without a name.
+pub fn memory_file() -> io::Result<File> {
+    // SAFETY: the name is a constant that ends in a zero byte; the result is a new descriptor or -1.
+    let fd = unsafe { libc::memfd_create(c"unified".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just made, and owned by nobody else.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Locks or unlocks the whole range of an open file. `WouldBlock` if somebody else has a lock on it.
+fn set_lock(fd: RawFd, command: libc::c_int, kind: libc::c_int) -> io::Result<()> {
+    // SAFETY: flock is integers only; all zeroes is a value of it: the whole file, from its start on.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: `lock` is live; a number that is no descriptor is EBADF.
+    if unsafe { libc::fcntl(fd, command, &mut lock) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    Err(match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => io::ErrorKind::WouldBlock.into(),
+        _ => error,
+    })
+}
+
+/// Locks a file, open for writing, for its open file description (F_OFD_SETLK). `WouldBlock` if somebody has it.
+pub fn lock_range(file: &File) -> io::Result<()> {
+    set_lock(file.as_raw_fd(), libc::F_OFD_SETLK, libc::F_WRLCK)
+}
+
+pub fn unlock_range(file: &File) -> io::Result<()> {
+    set_lock(file.as_raw_fd(), libc::F_OFD_SETLK, libc::F_UNLCK)
+}
+
+/// A lock on a file of which this process has no description of its own, only one that others share.
+///
+/// A lock of the classic kind (F_SETLK) belongs to a table of descriptors, and is lost when any descriptor of the file
+/// is closed in that table. So a sleeping thread holds it in a table of its own, with this one descriptor in it.
+#[derive(Debug)]
+pub struct LockApart {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl LockApart {
+    /// `WouldBlock` if somebody has it.
+    pub fn take(file: &File) -> io::Result<LockApart> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = stop.clone();
+        let (tell, told) = mpsc::channel();
+        let fd = file.as_raw_fd();
+        let thread = thread::Builder::new()
+            .name("unified-lock".into())
+            .stack_size(64 << 10)
+            .spawn(move || {
+                block_signals();
+                let locked =
+                    part_descriptors(fd).and_then(|()| set_lock(fd, libc::F_SETLK, libc::F_WRLCK));
+                let mine = locked.is_ok();
+                let _ = tell.send(locked);
+                if !mine {
+                    return;
+                }
+                while !seen.load(Ordering::Acquire) {
+                    thread::park();
+                }
+                // Whoever joins this thread may go on before its table is gone.
+                let _ = set_lock(fd, libc::F_SETLK, libc::F_UNLCK);
+            })?;
+        let lock = LockApart {
+            stop,
+            thread: Some(thread),
+        };
+        told.recv()
+            .unwrap_or_else(|_| Err(io::Error::from_raw_os_error(libc::EIO)))
+            .map(|()| lock)
+    }
+}
+
+impl Drop for LockApart {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Gives the calling thread a table of descriptors of its own, with `fd` alone in it.
+fn part_descriptors(fd: RawFd) -> io::Result<()> {
+    const CLOSE_RANGE_UNSHARE: libc::c_uint = 2;
+    let fd = fd as libc::c_uint;
+    let close = |first: libc::c_uint, last: libc::c_uint, flags: libc::c_uint| {
+        // SAFETY: numbers only. The first call makes the table this thread's own before it closes anything, and
+        // the second is made only after that: no descriptor of another thread is closed.
+        match unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    close(fd + 1, libc::c_uint::MAX, CLOSE_RANGE_UNSHARE)?;
+    if fd > 0 {
+        close(0, fd - 1, 0)?;
+    }
+    Ok(())
 }

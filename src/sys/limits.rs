@@ -1,6 +1,10 @@
 //! Limits and privileges of this process.
 
 use std::fs;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// A capability, by number and name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +28,11 @@ fn effective() -> Option<u64> {
 
 pub fn has(capability: Capability) -> bool {
     effective().is_some_and(|caps| caps >> capability.0 & 1 != 0)
+}
+
+/// Those of `needed` that this process has not, by name.
+pub fn missing(needed: &[Capability]) -> Vec<&'static str> {
+    needed.iter().filter(|c| !has(**c)).map(|c| c.1).collect()
 }
 
 /// Says which of `needed` this process lacks, and where it lacks none, what else may forbid it.
@@ -73,6 +82,60 @@ pub fn memlock() -> Option<u64> {
     (rc == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
+/// Bytes that the contexts of this process have locked, as far as they are counted.
+static LOCKED: AtomicU64 = AtomicU64::new(0);
+
+pub fn locked_here() -> u64 {
+    LOCKED.load(Ordering::Relaxed)
+}
+
+/// Adds to them if the sum stays within `limit`. `Err`: what there is already.
+pub fn add_locked(bytes: u64, limit: u64) -> Result<(), u64> {
+    let sum = |there: u64| there.checked_add(bytes).filter(|sum| *sum <= limit);
+    LOCKED
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum)
+        .map(|_| ())
+}
+
+pub fn remove_locked(bytes: u64) {
+    LOCKED.fetch_sub(bytes, Ordering::Relaxed);
+}
+
+/// The kernel gives locked memory back some time after a socket or ring was closed. What is still missing then is
+/// not there.
+const LATE: Duration = Duration::from_secs(2);
+const LATE_PAUSE: Duration = Duration::from_millis(5);
+
+/// Tries something that locks memory again as long as it may be refused (`ENOMEM`, `ENOBUFS`) for memory that the
+/// kernel has not given back yet: at most two seconds.
+pub fn retry_locking<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let until = Instant::now() + LATE;
+    loop {
+        match attempt() {
+            Err(e)
+                if matches!(e.raw_os_error(), Some(libc::ENOMEM | libc::ENOBUFS))
+                    && Instant::now() < until =>
+            {
+                thread::sleep(LATE_PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// What to say when the kernel refuses `bytes` of locked memory although this process has room for them.
+pub fn shortage(bytes: usize) -> String {
+    let allowed = match memlock() {
+        None => return format!("{bytes} bytes of memory were to be locked; free memory"),
+        Some(limit) => limit,
+    };
+    format!(
+        "{bytes} bytes were to be locked, RLIMIT_MEMLOCK allows {allowed}, and the contexts of this process count {} with \
+         them; other processes of this user count too: end those, raise RLIMIT_MEMLOCK (ulimit -l) or give CAP_IPC_LOCK",
+        locked_here()
+    )
+}
+
 /// Whether files may grow without limit (RLIMIT_FSIZE).
 pub fn files_unlimited() -> bool {
     let mut limit = libc::rlimit {
@@ -119,4 +182,10 @@ pub fn memory_cgroup() -> Option<(u64, String)> {
         }
     }
     least
+}
+
+/// Whether the process has privileges that whoever started it need not have: its environment is not to be trusted.
+pub fn is_secure_execution() -> bool {
+    // SAFETY: takes and gives a number.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }

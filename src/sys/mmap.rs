@@ -38,9 +38,9 @@ impl Mapping {
             .checked_next_multiple_of(unit)
             .filter(|&len| len > 0 && len <= isize::MAX as usize)
             .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
-        let mut flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
+        let mut flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
         if huge {
-            flags |= libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+            flags |= libc::MAP_HUGETLB | libc::MAP_HUGE_2MB | libc::MAP_POPULATE;
         }
         // SAFETY: no address is asked for, so no existing mapping can be replaced.
         let base = unsafe {
@@ -64,6 +64,12 @@ impl Mapping {
             lent: false,
         };
         mapping.advise(libc::MADV_DONTFORK)?;
+        if !huge {
+            // Shared memory may come in huge pages by itself, and those count whole against RLIMIT_MEMLOCK. Refused
+            // by a kernel that has none.
+            let _ = mapping.advise(libc::MADV_NOHUGEPAGE);
+            mapping.advise(libc::MADV_POPULATE_WRITE)?;
+        }
         Ok(mapping)
     }
 
@@ -122,9 +128,10 @@ impl Mapping {
         }
     }
 
-    /// Advice that leaves what the mapping holds as it is: MADV_HUGEPAGE, MADV_DONTFORK, MADV_POPULATE_WRITE.
+    /// Advice that leaves what the mapping holds as it is: MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTFORK,
+    /// MADV_POPULATE_WRITE.
     fn advise(&self, advice: libc::c_int) -> io::Result<()> {
-        // SAFETY: the range is this mapping, which is live; the three, which are all that is asked for here, change nothing in it.
+        // SAFETY: the range is this mapping, which is live; the four, which are all that is asked for here, change nothing in it.
         match unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, advice) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),

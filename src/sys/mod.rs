@@ -1,6 +1,7 @@
 //! Unsafe room 2: the system boundary. Everything above it is safe code.
 
 pub mod abi;
+pub mod blkid;
 pub mod bpf;
 pub mod event;
 pub mod file;

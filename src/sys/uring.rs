@@ -15,6 +15,8 @@ use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 
 use super::abi::NvmeUringCmd;
 use super::event::FileSizeShield;
+use super::limits;
+use super::mmap::PAGE;
 use super::shm::Shared;
 use crate::error::{Error, Result};
 
@@ -27,6 +29,14 @@ const NVME_URING_CMD_IO: u32 = 0xC048_4E80;
 /// The same with vectors: `addr` points to them, and `data_len` is their number.
 const NVME_URING_CMD_IO_VEC: u32 = 0xC048_4E81;
 const NVME_URING_CMD_ADMIN: u32 = 0xC048_4E82;
+
+/// Bytes that a ring of so many entries itself counts against RLIMIT_MEMLOCK, at most: kernels before 6.14 do not count
+/// it. Entries of 128 bytes and their indices, twice as many completions of 32, and what stands before them.
+pub fn ring_bytes(entries: u32) -> usize {
+    let entries = entries.next_power_of_two() as usize;
+    let page = |bytes: usize| bytes.next_multiple_of(PAGE);
+    page(entries * 128) + page(256 + 2 * entries * 32 + entries * 4)
+}
 
 /// Pauses of different length; all further ones are as the last.
 const PAUSES: u32 = 21;
@@ -197,7 +207,7 @@ impl Ring {
                 .setup_defer_taskrun()
                 .setup_r_disabled();
         }
-        let ring = builder.build(entries).map_err(|e| {
+        let ring = limits::retry_locking(|| builder.build(entries)).map_err(|e| {
             let error = Error::os(&e, format_args!("creating an io_uring of {entries} entries"));
             match e.raw_os_error() {
                 Some(libc::EPERM) => error.hint("io_uring is forbidden here: see sysctl kernel.io_uring_disabled, or the container's seccomp profile"),
@@ -248,13 +258,12 @@ impl Ring {
         if !vectors.is_empty() {
             // SAFETY: every vector lies in a Shared that self now owns, and self's ring is dropped
             // before them; the kernel pins the pages, so they outlive even that.
-            unsafe { self.ring.submitter().register_buffers(&vectors) }.map_err(|e| {
+            let register = || unsafe { self.ring.submitter().register_buffers(&vectors) };
+            limits::retry_locking(register).map_err(|e| {
                 let bytes: usize = vectors.iter().map(|v| v.iov_len).sum();
                 let error = Error::os(&e, format_args!("registering {bytes} bytes with io_uring"));
                 match e.raw_os_error() {
-                    Some(libc::ENOMEM) => {
-                        error.hint("raise RLIMIT_MEMLOCK (ulimit -l) or give CAP_IPC_LOCK")
-                    }
+                    Some(libc::ENOMEM) => error.hint(limits::shortage(bytes)),
                     _ => error,
                 }
             })?;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use libxdp_sys as xdp;
 
 use super::file::duplicate;
+use super::limits::retry_locking;
 use super::shm::Shared;
 
 /// The kernel frees a queue some time after its last socket was closed.
@@ -92,10 +93,16 @@ fn name_buffer(name: &str) -> io::Result<[libc::c_char; libc::IFNAMSIZ]> {
 }
 
 impl Xsk {
-    /// Makes the UMEM over `memory` and binds a socket, for which it waits up to a second where another one has
-    /// the queue. libxdp's default program is not loaded.
+    /// Makes the UMEM over `memory` and binds a socket as `setup.zero_copy` says. libxdp's default program is not
+    /// loaded.
     pub fn open(setup: &XskSetup, memory: Shared) -> io::Result<Xsk> {
-        let ifname = name_buffer(&setup.ifname)?;
+        let mut xsk = Xsk::new(setup, memory)?;
+        xsk.bind(setup, setup.zero_copy)?;
+        Ok(xsk)
+    }
+
+    /// Makes the UMEM over `memory`, for a socket that is yet to be bound.
+    pub fn new(setup: &XskSetup, memory: Shared) -> io::Result<Xsk> {
         let mut xsk = Xsk {
             socket: ptr::null_mut(),
             umem: ptr::null_mut(),
@@ -113,33 +120,42 @@ impl Xsk {
             frame_headroom: setup.headroom,
             flags: 0,
         };
-        // libxdp's own would be inherited by the programs that this one starts, and would hold the queue in
-        // them when it was closed here.
-        let fd = match setup.socket {
-            Some(socket) => duplicate(socket)?,
-            None => Xsk::socket()?,
-        }
-        .into_raw_fd();
-        // SAFETY: the memory is a live range that xsk keeps alive; the boxed rings live as long as the
-        // UMEM; the config is read during the call. The descriptor belongs to the UMEM from here on, and
-        // is closed with it, or when making it fails.
-        negative(unsafe {
-            xdp::xsk_umem__create_with_fd(
-                &mut xsk.umem,
-                fd,
-                memory.pointer(0).cast(),
-                memory.len() as u64,
-                &mut *xsk.fill,
-                &mut *xsk._completion,
-                &umem,
-            )
+        retry_locking(|| {
+            // libxdp's own would be inherited by the programs that this one starts, and would hold the queue in
+            // them when it was closed here.
+            let fd = match setup.socket {
+                Some(socket) => duplicate(socket)?,
+                None => Xsk::socket()?,
+            }
+            .into_raw_fd();
+            // SAFETY: the memory is a live range that xsk keeps alive; the boxed rings live as long as the
+            // UMEM; the config is read during the call. The descriptor belongs to the UMEM from here on, and
+            // is closed with it, or when making it fails: then nothing else of it is left either.
+            negative(unsafe {
+                xdp::xsk_umem__create_with_fd(
+                    &mut xsk.umem,
+                    fd,
+                    memory.pointer(0).cast(),
+                    memory.len() as u64,
+                    &mut *xsk.fill,
+                    &mut *xsk._completion,
+                    &umem,
+                )
+            })
         })?;
+        Ok(xsk)
+    }
+
+    /// Binds the socket, for which it waits up to a second if another one has the queue. After another error the
+    /// UMEM is of no use: not every kernel leaves its rings as they were.
+    pub fn bind(&mut self, setup: &XskSetup, zero_copy: Option<bool>) -> io::Result<()> {
+        let ifname = name_buffer(&setup.ifname)?;
         // SAFETY: integers only; zero is a value of each.
         let mut config: xdp::xsk_socket_config = unsafe { std::mem::zeroed() };
         config.rx_size = setup.rx_size;
         config.__bindgen_anon_1.libxdp_flags = xdp::XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD;
         config.xdp_flags = if setup.skb_mode { 1 << 1 } else { 1 << 2 };
-        let copy = match setup.zero_copy {
+        let copy = match zero_copy {
             Some(true) => xdp::XDP_ZEROCOPY,
             Some(false) => xdp::XDP_COPY,
             None => 0,
@@ -147,15 +163,16 @@ impl Xsk {
         config.bind_flags = (copy | xdp::XDP_USE_NEED_WAKEUP) as u16;
         let until = Instant::now() + BUSY_RETRY;
         loop {
-            // SAFETY: as above; no TX ring is asked for. When binding fails, libxdp keeps the UMEM, its rings and the
-            // descriptor as they were before the call.
+            // SAFETY: the UMEM was made by `new`, and it and the boxed rings live as long as the socket; no TX ring
+            // is asked for. When binding fails, libxdp keeps the UMEM, its rings and the descriptor as they were
+            // before the call.
             let bound = negative(unsafe {
                 xdp::xsk_socket__create(
-                    &mut xsk.socket,
+                    &mut self.socket,
                     ifname.as_ptr(),
                     setup.queue,
-                    xsk.umem,
-                    &mut *xsk.rx,
+                    self.umem,
+                    &mut *self.rx,
                     ptr::null_mut(),
                     &config,
                 )
@@ -168,8 +185,8 @@ impl Xsk {
             }
         }
         // SAFETY: the socket was just made.
-        xsk.fd = unsafe { xdp::xsk_socket__fd(xsk.socket) };
-        Ok(xsk)
+        self.fd = unsafe { xdp::xsk_socket__fd(self.socket) };
+        Ok(())
     }
 
     /// A socket that is nothing yet. Needs CAP_NET_RAW, and is the only step that does.

@@ -167,3 +167,18 @@ def test_make_help_names_the_targets():
     text = must("make", "-s", "-f", "Makefile.full-stack", "help", cwd=ROOT)
     for target in ("all", "demo", "test", "test-full", "bench", "install", "clean", "check-deps"):
         assert re.search(rf"^  .*\b{target}\b", text, re.M), target
+
+
+def test_the_commands_of_the_registration_document(tmp_path):
+    """docs/uapi.md: with nothing added."""
+    document = (ROOT / "docs/uapi.md").read_text()
+    said = "make -f selftest.mk selftest SRC=program.c OUT=program"
+    assert said in document and "make -f selftest.mk preload" in document
+    env = {name: value for name, value in os.environ.items() if not name.startswith("UAPI_") and name != "PKG_CONFIG_PATH"}
+    program = tmp_path / "program"
+    command = said.replace("program.c", "tests/capi/uapi-registration.c").replace("OUT=program", f"OUT={program}")
+    must("sh", "-c", command, cwd=ROOT, env=env)
+    must("sh", "-c", "make -f selftest.mk preload", cwd=ROOT, env=env)
+    for made in (program, OUT / "libunified-uapi-preload.so"):
+        linked = must("ldd", made, env=env)
+        assert re.search(r"libunified\.so\.0 => /", linked), linked

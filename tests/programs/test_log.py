@@ -237,6 +237,15 @@ def test_a_reader_may_have_seen_enough(network, device, start):
         assert "panicked" not in done.stderr, done.stderr
 
 
+def test_the_library_says_what_it_does_if_asked(network, device, start):
+    said = call("env", "UNIFIED_LOG=info", RECORDER, "record", network.near, device, 0)
+    assert re.search("^unified: ", said.stdout, re.M), said.stdout
+    quiet = call(RECORDER, "record", network.near, device, 0)
+    assert quiet.returncode == said.returncode == 0 and "unified: " not in quiet.stdout
+    wrong = call("env", "UNIFIED_LOG=loud", RECORDER, "record", network.near, device, 0)
+    assert "UNIFIED_LOG is 'loud', which is no level" in wrong.stdout
+
+
 def test_an_interface_without_ethernet_headers_is_refused(network, device):
     must("ip", "-n", network.ns, "tuntap", "add", "dev", "plain0", "mode", "tun")
     must("ip", "-n", network.ns, "link", "set", "plain0", "up")

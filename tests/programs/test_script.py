@@ -65,6 +65,51 @@ def test_an_interface_and_a_device_of_the_users(network, device):
     assert result.returncode == 0 and "0 damaged" in result.stdout, result.stdout
 
 
+@pytest.fixture
+def disk(tmp_path):
+    """A loop device that holds a file system."""
+    image = tmp_path / "disk"
+    with open(image, "wb") as file:
+        file.truncate(16 << 20)
+    node = must("losetup", "--find", "--show", image).strip()
+    must("mkfs.ext4", "-q", node)
+    yield node, image
+    must("losetup", "--detach", node)
+
+
+def test_a_disk_that_holds_a_file_system(network, disk, tmp_path):
+    node, image = disk
+    before = image.read_bytes()
+    words = ["--duration", "1", "--rate", "500", "--from-netns", network.ns, network.near, node]
+    refused = call(SCRIPT, *words, env=ENV, stdin=open(os.devnull))
+    assert refused.returncode == 1 and "ext4" in refused.stdout and "give --yes" in refused.stdout, refused.stdout
+    # In use: nobody can say yes to that, and nothing is cleared first.
+    (tmp_path / "mount").mkdir()
+    must("mount", "-o", "ro,noload", node, tmp_path / "mount")
+    try:
+        refused = call(SCRIPT, "--yes", *words, env=ENV)
+    finally:
+        must("umount", tmp_path / "mount")
+    assert refused.returncode == 1 and "is mounted on" in refused.stdout, refused.stdout
+    assert image.read_bytes() == before
+    program = OUT / "bin/unified-full-stack-test"
+    check = call(program, "--check", network.near, node, 0)
+    assert check.returncode == 3 and "--force" in check.stdout, check.stdout
+    assert call(program, "--check", "--force", network.near, node, 0).returncode == 0
+    assert image.read_bytes() == before
+    result = call(SCRIPT, "--yes", *words, env=ENV)
+    assert result.returncode == 0 and "[SUCCESS] Every packet sent was stored" in result.stdout, result.stdout
+
+
+def test_a_device_that_is_too_small_is_told_as_such(network, device, start):
+    program = start(OUT / "bin/unified-full-stack-test", "--file-size", "65536", "--count", "400", network.near, device, 0)
+    program.until("^System ready")
+    network.send(400)
+    assert program.end() == 1
+    assert re.search(r"^  No space: [1-9]", program.text(), re.M)
+    assert re.search(r"^\d+ packets were not stored: the \d+ blocks of \d+ bytes .* are full; .*--file-size", program.text(), re.M), program.text()
+
+
 def test_without_traffic_of_its_own(network, device):
     result = call(SCRIPT, "--no-traffic", "--duration", "1", network.near, device, env=ENV)
     assert result.returncode == 0, result.stdout

@@ -2,48 +2,17 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
-use super::{Device, DeviceConfig, Kind, Limits, claim_patiently};
+use super::claim::{Claim, link_of};
+use super::make::{MadeFile, check_place, open_or_make};
+use super::node::Sysfs;
+use super::{Device, DeviceConfig, Kind, Limits, signature};
 use crate::error::{Error, Result};
 use crate::sys::file as sysfile;
-
-/// A file that did not exist before. Removed again when this is dropped without `keep`: nobody else's data
-/// is lost with it.
-#[derive(Debug)]
-pub struct MadeFile(Option<PathBuf>);
-
-impl MadeFile {
-    pub fn new(path: impl Into<PathBuf>) -> MadeFile {
-        MadeFile(Some(path.into()))
-    }
-
-    pub fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for MadeFile {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
-/// Opens a file, making it where there is none; whether it was made.
-pub fn open_or_make(options: &OpenOptions, path: &Path) -> io::Result<(File, bool)> {
-    match options.clone().create_new(true).open(path) {
-        Ok(file) => Ok((file, true)),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            options.open(path).map(|file| (file, false))
-        }
-        Err(e) => Err(e),
-    }
-}
 
 pub(super) fn open_file(config: &DeviceConfig) -> Result<Device> {
     let path = Path::new(&config.path);
@@ -51,17 +20,57 @@ pub(super) fn open_file(config: &DeviceConfig) -> Result<Device> {
     options.read(true).write(!config.read_only).mode(0o600);
     let what = |what: &str| format!("{what} file '{}'", config.path);
     let make = config.file_size > 0 && !config.read_only;
+    if !config.read_only {
+        check_place(path)?;
+    }
     let opened = match make {
         true => open_or_make(&options, path),
-        false => options.open(path).map(|file| (file, false)),
+        false => options.open(path).map(|file| (file, None)),
     };
-    let (plain, fresh) = opened.map_err(|e| Error::os(&e, what("opening")))?;
-    finish_file(config, plain, fresh.then_some(path), |_| {
-        let align = sysfile::direct_align(path).filter(|a| !config.small_blocks || a.offset <= 512);
+    let (plain, made) = opened.map_err(|e| Error::os(&e, what("opening")))?;
+    finish_file(config, plain, made, |plain| {
+        let align =
+            sysfile::direct_align_of(plain).filter(|a| !config.small_blocks || a.offset <= 512);
         // tmpfs takes O_DIRECT and buffers all the same: without the alignment there is no direct I/O.
-        let direct = align.and_then(|_| options.custom_flags(libc::O_DIRECT).open(path).ok());
+        let direct = align.and_then(|_| {
+            options.custom_flags(libc::O_DIRECT);
+            let again = options.open(link_of(plain));
+            again.or_else(|_| options.open(path)).ok()
+        });
+        // The path may lead to another file by now.
+        let direct = direct.filter(|direct| is_same_file(plain, direct));
         (align.filter(|_| direct.is_some()), direct)
     })
+}
+
+fn is_same_file(a: &File, b: &File) -> bool {
+    match (a.metadata(), b.metadata()) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+/// Refuses a file of `len` bytes that somebody uses as a device, or that holds a file system or the like.
+pub(in crate::storage) fn guard_contents(path: &str, file: &File, len: u64) -> Result<()> {
+    guard_backing(file, path)?;
+    signature::check_file(path, file, len)
+}
+
+/// Refuses a file that a loop device shows to somebody who uses it: mounted, held, or partitioned.
+fn guard_backing(file: &File, path: &str) -> Result<()> {
+    let Ok(here) = fs::read_link(link_of(file)) else {
+        return Ok(());
+    };
+    for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let backing = fs::read_to_string(entry.path().join("loop/backing_file"));
+        if backing.is_ok_and(|backing| Path::new(backing.trim_end_matches('\n')) == here) {
+            let node = Path::new("/dev").join(entry.file_name());
+            if let Some(sysfs) = fs::metadata(&node).ok().as_ref().and_then(Sysfs::of) {
+                sysfs.guard_use(&format!("file '{path}', which is {},", node.display()))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Locks an open file, gives it its size and measures it. `direct` says what direct I/O asks for, where there
@@ -69,26 +78,38 @@ pub(super) fn open_file(config: &DeviceConfig) -> Result<Device> {
 pub(super) fn finish_file(
     config: &DeviceConfig,
     plain: File,
-    fresh: Option<&Path>,
+    made: Option<MadeFile>,
     direct: impl FnOnce(&File) -> (Option<sysfile::DirectAlign>, Option<File>),
 ) -> Result<Device> {
     let what = |what: &str| format!("{what} file '{}'", config.path);
+    let mut claim = None;
     if !config.read_only {
-        let held = |e: &TryLockError| matches!(e, TryLockError::WouldBlock);
-        claim_patiently(|| plain.try_lock(), held).map_err(|e| match e {
-            TryLockError::WouldBlock => Error::new(
+        let mut own = Claim::new().map_err(|e| Error::os(&e, what("claiming")))?;
+        if let Err(e) = own.add(&plain) {
+            if e.kind() != io::ErrorKind::WouldBlock {
+                return Err(Error::os(&e, what("locking")));
+            }
+            // Another context found the new file first: it is not ours to remove.
+            if let Some(made) = made {
+                made.keep();
+            }
+            return Err(Error::new(
                 libc::EBUSY,
-                format!("file '{}' is locked: another recorder writes to it; stop that one or take another file", config.path),
-            ),
-            TryLockError::Error(e) => Error::os(&e, what("locking")),
-        })?;
+                format!(
+                    "file '{}' is locked: another recorder writes to it; stop that one or take another file",
+                    config.path
+                ),
+            ));
+        }
+        claim = Some(own);
     }
-    // Only now, with the lock, is it surely ours to remove.
-    let made = fresh.map(MadeFile::new);
     let len = plain
         .metadata()
         .map_err(|e| Error::os(&e, what("looking at")))?
         .len();
+    if !config.read_only && !config.force && len > 0 {
+        guard_contents(&config.path, &plain, len)?;
+    }
     if config.file_size > len && !config.read_only {
         sysfile::allocate(&plain, config.file_size).map_err(|e| {
             // What could be had before space ran out has been added already: back to what it was.
@@ -132,19 +153,20 @@ pub(super) fn finish_file(
         nsid: 1,
     };
     if limits.blocks == 0 {
+        let path = &config.path;
         return Err(Error::new(
             libc::EINVAL,
-            format!(
-                "file '{}' has {len} bytes, less than one block of {block_size}; give it a file size",
-                config.path
-            ),
+            match config.file_size {
+                0 => format!(
+                    "file '{path}' has {len} bytes, less than one block of {block_size}; give a file size, to which it is made longer"
+                ),
+                size => format!(
+                    "file '{path}' would have {len} bytes, less than one block of {block_size}; the file size given is {size}, and at least {block_size} is needed"
+                ),
+            },
         ));
     }
-    // The lock belongs to the first descriptor: it stays open as the claim.
-    let (file, claim) = match direct {
-        Some(direct) => (direct, Some(plain)),
-        None => (plain, None),
-    };
+    let file = direct.unwrap_or(plain);
     Ok(Device {
         path: config.path.clone(),
         kind: Kind::File,

@@ -3,11 +3,16 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::{Device, DeviceConfig, Kind, Limits, claim_patiently, is_busy, open_node};
+use super::claim::Claim;
+use super::{
+    Device, DeviceConfig, FORCE, Kind, Limits, claim_patiently, is_busy, open_node, signature,
+};
 use crate::error::{Error, Result};
+use crate::sys::file as sysfile;
 
 /// The directory of a block device under sysfs, and that of the disk where it is a partition.
 pub(in crate::storage) struct Sysfs {
@@ -104,11 +109,16 @@ impl Sysfs {
                 ),
             ));
         }
+        self.guard_use(&format!("device '{path}'"))
+    }
+
+    /// Refuses what is mounted, held or partitioned. The subject begins the sentence.
+    pub(super) fn guard_use(&self, subject: &str) -> Result<()> {
         let refuse = |why: String| {
             Err(Error::new(
                 libc::EBUSY,
                 format!(
-                    "device '{path}' {why}; writing would destroy that; take another device, or insist with force"
+                    "{subject} {why}; writing would destroy that; take another device, or insist with {FORCE}"
                 ),
             ))
         };
@@ -132,28 +142,88 @@ impl Sysfs {
     }
 }
 
-/// Claims a block node as mount does, so that nobody mounts it while it is written to.
-pub(super) fn claim(config: &DeviceConfig, path: &Path) -> Result<Option<File>> {
-    if config.read_only || config.force {
-        return Ok(None);
-    }
-    let exclusive = || {
+/// Claims a block node as mount does, so that nobody mounts it while it is written to. `None` if this process may
+/// not open it (an unprivileged user of passthrough): sysfs has been asked already.
+pub(super) fn exclusive(path: &Path) -> Result<Option<File>> {
+    let open = || {
         OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_EXCL)
             .open(path)
     };
-    match claim_patiently(exclusive, is_busy) {
+    match claim_patiently(open, is_busy) {
         Ok(file) => Ok(Some(file)),
         Err(e) if is_busy(&e) => Err(Error::new(
             libc::EBUSY,
             format!(
-                "device '{}' is in use: mounted, swapped on, or claimed by another program; stop that first, or insist with force",
+                "device '{}' is in use: mounted, swapped on, or claimed by another program; stop that first, or insist with {FORCE}",
                 path.display()
             ),
         )),
-        // May not open the block node (an unprivileged user of passthrough): sysfs has been asked already.
         Err(_) => Ok(None),
+    }
+}
+
+/// What to say when another context has the device.
+pub(in crate::storage) fn another_has(path: &str, e: &io::Error) -> Error {
+    match e.kind() {
+        io::ErrorKind::WouldBlock => Error::new(
+            libc::EBUSY,
+            format!(
+                "device '{path}' is claimed by another recorder, which writes to it; stop that one or take another device"
+            ),
+        ),
+        _ => Error::os(e, format_args!("claiming device '{path}'")),
+    }
+}
+
+/// The claim on a block device that is open for writing. `theirs`: it was handed in, and may be claimed (O_EXCL) by
+/// whoever did that, which cannot be told from another's claim.
+pub(super) fn claim_block(
+    config: &DeviceConfig,
+    file: &File,
+    node: &Path,
+    theirs: bool,
+) -> Result<Claim> {
+    let path = config.path.as_str();
+    let failed = |e: io::Error| another_has(path, &e);
+    let mut claim = Claim::new().map_err(failed)?;
+    claim.add(file).map_err(failed)?;
+    if !config.force {
+        let once = || {
+            OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_EXCL)
+                .open(node)
+        };
+        let exclusive = match theirs {
+            true => once().ok(),
+            false => exclusive(node)?,
+        };
+        exclusive.into_iter().for_each(|node| claim.keep(node));
+    }
+    claim_backing(&mut claim, file).map_err(failed)?;
+    Ok(claim)
+}
+
+/// The file behind a loop device is written to as well. A file that this process cannot reach is left out.
+fn claim_backing(claim: &mut Claim, file: &File) -> io::Result<()> {
+    let Ok(backing) = sysfile::loop_backing(file) else {
+        return Ok(());
+    };
+    let Some(sysfs) = file.metadata().ok().as_ref().and_then(Sysfs::of) else {
+        return Ok(());
+    };
+    let path = fs::read_to_string(sysfs.disk.join("loop/backing_file")).unwrap_or_default();
+    let path = path.trim_end_matches('\n');
+    // A block device behind it is claimed by nobody, but held: sysfs tells.
+    let is_it = |about: &fs::Metadata| about.is_file() && (about.dev(), about.ino()) == backing;
+    if !fs::metadata(path).as_ref().is_ok_and(is_it) {
+        return Ok(());
+    }
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) if file.metadata().as_ref().is_ok_and(is_it) => claim.add(&file),
+        _ => Ok(()),
     }
 }
 
@@ -162,7 +232,7 @@ pub(in crate::storage) fn open_unused(
     config: &DeviceConfig,
     meta: &fs::Metadata,
     flags: i32,
-) -> Result<(File, Sysfs)> {
+) -> Result<(File, Sysfs, Option<Claim>)> {
     let sysfs = Sysfs::of(meta).ok_or_else(|| {
         Error::new(
             libc::ENODEV,
@@ -172,17 +242,27 @@ pub(in crate::storage) fn open_unused(
             ),
         )
     })?;
-    let mut flags = flags;
-    if !config.read_only && !config.force {
-        sysfs.guard(&config.path)?;
-        flags |= libc::O_EXCL;
+    if config.read_only {
+        return Ok((
+            open_node(config, Path::new(&config.path), flags)?,
+            sysfs,
+            None,
+        ));
     }
-    let file = open_node(config, Path::new(&config.path), flags)?;
-    Ok((file, sysfs))
+    if !config.force {
+        sysfs.guard(&config.path)?;
+    }
+    let path = Path::new(&config.path);
+    let file = open_node(config, path, flags)?;
+    let claim = claim_block(config, &file, path, false)?;
+    if !config.force {
+        signature::check_block(&config.path, &file, &sysfs.limits(&config.path)?)?;
+    }
+    Ok((file, sysfs, Some(claim)))
 }
 
 pub(super) fn open_block(config: &DeviceConfig, meta: &fs::Metadata) -> Result<Device> {
-    let (file, sysfs) = open_unused(config, meta, libc::O_DIRECT)?;
+    let (file, sysfs, claim) = open_unused(config, meta, libc::O_DIRECT)?;
     let limits = sysfs.limits(&config.path)?;
     Ok(Device {
         path: config.path.clone(),
@@ -193,6 +273,6 @@ pub(super) fn open_block(config: &DeviceConfig, meta: &fs::Metadata) -> Result<D
         has_controller: false,
         made: None,
         spill: None,
-        _claim: None,
+        _claim: claim,
     })
 }

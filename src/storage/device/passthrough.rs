@@ -3,11 +3,13 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileTypeExt;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::node::{Sysfs, claim};
-use super::{Device, DeviceConfig, Kind, Limits, file_name, open_node};
+use super::claim::Claim;
+use super::node::{Sysfs, another_has, exclusive};
+use super::{Device, DeviceConfig, Kind, Limits, file_name, open_node, signature};
 use crate::error::{Error, Result};
 use crate::storage::command;
 use crate::sys::file as sysfile;
@@ -39,11 +41,11 @@ pub(super) fn open_nvme(
     if let (Some(sysfs), false) = (&sysfs, config.read_only || config.force) {
         sysfs.guard(&name)?;
     }
-    let claim = match block {
-        Some(block) => claim(config, block)?,
-        None => None,
-    };
     let file = open_node(config, node, 0)?;
+    let claim = match config.read_only {
+        true => None,
+        false => Some(claim_namespace(config, &file, &name, block)?),
+    };
     let nsid = sysfile::nvme_namespace_id(&file)
         .map_err(|e| Error::os(&e, format_args!("asking '{name}' for its namespace id")))?;
     let mut limits = match &sysfs {
@@ -54,6 +56,9 @@ pub(super) fn open_nvme(
     limits.max_transfer = limits.max_transfer.min(segmented(&limits));
     if let Ok(Ok(page)) = sysfile::nvme_identify(&file, nsid, 0, 0) {
         refuse_metadata(&page, &name)?;
+    }
+    if !config.read_only && !config.force {
+        signature::check_namespace(&name, &file, &limits)?;
     }
     let mut files = vec![file];
     let controller = controller_node(node);
@@ -73,6 +78,37 @@ pub(super) fn open_nvme(
         spill: None,
         _claim: claim,
     })
+}
+
+/// The claim on a namespace that is open for writing: on its passthrough node, and on its block node if this process
+/// may open that, so that nobody mounts it.
+pub(super) fn claim_namespace(
+    config: &DeviceConfig,
+    file: &File,
+    name: &str,
+    block: Option<&Path>,
+) -> Result<Claim> {
+    let failed = |e: io::Error| another_has(name, &e);
+    let mut claim = Claim::new().map_err(failed)?;
+    claim.add(file).map_err(failed)?;
+    let node = match block {
+        Some(block) if config.force => OpenOptions::new().read(true).open(block).ok(),
+        Some(block) => exclusive(block)?,
+        None => None,
+    };
+    if let Some(node) = node {
+        claim.flock(node).map_err(failed)?;
+    }
+    Ok(claim)
+}
+
+/// The block node of an open passthrough node: /dev/ng0n1 -> /dev/nvme0n1.
+pub(super) fn block_node_of(about: &fs::Metadata) -> Option<PathBuf> {
+    let (major, minor) = (libc::major(about.rdev()), libc::minor(about.rdev()));
+    let own = fs::canonicalize(format!("/sys/dev/char/{major}:{minor}")).ok()?;
+    let rest = file_name(&own).strip_prefix("ng")?;
+    let block = Path::new("/dev").join(format!("nvme{rest}"));
+    block.exists().then_some(block)
 }
 
 /// Most bytes that always fit into a command's segments. Passthrough is never split, each page may be a

@@ -77,3 +77,23 @@ fn an_empty_file_without_a_size_is_refused() {
     fs::remove_file(&path).unwrap();
     assert_eq!(error.errno(), libc::EINVAL);
 }
+
+/// Between making a file and giving it up again, somebody may have put another one in its place.
+#[test]
+fn what_took_a_made_files_place_is_not_removed() {
+    let path = std::env::temp_dir().join(format!("unified-place-{}", std::process::id()));
+    let other = path.with_extension("other");
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    let (_file, made) = open_or_make(&options, &path).unwrap();
+    fs::write(&other, b"another's").unwrap();
+    fs::rename(&other, &path).unwrap();
+    drop(made.unwrap());
+    assert_eq!(fs::read(&path).unwrap(), b"another's");
+    let (_file, made) = open_or_make(&options, &path).unwrap();
+    assert!(made.is_none());
+    fs::remove_file(&path).unwrap();
+    let (_file, made) = open_or_make(&options, &path).unwrap();
+    drop(made.unwrap());
+    assert!(!path.exists());
+}

@@ -7,8 +7,9 @@ use crate::storage::command::{self, entry_flags};
 use crate::storage::device::Limits;
 use crate::storage::{BUFFER_BOUNCE, BUFFER_DATA, Outcome};
 use crate::sys::abi::UnifiedSqe;
+use crate::sys::mmap::PAGE;
 use crate::sys::probe;
-use crate::sys::uring::{BufRange, SHARD};
+use crate::sys::uring::{BufRange, SHARD, ring_bytes};
 
 /// Fixed pieces of registered memory, for data that the device cannot take where it is.
 #[derive(Debug)]
@@ -39,6 +40,16 @@ pub fn bounce_piece(limits: &Limits) -> u32 {
 /// Bytes of the bounce pool for a depth.
 pub fn bounce_bytes(limits: &Limits, depth: u32) -> usize {
     bounce_piece(limits) as usize * depth.clamp(2, 256) as usize
+}
+
+/// Bytes that an engine of a depth locks besides the data buffers: the bounce pool, and its io_uring itself.
+pub fn locked_bytes(limits: &Limits, depth: u32) -> usize {
+    bounce_bytes(limits, depth).next_multiple_of(PAGE) + ring_bytes(ring_entries(depth))
+}
+
+/// One more for the doorbell's poll; io_uring's own CQ is twice as long.
+pub(super) fn ring_entries(depth: u32) -> u32 {
+    depth + 1
 }
 
 impl Engine {

@@ -5,6 +5,7 @@
 use super::Engine;
 use crate::log::{self, Level};
 use crate::storage::command::opcode;
+use crate::storage::device::Claim;
 use crate::storage::{Outcome, Step, spill};
 use crate::sys::uring::Op;
 
@@ -18,6 +19,8 @@ pub(super) struct Overflow {
     pub(super) dirty: bool,
     /// Syncs of it that have not ended: they may fail, and a flush that comes meanwhile counts on none of them.
     pub(super) syncing: u32,
+    /// Given up with the engine.
+    pub(super) _claim: Option<Claim>,
 }
 
 impl Engine {

@@ -3,8 +3,9 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
+use crate::end::End;
 use crate::error::{Error, Result};
 use crate::latency::Stamps;
 use crate::stats::EngineStats;
@@ -19,8 +20,8 @@ pub struct Shore {
     pub taker_bell: Doorbell,
     /// The engine has entries and no CQ slot for them.
     pub(super) cq_starved: AtomicBool,
-    /// Something is broken for good: the rings were corrupted, or io_uring fails. An errno, or 0.
-    pub(super) failed: AtomicU64,
+    /// Something is broken for good (the rings were corrupted, or io_uring fails), or the context is being destroyed.
+    pub end: End,
     pub stats: EngineStats,
     /// When each entry of the SQ ring was submitted.
     pub stamps: Stamps,
@@ -39,7 +40,7 @@ impl Shore {
             engine_bell: bell()?,
             taker_bell: bell()?,
             cq_starved: AtomicBool::new(false),
-            failed: AtomicU64::new(0),
+            end: End::new().map_err(|e| Error::os(&e, "creating an eventfd"))?,
             stats: EngineStats::default(),
             stamps: Stamps::new(sq_entries),
         }))
@@ -56,9 +57,6 @@ impl Shore {
 
     /// The errno of a failure that the engine cannot go on from.
     pub fn failure(&self) -> Option<i32> {
-        match self.failed.load(Ordering::Acquire) {
-            0 => None,
-            errno => Some(errno as i32),
-        }
+        self.end.failure()
     }
 }

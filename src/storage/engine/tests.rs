@@ -376,6 +376,7 @@ fn a_spill_that_fails_too_leaves_the_devices_error() {
             file: full.unwrap().into(),
             path: "/dev/full".into(),
             made: None,
+            claim: None,
         })
     });
     rig.fail(opcode::WRITE, -libc::EIO);

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Engine, Shore};
 use crate::error::{Error, Result};
@@ -19,10 +19,36 @@ const BUSY: u32 = 8;
 const WAIT_BATCH: u32 = 32;
 const WAIT_BATCH_TIME: Duration = Duration::from_micros(200);
 
+/// So long an engine that ends has nothing in flight, and no room in a CQ that is being emptied: the rings are broken.
+pub const LONGEST_STUCK: Duration = Duration::from_secs(1);
+
+fn no_room_left() -> Error {
+    Error::new(
+        libc::EBADMSG,
+        "CQ ring: it was emptied and has no room all the same; something outside the library wrote to the region",
+    )
+}
+
 /// Messages to an engine's thread.
 #[derive(Debug, Default)]
 struct Control {
     stop: AtomicBool,
+    /// With a stop: somebody empties the CQ ring, so what waits for room there is served too.
+    emptied: AtomicBool,
+    /// What the device has not answered is not waited for by anybody.
+    left: AtomicBool,
+    /// It touches nothing any more.
+    done: AtomicBool,
+}
+
+/// Tells whoever waits for the end of the thread, also when it panics.
+struct Ended(Arc<Control>, Arc<Shore>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.done.store(true, Ordering::Release);
+        self.1.taker_bell.ring();
+    }
 }
 
 /// The library's own thread around an engine. Dropping it stops it: what is in flight is finished first.
@@ -40,15 +66,15 @@ impl EngineThread {
             .name("unified-engine".into())
             .spawn(move || {
                 block_signals();
+                let _ended = Ended(seen.clone(), engine.shore.clone());
                 if let Err(error) = run(&mut engine, &seen) {
-                    // Nothing may touch the region when the thread has ended.
-                    let _ = engine.abandon();
-                    engine
-                        .shore
-                        .failed
-                        .store(error.errno() as u64, Ordering::Release);
+                    // First: whoever waits must not do so for a device that may never answer.
+                    engine.shore.end.fail(error.errno());
                     log::log(Level::Error, format_args!("engine stopped: {error}"));
-                    engine.shore.taker_bell.ring();
+                    // Nothing may touch the region when the thread has ended.
+                    if engine.abandon().is_err() && engine.in_flight() > 0 {
+                        std::mem::forget(engine);
+                    }
                 }
             })
             .map_err(|e| Error::os(&e, "starting the engine's thread"))?;
@@ -60,11 +86,35 @@ impl EngineThread {
     }
 }
 
-impl Drop for EngineThread {
-    fn drop(&mut self) {
+impl EngineThread {
+    fn stop(&self) {
         // Release: whatever the stopper did before is seen by the engine's last turns.
         self.control.stop.store(true, Ordering::Release);
         self.shore.engine_bell.ring();
+    }
+
+    /// Tells it to carry out what stands in the SQ ring and then to end, while the caller empties the CQ ring.
+    pub fn finish(&self) {
+        self.control.emptied.store(true, Ordering::Release);
+        self.stop();
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.control.done.load(Ordering::Acquire)
+    }
+
+    /// Waits no longer for what the device has not answered. The thread keeps the memory that belongs to it, and ends
+    /// when it is answered.
+    pub fn leave(mut self) {
+        self.control.left.store(true, Ordering::Release);
+        self.stop();
+        drop(self.thread.take());
+    }
+}
+
+impl Drop for EngineThread {
+    fn drop(&mut self) {
+        self.stop();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -73,17 +123,40 @@ impl Drop for EngineThread {
 
 fn run(engine: &mut Engine, control: &Control) -> Result<()> {
     engine.enable()?;
+    let mut stuck_since = None;
     loop {
         // Looked at before the pump, so that it takes whatever was submitted before the stop.
         let stopping = control.stop.load(Ordering::Acquire);
         let turn = engine.pump(false)?;
         if stopping {
-            engine.config.retry.limit = 0;
+            if control.left.load(Ordering::Acquire) {
+                return engine.abandon();
+            }
             // Entries that are in the SQ ring now were submitted before the stop: they are served, and
             // what is in flight is finished. A CQ that nobody empties ends it too.
+            let emptied = control.emptied.load(Ordering::Acquire);
+            if !emptied {
+                engine.config.retry.limit = 0;
+            }
             let stuck = !engine.cq_room()?;
-            if engine.in_flight() == 0 && (turn.taken == 0 || stuck) {
-                return Ok(());
+            if engine.in_flight() == 0 {
+                let done = if emptied {
+                    !engine.has_entries()?
+                } else {
+                    turn.taken == 0 || stuck
+                };
+                if done {
+                    return Ok(());
+                }
+                if stuck {
+                    let since = *stuck_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= LONGEST_STUCK {
+                        return Err(no_room_left());
+                    }
+                    std::thread::sleep(WAIT_BATCH_TIME);
+                } else {
+                    stuck_since = None;
+                }
             }
             engine
                 .ring
