@@ -38,6 +38,9 @@ pub fn ring_bytes(entries: u32) -> usize {
     page(entries * 128) + page(256 + 2 * entries * 32 + entries * 4)
 }
 
+/// So long a dropped ring waits for operations that are being cancelled.
+const CANCEL_TIME: Duration = Duration::from_secs(1);
+
 /// Pauses of different length; all further ones are as the last.
 const PAUSES: u32 = 21;
 
@@ -627,8 +630,13 @@ impl Drop for Ring {
     fn drop(&mut self) {
         // Errors: nothing was registered, or another thread than a deferred ring's own drops it; then it
         // is left to the kernel.
-        let _ = self.ring.submitter().unregister_files();
-        let _ = self.ring.submitter().unregister_buffers();
+        let submitter = self.ring.submitter();
+        // Kernels before 6.13 wait in unregister_files for every operation on a registered file, and a poll on a
+        // doorbell that nobody rings never ends by itself.
+        let longest = types::Timespec::from(CANCEL_TIME);
+        let _ = submitter.register_sync_cancel(Some(longest), types::CancelBuilder::any());
+        let _ = submitter.unregister_files();
+        let _ = submitter.unregister_buffers();
     }
 }
 
