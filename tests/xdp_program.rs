@@ -224,6 +224,7 @@ fn difference(now: &XdpCounters, before: &XdpCounters) -> XdpCounters {
         events: now.events - before.events,
         events_lost: now.events_lost - before.events_lost,
         no_metadata: now.no_metadata - before.no_metadata,
+        merged: now.merged - before.merged,
     }
 }
 

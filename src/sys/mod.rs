@@ -2,6 +2,7 @@
 
 pub mod abi;
 pub mod bpf;
+pub mod ethtool;
 pub mod event;
 pub mod file;
 pub mod fork;
