@@ -23,14 +23,8 @@ const LEAVE_TAGS: [(&str, &str); 2] = [
     ("tx-vlan-hw-insert", "txvlan"),
     ("tx-vlan-stag-hw-insert", "tx-vlan-stag-hw-insert"),
 ];
-/// Received packets are merged.
-const MERGE: [(&str, &str); 3] = [
-    ("rx-gro", "gro"),
-    ("rx-gro-hw", "rx-gro-hw"),
-    ("rx-lro", "lro"),
-];
-
-/// Drivers of interfaces whose packets come from another interface, where the kernel has taken the tags out.
+/// Drivers of interfaces whose packets come from another interface, where the kernel has taken the tags out and may
+/// have merged datagrams.
 const ABOVE_OTHERS: [&str; 6] = [
     "bridge",
     "bonding",
@@ -39,6 +33,10 @@ const ABOVE_OTHERS: [&str; 6] = [
     "ipvlan",
     "openvswitch",
 ];
+
+fn is_above_others(link: &Link) -> bool {
+    ethtool::driver(&link.name).is_ok_and(|driver| ABOVE_OTHERS.contains(&driver.as_str()))
+}
 
 /// Features of an interface that are on, and the command that turns them off.
 struct On<'a> {
@@ -101,8 +99,7 @@ fn veth_peer(link: &Link) -> Option<String> {
 /// has them. `mode`: of the XDP program; `None` if it is somebody else's.
 pub fn warn_of_lost_tags(link: &Link, mode: Option<Mode>) {
     let name = &link.name;
-    let driver = ethtool::driver(name).unwrap_or_default();
-    if driver == "veth" {
+    if ethtool::driver(name).is_ok_and(|driver| driver == "veth") {
         // Its receiving side takes no tag out: it gets a packet as the other end left it.
         if let Some(peer) = veth_peer(link) {
             if let Some(on) = On::of(&peer, &LEAVE_TAGS) {
@@ -128,11 +125,11 @@ pub fn warn_of_lost_tags(link: &Link, mode: Option<Mode>) {
         }
         return;
     }
-    if ABOVE_OTHERS.contains(&driver.as_str()) && mode != Some(Mode::Native) {
+    if is_above_others(link) && mode != Some(Mode::Native) {
         log::log(
             Level::Warn,
             format_args!(
-                "interface '{name}' is above others ({driver}): the kernel takes the VLAN tags out of packets before \
+                "interface '{name}' is above others: the kernel takes the VLAN tags out of packets before \
                  they come to it, so they are stored without; to keep the tags, record from the interface below, \
                  after: ethtool -K INTERFACE rxvlan off"
             ),
@@ -156,13 +153,13 @@ pub fn may_merge(link: &Link, mode: Mode) -> bool {
     mode == Mode::Skb || ethtool::driver(&link.name).is_ok_and(|driver| driver == "tun")
 }
 
-/// How datagrams come one by one.
+/// How datagrams come one by one. The kernel itself merges nothing on an interface with a program in SKB mode.
 fn apart(link: &Link) -> String {
-    let here = On::of(&link.name, &MERGE).map(|on| format!("{on}; and "));
-    format!(
-        "{}where they are sent: ethtool -K DEV tx-udp-segmentation off",
-        here.unwrap_or_default()
-    )
+    let below = match is_above_others(link) {
+        true => "on the interfaces below it: ethtool -K INTERFACE gro off; and ",
+        false => "",
+    };
+    format!("{below}where they are sent: ethtool -K DEV tx-udp-segmentation off")
 }
 
 /// The program that tells merged datagrams apart could not be had, and `why`.

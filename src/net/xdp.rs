@@ -139,8 +139,8 @@ impl Xdp {
                     let with = if metadata { "" } else { ", without metadata" };
                     log::log(Level::Info, format_args!("{mode:?} mode{with}: {error}"));
                     // EACCES may also be the verifier's, about what an older kernel does not have.
-                    let permission = error.errno() == libc::EPERM
-                        || error.errno() == libc::EACCES && !merged;
+                    let permission =
+                        error.errno() == libc::EPERM || error.errno() == libc::EACCES && !merged;
                     last = Some(error);
                     if permission {
                         break;

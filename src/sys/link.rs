@@ -21,8 +21,11 @@ pub fn name_of(index: u32) -> Option<String> {
     // SAFETY: the buffer has the room that the call demands.
     let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr()) };
     // SAFETY: the call wrote a name that ends in a zero byte into the buffer, which is live.
-    (!found.is_null())
-        .then(|| unsafe { CStr::from_ptr(found) }.to_string_lossy().into_owned())
+    (!found.is_null()).then(|| {
+        unsafe { CStr::from_ptr(found) }
+            .to_string_lossy()
+            .into_owned()
+    })
 }
 
 fn socket() -> Option<OwnedFd> {
