@@ -5,7 +5,7 @@
 mod common;
 
 use std::fs;
-use std::net::{SocketAddrV4, UdpSocket};
+use std::process::Command;
 use std::sync::{Mutex, Once};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,21 @@ use unified::wait::WAIT_RX;
 const PORT: u16 = 9999;
 const FRAMES: u32 = 256;
 const TAG: u16 = 42;
+
+/// An interface, until it is dropped.
+struct Link(String);
+
+impl Link {
+    fn name(letter: &str) -> String {
+        format!("uv{:x}{letter}", std::process::id() & 0xffff)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", &self.0]).output();
+    }
+}
 
 // ---- The library's log, of all tests in this process ----
 
@@ -97,16 +112,6 @@ fn push_tags(veth: &Veth, protocol: u16) {
     ));
 }
 
-/// Turns a feature of the sending end off.
-fn far_off(veth: &Veth, features: &[&str]) {
-    for feature in features {
-        let ethtool = [
-            "netns", "exec", &veth.ns, "ethtool", "-K", &veth.peer, feature, "off",
-        ];
-        run("ip", &ethtool);
-    }
-}
-
 /// The tag of a datagram as it arrives.
 fn tag_of_one(veth: &Veth, context: &Context) -> Option<u16> {
     let sent = payload(7, 300);
@@ -127,61 +132,98 @@ fn tag_of_one(veth: &Veth, context: &Context) -> Option<u16> {
     packets[0].headers.vlan_tci
 }
 
-#[test]
-fn explore() {
-    for protocol in [0x8100, 0x88a8] {
-        for mode in [XdpMode::Native, XdpMode::Skb] {
-            let veth = Veth::new();
-            push_tags(&veth, protocol);
-            let context = open(&veth.host, mode);
-            let t = |what: &str| {
-                eprintln!(
-                    "{protocol:x} {mode:?} {what}: {:?}",
-                    tag_of_one(&veth, &context)
-                )
-            };
-            t("default");
-            run("ethtool", &["-K", &veth.host, "rxvlan", "off"]);
-            run(
-                "ethtool",
-                &["-K", &veth.host, "rx-vlan-stag-hw-parse", "off"],
-            );
-            t("rxvlan off");
-            far_off(&veth, &["txvlan"]);
-            t("txvlan off");
-            far_off(&veth, &["tx-vlan-stag-hw-insert"]);
-            t("stag off");
-            eprintln!("{:#?}", warnings(&veth.host));
+/// Does what a warning says to do; PEER is the far end.
+fn obey(veth: &Veth, warning: &str) {
+    for part in warning.split("ethtool -K ").skip(1) {
+        let command = part.split([':', ',']).next().unwrap();
+        let words: Vec<&str> = command.split(' ').collect();
+        let device = words[0];
+        for pair in words[1..].chunks_exact(2) {
+            match device {
+                "PEER" => veth.far_off(pair[0]),
+                _ => run("ethtool", &["-K", device, pair[0], pair[1]]),
+            }
         }
     }
 }
 
 #[test]
-fn explore_bridge() {
-    for kind in ["bridge", "macvlan"] {
+fn tags_beside_the_bytes_are_warned_of_and_what_the_warning_says_helps() {
+    if !is_root("tags_beside_the_bytes_are_warned_of_and_what_the_warning_says_helps") {
+        return;
+    }
+    // One tag, and the outer one of two (802.1ad).
+    for (protocol, mode) in [(0x8100, XdpMode::Native), (0x88a8, XdpMode::Skb)] {
         let veth = Veth::new();
-        let br = format!("ub{:x}", std::process::id() & 0xffff);
+        push_tags(&veth, protocol);
+        let context = open(&veth.host, mode);
+        let warned = warnings(&veth.host);
+        assert_eq!(warned.len(), 1, "once: {warned:?}");
+        assert!(warned[0].contains(&format!("ethtool -K {} rxvlan off", veth.host)));
+        // If this fails, the kernel gives the tag back: then there is nothing to warn of any more.
+        assert_eq!(tag_of_one(&veth, &context), None);
+        drop(context);
+        obey(&veth, &warned[0]);
+        let context = open(&veth.host, mode);
+        assert_eq!(tag_of_one(&veth, &context), Some(TAG), "{}", warned[0]);
+        assert_eq!(warnings(&veth.host).len(), 1, "it is right now");
+    }
+}
+
+#[test]
+fn a_peer_in_reach_is_named() {
+    if !is_root("a_peer_in_reach_is_named") {
+        return;
+    }
+    let (near, far) = (Link::name("a"), Link::name("b"));
+    ip(&format!("link add {near} type veth peer name {far}"));
+    let _near = Link(near.clone());
+    ip(&format!("link set {near} up"));
+    ip(&format!("link set {far} up"));
+    drop(open(&near, XdpMode::Auto));
+    let warned = warnings(&near);
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    let command = format!("ethtool -K {far} txvlan off tx-vlan-stag-hw-insert off");
+    assert!(warned[0].ends_with(&command), "{warned:?}");
+    run("ethtool", &command.split(' ').skip(1).collect::<Vec<_>>());
+    // What the near end says of itself is of no matter then.
+    drop(open(&near, XdpMode::Auto));
+    assert_eq!(warnings(&near).len(), 1);
+}
+
+#[test]
+fn an_interface_above_others_has_no_tags() {
+    if !is_root("an_interface_above_others_has_no_tags") {
+        return;
+    }
+    for (kind, letter) in [("bridge", "c"), ("macvlan", "d")] {
+        let veth = Veth::new();
+        let upper = Link(Link::name(letter));
         if kind == "bridge" {
-            ip(&format!("link add {br} type bridge"));
-            ip(&format!("link set {} master {br}", veth.host));
+            ip(&format!("link add {} type bridge", upper.0));
+            ip(&format!("link set {} master {}", veth.host, upper.0));
         } else {
+            let (lower, upper) = (&veth.host, &upper.0);
             ip(&format!(
-                "link add link {} {br} type macvlan mode passthru",
-                veth.host
+                "link add link {lower} {upper} type macvlan mode passthru"
             ));
         }
-        ip(&format!("link set {br} up"));
+        ip(&format!("link set {} up", upper.0));
         push_tags(&veth, 0x8100);
-        far_off(&veth, &["txvlan"]);
-        std::thread::sleep(Duration::from_millis(500));
-        let context = open(&br, XdpMode::Auto);
-        eprintln!(
-            "{kind}: {:?} {:?}",
-            tag_of_one(&veth, &context),
-            warnings(&br)
-        );
-        eprintln!("{:?}", context.info().network);
-        drop(context);
-        ip(&format!("link del {br}"));
+        veth.far_off("txvlan");
+        let context = open(&upper.0, XdpMode::Auto);
+        assert_eq!(tag_of_one(&veth, &context), None, "{kind}");
+        let warned = warnings(&upper.0);
+        assert_eq!(warned.len(), 1, "{warned:?}");
+        assert!(warned[0].contains("from the interface below"), "{warned:?}");
     }
+}
+
+#[test]
+fn what_keeps_its_tags_is_not_warned_of() {
+    if !is_root("what_keeps_its_tags_is_not_warned_of") {
+        return;
+    }
+    drop(open("lo", XdpMode::Skb));
+    assert_eq!(warnings("lo"), [""; 0]);
 }
