@@ -19,13 +19,12 @@ pub fn index_of(name: &str) -> Option<u32> {
 pub fn name_of(index: u32) -> Option<String> {
     let mut name = [0; libc::IF_NAMESIZE];
     // SAFETY: the buffer has the room that the call demands.
-    let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr()) };
+    if unsafe { libc::if_indextoname(index, name.as_mut_ptr()) }.is_null() {
+        return None;
+    }
     // SAFETY: the call wrote a name that ends in a zero byte into the buffer, which is live.
-    (!found.is_null()).then(|| {
-        unsafe { CStr::from_ptr(found) }
-            .to_string_lossy()
-            .into_owned()
-    })
+    let name = unsafe { CStr::from_ptr(name.as_ptr()) };
+    Some(name.to_string_lossy().into_owned())
 }
 
 fn socket() -> Option<OwnedFd> {
