@@ -91,15 +91,15 @@ static __always_inline int is_vlan(__be16 proto)
  * sizes by those of the running kernel.
  */
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-struct netdev_rx_queue {
-	char anything;
-};
 struct net_device {
 	struct netdev_rx_queue *_rx;
 };
 struct xdp_rxq_info {
 	struct net_device *dev;
 	__u32 queue_index;
+};
+struct netdev_rx_queue {
+	struct xdp_rxq_info xdp_rxq;
 };
 struct xdp_buff {
 	void *data_hard_start;
@@ -131,13 +131,15 @@ static __always_inline int is_merged(struct xdp_md *ctx)
 	__u64 size = (bpf_core_type_size(struct skb_shared_info) + UNIFIED_CACHE_BYTES - 1) & -(__u64)UNIFIED_CACHE_BYTES;
 	struct xdp_buff *xdp = bpf_cast_to_kern_ctx(ctx);
 	struct xdp_rxq_info *rxq = xdp->rxq;
+	__u64 own = rxq->queue_index * bpf_core_type_size(struct netdev_rx_queue) +
+		    bpf_core_field_offset(struct netdev_rx_queue, xdp_rxq);
 	struct skb_shared_info *shared;
 
 	/*
 	 * Only a packet in a socket buffer comes with the receive queue that the kernel itself keeps for the
 	 * interface. A driver's native XDP has its own, and what is at the end of its frames may be anything.
 	 */
-	if ((__u64)rxq - (__u64)rxq->dev->_rx != rxq->queue_index * bpf_core_type_size(struct netdev_rx_queue))
+	if ((__u64)rxq - (__u64)rxq->dev->_rx != own)
 		return 0;
 	shared = bpf_rdonly_cast(xdp->data_hard_start + xdp->frame_sz - size,
 				 bpf_core_type_id_kernel(struct skb_shared_info));

@@ -136,7 +136,12 @@ impl Xdp {
                     return Ok(xdp);
                 }
                 Err(error) => {
-                    let with = if metadata { "" } else { ", without metadata" };
+                    let with = match (metadata, may_merge && !merged) {
+                        (true, false) => "",
+                        (false, false) => ", without metadata",
+                        (true, true) => ", without a look for merged datagrams",
+                        (false, true) => ", without metadata and a look for merged datagrams",
+                    };
                     log::log(Level::Info, format_args!("{mode:?} mode{with}: {error}"));
                     // EACCES may also be the verifier's, about what an older kernel does not have.
                     let permission =
@@ -231,6 +236,7 @@ impl Xdp {
         Xdp::load_as(config, native)
     }
 
+    /// The same with another variant of the program.
     pub fn load_as(config: &XdpConfig, variant: Variant) -> Result<Xdp> {
         let failed = |e: io::Error| Error::os(&e, "loading the XDP program");
         let mut program = Program::open(config.events_bytes, variant).map_err(failed)?;
