@@ -11,12 +11,28 @@ fn main() {
     let major = env::var("CARGO_PKG_VERSION_MAJOR").expect("cargo sets the version");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libunified.so.{major}");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    compile(&out.join("unified_xdp.bpf.o"), &[]);
-    // For kernels on which an extension of libxdp's dispatcher may not change packet data.
-    compile(
-        &out.join("unified_xdp_plain.bpf.o"),
-        &["-DUNIFIED_NO_METADATA"],
-    );
+    // Without the metadata record: for kernels on which an extension of libxdp's dispatcher may not change packet
+    // data. With a look for merged datagrams: where packets come in socket buffers, and the kernel tells.
+    let cache_bytes = format!("-DUNIFIED_CACHE_BYTES={}", cache_bytes());
+    let merged = ["-DUNIFIED_MERGED", &cache_bytes];
+    let plain = ["-DUNIFIED_NO_METADATA"];
+    for (name, defines) in [
+        ("unified_xdp", &[][..]),
+        ("unified_xdp_plain", &plain),
+        ("unified_xdp_merged", &merged),
+        ("unified_xdp_plain_merged", &[&plain[..], &merged].concat()),
+    ] {
+        compile(&out.join(format!("{name}.bpf.o")), defines);
+    }
+}
+
+/// SMP_CACHE_BYTES of the kernels of the target: struct skb_shared_info is aligned to it.
+fn cache_bytes() -> u32 {
+    match env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
+        Ok("powerpc64") => 128,
+        Ok("s390x") => 256,
+        _ => 64,
+    }
 }
 
 fn compile(out: &Path, defines: &[&str]) {

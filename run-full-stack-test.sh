@@ -214,12 +214,53 @@ make_network() {
 	info "Made veth pair '$iface' with its far end in network namespace '$from_netns'"
 }
 
-ethtool_feature() { # FEATURE: switched off, and on again at the end
-	local state
-	state=$(ethtool -k "$iface" 2>/dev/null | awk -v f="$2:" '$1 == f { print $2, $3 }')
-	if [ "$state" = "on " ] && ethtool -K "$iface" "$1" off >/dev/null 2>&1; then
-		later ethtool -K "$iface" "$1" on
+# Switched off, and on again at the end. WORDS stand before ethtool. Fails if it is on and stays on.
+ethtool_feature() { # INTERFACE FEATURE NAME [WORDS]
+	local dev=$1 feature=$2 name=$3 state
+	shift 3
+	state=$("$@" ethtool -k "$dev" 2>/dev/null | awk -v f="$name:" '$1 == f { print $2, $3 }')
+	[[ $state == on* ]] || return 0
+	[ "$state" = "on " ] && "$@" ethtool -K "$dev" "$feature" off >/dev/null 2>&1 || return 1
+	later "$@" ethtool -K "$dev" "$feature" on
+}
+
+# The other end of a veth pair, and the words before a command that is to see it.
+peer= in_peer=()
+find_peer() {
+	local index about namespace=
+	[ "$(ethtool -i "$iface" 2>/dev/null | awk '$1 == "driver:" { print $2 }')" = veth ] || return 0
+	index=$(cat "/sys/class/net/$iface/iflink")
+	about=$(ip -o link show dev "$iface")
+	if [[ $about =~ link-netns\ ([^\ ]+) ]]; then
+		namespace=${BASH_REMATCH[1]}
+	elif [[ $about == *link-netnsid* ]]; then
+		namespace=$from_netns
+	else
+		peer=$(ip -o link | awk -F ': ' -v i="$index" '$1 == i { sub("@.*", "", $2); print $2 }')
 	fi
+	if [ -n "$namespace" ]; then
+		# Numbers are a namespace's own: the other end must name this one.
+		peer=$(ip -n "$namespace" -o link 2>/dev/null |
+			awk -F ': ' -v i="$index" -v far="@if$(cat "/sys/class/net/$iface/ifindex")" '$1 == i && sub(far "$", "", $2) { print $2 }')
+		in_peer=(ip netns exec "$namespace")
+	fi
+	[ -n "$peer" ] || warn "the other end of '$iface' is in a network namespace that is not known here: if it sends VLAN tags, turn off there: ethtool -K PEER txvlan off tx-vlan-stag-hw-insert off"
+}
+
+# VLAN tags must be in the bytes of packets: beside them the XDP program does not see them, and they are not stored.
+keep_tags() {
+	local lost=
+	ethtool_feature "$iface" rxvlan rx-vlan-offload || lost=1
+	ethtool_feature "$iface" rx-vlan-stag-hw-parse rx-vlan-stag-hw-parse || lost=1
+	[ -z "$lost" ] || warn "the driver of '$iface' takes VLAN tags out of packets and cannot be told not to: packets are stored without them"
+	find_peer
+	[ -n "$peer" ] || return 0
+	lost=
+	ethtool_feature "$peer" txvlan tx-vlan-offload "${in_peer[@]}" || lost=1
+	ethtool_feature "$peer" tx-vlan-stag-hw-insert tx-vlan-stag-hw-insert "${in_peer[@]}" || lost=1
+	[ -z "$lost" ] || warn "'$peer', the other end of '$iface', leaves VLAN tags out of the bytes of packets: they are stored without them"
+	# And datagrams must come one by one.
+	ethtool_feature "$peer" tx-udp-segmentation tx-udp-segmentation "${in_peer[@]}"
 }
 
 # Packets of the port must come to the queue that has the socket, and nowhere else.
@@ -257,9 +298,10 @@ tune_interface() {
 		ip link set "$iface" up || die "'$iface' is down and could not be set up"
 		later ip link set "$iface" down
 	fi
-	ethtool_feature gro generic-receive-offload
-	ethtool_feature lro large-receive-offload
-	ethtool_feature tso tcp-segmentation-offload
+	ethtool_feature "$iface" gro generic-receive-offload
+	ethtool_feature "$iface" lro large-receive-offload
+	ethtool_feature "$iface" tso tcp-segmentation-offload
+	keep_tags
 	local sizes max now
 	sizes=$(ethtool -g "$iface" 2>/dev/null | awk '$1 == "RX:" { print $2 }')
 	max=$(sed -n 1p <<<"$sizes") now=$(sed -n 2p <<<"$sizes")

@@ -13,6 +13,9 @@
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#ifdef UNIFIED_MERGED
+#include <bpf/bpf_core_read.h>
+#endif
 #include <xdp/xdp_helpers.h>
 
 #include "unified_xdp.h"
@@ -81,6 +84,68 @@ static __always_inline int is_vlan(__be16 proto)
 {
 	return proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD);
 }
+
+#ifdef UNIFIED_MERGED
+/*
+ * Kernel types, with the members that are read here. When the program is loaded, libbpf replaces the offsets and
+ * sizes by those of the running kernel.
+ */
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+struct net_device {
+	struct netdev_rx_queue *_rx;
+};
+struct xdp_rxq_info {
+	struct net_device *dev;
+	__u32 queue_index;
+};
+struct netdev_rx_queue {
+	struct xdp_rxq_info xdp_rxq;
+};
+struct xdp_buff {
+	void *data_hard_start;
+	struct xdp_rxq_info *rxq;
+	__u32 frame_sz;
+};
+struct skb_shared_info {
+	unsigned short gso_size;
+	unsigned short gso_segs;
+	unsigned int gso_type;
+};
+#pragma clang attribute pop
+
+/* Kernel 6.2 or newer, as bpf_rdonly_cast of bpf_core_read.h is. */
+extern void *bpf_cast_to_kern_ctx(void *) __ksym;
+
+#ifndef UNIFIED_CACHE_BYTES
+#error "SMP_CACHE_BYTES of the target: see build.rs"
+#endif
+#define SKB_GSO_UDP (1 << 16) /* one datagram that the device below is to cut into IP fragments */
+
+/*
+ * Whether the packet is several datagrams that the sender has not cut yet (GSO) or the stack has put together (GRO).
+ * Its bytes look like one long datagram; only the socket buffer says what it is. For the time of this program a
+ * packet in SKB mode lies in its socket buffer, whose struct skb_shared_info is where the frame ends.
+ */
+static __always_inline int is_merged(struct xdp_md *ctx)
+{
+	__u64 size = (bpf_core_type_size(struct skb_shared_info) + UNIFIED_CACHE_BYTES - 1) & -(__u64)UNIFIED_CACHE_BYTES;
+	struct xdp_buff *xdp = bpf_cast_to_kern_ctx(ctx);
+	struct xdp_rxq_info *rxq = xdp->rxq;
+	__u64 own = rxq->queue_index * bpf_core_type_size(struct netdev_rx_queue) +
+		    bpf_core_field_offset(struct netdev_rx_queue, xdp_rxq);
+	struct skb_shared_info *shared;
+
+	/*
+	 * Only a packet in a socket buffer comes with the receive queue that the kernel itself keeps for the
+	 * interface. A driver's native XDP has its own, and what is at the end of its frames may be anything.
+	 */
+	if ((__u64)rxq - (__u64)rxq->dev->_rx != own)
+		return 0;
+	shared = bpf_rdonly_cast(xdp->data_hard_start + xdp->frame_sz - size,
+				 bpf_core_type_id_kernel(struct skb_shared_info));
+	return shared->gso_size && shared->gso_segs != 1 && !(shared->gso_type & SKB_GSO_UDP);
+}
+#endif
 
 enum verdict { NOT_OURS, OURS, FRAGMENT, MALFORMED };
 
@@ -299,6 +364,12 @@ int unified_xdp(struct xdp_md *ctx)
 	default:
 		return pass(count);
 	}
+#ifdef UNIFIED_MERGED
+	if (is_merged(ctx)) {
+		count->merged++;
+		return pass(count);
+	}
+#endif
 	/*
 	 * Cut off: the stack drops such a packet, also where the datagram itself is whole. (What lies beyond the
 	 * linear part is seldom there to be asked for.)

@@ -50,6 +50,7 @@ struct unified_counters {
 	__u64 events;
 	__u64 events_lost; /* the ring buffer was full */
 	__u64 no_metadata; /* no metadata area: the driver has none, or the dispatcher may not make one */
+	__u64 merged; /* several datagrams to one of our ports in one packet: passed */
 	__u64 since_event; /* packets since the last that was logged: the program's own */
 };
 
@@ -64,7 +65,7 @@ struct unified_settings {
 
 _Static_assert(sizeof(struct unified_meta) == 32, "at most 32 bytes fit before a packet on older kernels");
 _Static_assert(sizeof(struct unified_event) == 56, "src/net/wire.rs");
-_Static_assert(sizeof(struct unified_counters) == 88, "src/net/wire.rs");
+_Static_assert(sizeof(struct unified_counters) == 96, "src/net/wire.rs");
 _Static_assert(sizeof(struct unified_settings) == 24, "src/net/wire.rs");
 
 #endif

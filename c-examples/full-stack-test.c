@@ -223,6 +223,7 @@ static int print_final(uint64_t events_read)
 	printf("\nFinal stats:\n");
 	printf("  Packets seen by XDP: %" PRIu64 " (passed on: %" PRIu64 ", redirected: %" PRIu64 ")\n", s.xdp_seen,
 	       s.xdp_passed, s.xdp_redirected);
+	printf("  Merged datagrams passed on: %" PRIu64 " packets\n", s.xdp_merged);
 	printf("  Packets received: %" PRIu64 "\n", s.received);
 	printf("  Packets stored: %" PRIu64 "\n", s.stored);
 	printf("  Payload bytes stored: %" PRIu64 "\n", (uint64_t)stored_bytes);

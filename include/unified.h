@@ -589,6 +589,12 @@ struct unified_stats {
    */
   uint64_t spilled;
   uint64_t spilled_bytes;
+  /**
+   * To one of the ports, but several datagrams that the sender (GSO) or the kernel (GRO) merged into one packet:
+   * passed, and not in `xdp_matched`. They can be told apart in SKB mode and on tap interfaces, with kernel 6.2 or
+   * newer and its BTF; native XDP of other drivers is given none.
+   */
+  uint64_t xdp_merged;
 };
 
 /**

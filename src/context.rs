@@ -20,6 +20,7 @@ use crate::frame::{Fate, Frames};
 use crate::latency::Latency;
 use crate::locked::{Budget, Charge};
 use crate::log::{self, Held, Level};
+use crate::net::features;
 use crate::net::link;
 use crate::net::rx::{Received, Receiver};
 use crate::net::socket;
@@ -842,7 +843,9 @@ fn open_network(
         handed = Some(HandedMap::insert(map, &link, config.queue, receiver.fd())?);
     }
     let own = xdp.as_ref().map(Xdp::program_id);
-    let watch = Watch::start(link.clone(), own)?;
+    let merged = xdp.as_ref().map_or(Ok(None), Xdp::merged)?;
+    let watch = Watch::start(link.clone(), own, merged)?;
+    features::warn_of_lost_tags(&link, xdp.as_ref().map(Xdp::mode));
     let info = NetworkInfo {
         ifindex: link.index,
         queue: config.queue,

@@ -130,6 +130,11 @@ impl Collector for Snapshot {
                 s.xdp.malformed,
             ),
             ("xdp_fragments", "IP fragments, passed", s.xdp.fragments),
+            (
+                "xdp_merged",
+                "Packets that are several merged datagrams to the ports, passed",
+                s.xdp.merged,
+            ),
             ("events", "Metadata events written", s.xdp.events),
             (
                 "events_lost",
@@ -342,6 +347,7 @@ mod tests {
         // Every number another one, so that none can stand in for another.
         let mut s = Statistics::default();
         s.xdp.seen = 101;
+        s.xdp.merged = 106;
         s.xsk.rx_dropped = 102;
         s.received_bytes = 103;
         s.frames.in_flight = 104;
@@ -357,6 +363,7 @@ mod tests {
         encode(&mut text, &registry).unwrap();
         for line in [
             "unified_xdp_seen_total 101",
+            "unified_xdp_merged_total 106",
             "unified_dropped_total{cause=\"no_frame\"} 102",
             "unified_received_bytes_total 103",
             "# UNIT unified_received_bytes bytes",

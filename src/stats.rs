@@ -81,7 +81,7 @@ pub struct FateStats {
 
 /// A snapshot of everything that is counted. The sums, at a quiet moment:
 ///
-/// * `xdp.seen = xdp.passed + xdp.redirected`
+/// * `xdp.seen = xdp.passed + xdp.redirected`; `no_socket`, `malformed`, `fragments` and `merged` are among those passed
 /// * `xdp.redirected = xsk.rx_dropped + xsk.rx_ring_full + redirect_errors + received + rx_pending`
 /// * `received = stored + failed + released + packets_in_flight + packets_held`
 /// * `submitted = completed + commands_in_flight`

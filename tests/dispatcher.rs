@@ -3,13 +3,18 @@
 
 mod common;
 
+use std::net::{SocketAddrV4, UdpSocket};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use common::{Veth, is_root, log_to_stderr, payload, skip};
+use common::{Veth, check_sums, is_root, log_to_stderr, payload, skip};
+use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use unified::config::Config;
 use unified::context::Context;
+use unified::log::Level;
 use unified::net::rx::Received;
+use unified::net::xdp::XdpMode;
 use unified::wait::WAIT_RX;
 
 const OURS: &str = "unified_xdp";
@@ -195,4 +200,67 @@ fn somebody_unloads_ours() {
         is(ifname, &[]);
         no_pins();
     }
+}
+
+/// Datagrams that the sender left to a device to cut: the program looks for them as an extension too, and a kernel
+/// that cannot tell is warned of.
+#[test]
+fn merged_datagrams_in_skb_mode() {
+    if other("merged_datagrams_in_skb_mode").is_none() {
+        return;
+    }
+    let symbols = std::fs::read_to_string("/proc/kallsyms").unwrap();
+    let tells = symbols.contains(" bpf_rdonly_cast\n");
+    static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    unified::log::set_callback(Some(Box::new(|level, line| {
+        eprintln!("{level:?}: {line}");
+        if level == Level::Warn {
+            WARNINGS.lock().unwrap().push(line.into());
+        }
+    })));
+    let veth = Veth::new();
+    let mut config = Config {
+        ifname: Some(veth.host.clone()),
+        xdp_mode: XdpMode::Skb,
+        ..Config::default()
+    };
+    config.device.path = "null:".into();
+    let context = Context::open(&config).unwrap();
+    let network = context.info().network.unwrap();
+    assert!(network.dispatcher && !network.native);
+    let warned = || {
+        let warnings = WARNINGS.lock().unwrap();
+        warnings
+            .iter()
+            .any(|line| line.contains("tx-udp-segmentation off"))
+    };
+    assert_eq!(warned(), !tells);
+    let to = SocketAddrV4::new(veth.host_addr, 9999);
+    let sent = veth.far(move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.send_to(&payload(1, 1000), to).unwrap();
+        setsockopt(&socket, UdpGsoSegment, &200).unwrap();
+        socket.send_to(&payload(2, 1000), to).unwrap();
+    });
+    sent.join().unwrap();
+    let want = if tells { (1, 1) } else { (2, 0) };
+    let mut packets = [Received::default(); 4];
+    let start = Instant::now();
+    loop {
+        let wait = Some(Duration::from_millis(100));
+        context.wait(WAIT_RX, wait).unwrap();
+        let received = context.receive(&mut packets).unwrap();
+        for packet in &packets[..received] {
+            assert_eq!(packet.headers.payload_len, 1000);
+            context.frame_release(packet.frame).unwrap();
+        }
+        let stats = context.statistics().unwrap();
+        if (stats.received, stats.xdp.merged) == want && warned() {
+            check_sums(&stats, config.frame_count);
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "{stats:#?}");
+    }
+    drop(context);
+    no_pins();
 }

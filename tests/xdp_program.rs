@@ -7,7 +7,7 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Veth, is_root};
+use common::{Veth, is_root, skip};
 use etherparse::{
     EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder,
     SingleVlanHeader, SlicedPacket, TransportSlice, UdpHeader, VlanId,
@@ -17,7 +17,7 @@ use proptest::sample::Index;
 use unified::net::packet;
 use unified::net::wire::{Event, META_LEN, Meta, XdpCounters};
 use unified::net::xdp::{Xdp, XdpConfig, XdpMode};
-use unified::sys::bpf::Ingress;
+use unified::sys::bpf::{Ingress, Variant as Program};
 use unified::sys::event::{monotonic_ns, poll_readable};
 use unified::sys::mmap::Mapping;
 use unified::sys::shm::Shared;
@@ -67,8 +67,13 @@ fn config() -> XdpConfig {
     }
 }
 
+const NATIVE: Program = Program {
+    metadata: true,
+    merged: false,
+};
+
 impl Rig {
-    fn without_socket(config: &XdpConfig) -> Rig {
+    fn without_socket(config: &XdpConfig, program: Program) -> Rig {
         let veth = Veth::new();
         let setup = XskSetup {
             ifname: veth.host.clone(),
@@ -84,7 +89,7 @@ impl Rig {
         let len = 64 * 2048;
         let memory = Arc::new(Mapping::anonymous(len, false).unwrap());
         Rig {
-            xdp: Xdp::load(config).unwrap(),
+            xdp: Xdp::load_as(config, program).unwrap(),
             _socket: Xsk::open(&setup, Shared::new(memory, 0, len).unwrap()).unwrap(),
             veth,
             counted: XdpCounters::default(),
@@ -92,7 +97,11 @@ impl Rig {
     }
 
     fn new(config: &XdpConfig) -> Rig {
-        let mut rig = Rig::without_socket(config);
+        Rig::running(config, NATIVE)
+    }
+
+    fn running(config: &XdpConfig, program: Program) -> Rig {
+        let mut rig = Rig::without_socket(config, program);
         rig.insert_socket();
         rig
     }
@@ -224,6 +233,7 @@ fn difference(now: &XdpCounters, before: &XdpCounters) -> XdpCounters {
         events: now.events - before.events,
         events_lost: now.events_lost - before.events_lost,
         no_metadata: now.no_metadata - before.no_metadata,
+        merged: now.merged - before.merged,
     }
 }
 
@@ -751,6 +761,26 @@ fn every_kind_of_packet_gets_its_verdict_record_and_event() {
 }
 
 #[test]
+fn a_look_for_merged_datagrams_finds_none_among_single_ones() {
+    let name = "a_look_for_merged_datagrams_finds_none_among_single_ones";
+    if !is_root(name) {
+        return;
+    }
+    let symbols = std::fs::read_to_string("/proc/kallsyms").unwrap();
+    if !symbols.contains(" bpf_rdonly_cast\n") {
+        return skip(name, "it takes kernel 6.2 or newer");
+    }
+    let looking = Program {
+        metadata: true,
+        merged: true,
+    };
+    let mut rig = Rig::running(&config(), looking);
+    for variant in ours().into_iter().chain(not_ours()) {
+        rig.check(&variant.packet, &variant.want, &variant.name);
+    }
+}
+
+#[test]
 fn a_packet_that_is_cut_anywhere_is_never_redirected() {
     if !is_root("a_packet_that_is_cut_anywhere_is_never_redirected") {
         return;
@@ -784,7 +814,7 @@ fn without_a_socket_everything_passes_and_is_counted() {
     if !is_root("without_a_socket_everything_passes_and_is_counted") {
         return;
     }
-    let mut rig = Rig::without_socket(&config());
+    let mut rig = Rig::without_socket(&config(), NATIVE);
     for Variant { name, packet, .. } in ours() {
         let got = rig.run(&packet);
         let want = XdpCounters {

@@ -137,6 +137,7 @@ type Stats struct {
 	XDPChanges       uint64
 	Spilled          uint64
 	SpilledBytes     uint64
+	XDPMerged        uint64
 }
 
 // Latency is how long something took since the context was opened; times are in ns.

@@ -118,6 +118,7 @@ struct unified_stats {
   uint64_t xdp_changes;
   uint64_t spilled;
   uint64_t spilled_bytes;
+  uint64_t xdp_merged;
 };
 struct unified_latency {
   uint64_t size;

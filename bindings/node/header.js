@@ -162,6 +162,7 @@ exports.structs = {
     xdp_changes: 'uint64_t',
     spilled: 'uint64_t',
     spilled_bytes: 'uint64_t',
+    xdp_merged: 'uint64_t',
   }),
   unified_latency: koffi.struct('unified_latency', {
     size: 'uint64_t',

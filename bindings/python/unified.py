@@ -81,7 +81,7 @@ class _stats(c.Structure):
         " received received_bytes stored stored_bytes failed released packets_held packets_in_flight submitted"
         " completed errors operations commands_in_flight sq_full bounced bounced_bytes bytes_written bytes_read"
         " frames_free frames_filled frames_held frames_in_flight misplaced bad_descriptors"
-        " link_up link_changes xdp_attached xdp_changes spilled spilled_bytes")
+        " link_up link_changes xdp_attached xdp_changes spilled spilled_bytes xdp_merged")
 
 
 class _latency(c.Structure):
@@ -297,6 +297,7 @@ class Statistics:
     xdp_changes: int
     spilled: int
     spilled_bytes: int
+    xdp_merged: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -363,6 +363,7 @@ pub unsafe extern "C" fn unified_ctx_stats(
             xdp_changes: s.link.xdp_changes,
             spilled: s.spilled,
             spilled_bytes: s.spilled_bytes,
+            xdp_merged: s.xdp.merged,
         };
         // SAFETY: the caller's promise.
         unsafe { put_sized(stats, filled, "the statistics")? };

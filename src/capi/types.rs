@@ -387,6 +387,10 @@ pub struct unified_stats {
     /// and `bytes_written`.
     pub spilled: u64,
     pub spilled_bytes: u64,
+    /// To one of the ports, but several datagrams that the sender (GSO) or the kernel (GRO) merged into one packet:
+    /// passed, and not in `xdp_matched`. They can be told apart in SKB mode and on tap interfaces, with kernel 6.2 or
+    /// newer and its BTF; native XDP of other drivers is given none.
+    pub xdp_merged: u64,
 }
 
 /// For unified_ctx_latency: from a packet's arrival (when the XDP program saw it; where the driver has no metadata

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod features;
 pub mod link;
 pub mod packet;
 pub mod rx;

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::features;
 use super::link::Link;
+use super::xdp::MergedCount;
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use crate::sys::bpf;
@@ -69,6 +71,8 @@ struct Seen {
     /// Program on the interface: this context's, or a dispatcher that calls it.
     hook: u32,
     buffer: Box<[u8]>,
+    /// Until merged datagrams have come, and the log says so.
+    merged: Option<MergedCount>,
 }
 
 /// What one netlink message says about an interface.
@@ -81,7 +85,7 @@ enum News {
 
 impl Watch {
     /// After the XDP program was attached.
-    pub fn start(link: Link, program: Option<u32>) -> Result<Watch> {
+    pub fn start(link: Link, program: Option<u32>, merged: Option<MergedCount>) -> Result<Watch> {
         let socket = RouteSocket::open(link.index)
             .map_err(|e| Error::os(&e, "opening a netlink socket to watch the interface"))?;
         let mut buffer = vec![0; 32 << 10].into_boxed_slice();
@@ -100,7 +104,11 @@ impl Watch {
             socket,
             link,
             program,
-            seen: Mutex::new(Seen { hook, buffer }),
+            seen: Mutex::new(Seen {
+                hook,
+                buffer,
+                merged,
+            }),
             gone: AtomicU8::new(HERE),
             up: AtomicBool::new(up),
             changes: AtomicU64::new(0),
@@ -179,6 +187,11 @@ impl Watch {
         // events were lost, that state is what counts.
         let _ = self.socket.ask(self.link.index);
         self.read(&mut seen);
+        let count = seen.merged.as_ref().and_then(|merged| merged.get().ok());
+        if let Some(count @ 1..) = count {
+            seen.merged = None;
+            features::tell_merged(&self.link, count);
+        }
     }
 
     /// Takes what is queued, without asking: for those whose descriptor it keeps readable.
@@ -189,7 +202,7 @@ impl Watch {
     }
 
     fn read(&self, seen: &mut Seen) {
-        let Seen { hook, buffer } = seen;
+        let Seen { hook, buffer, .. } = seen;
         let mut latest = *hook;
         loop {
             match self.socket.read(buffer) {
@@ -287,12 +300,12 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 /// Netlink attributes: type without flags, and value.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let len = usize::from(u16_at(bytes, 0)?);
         let kind = u16_at(bytes, 2)? & 0x3fff;

@@ -16,10 +16,11 @@ pub struct XdpCounters {
     pub events: u64,
     pub events_lost: u64,
     pub no_metadata: u64,
+    pub merged: u64,
 }
 
 /// `u64`s that the XDP program keeps for each CPU.
-pub const COUNTERS: usize = 11;
+pub const COUNTERS: usize = 12;
 
 impl XdpCounters {
     pub fn from_words(words: &[u64; COUNTERS]) -> XdpCounters {
@@ -34,6 +35,7 @@ impl XdpCounters {
             events,
             events_lost,
             no_metadata,
+            merged,
             _since_event,
         ] = *words;
         XdpCounters {
@@ -47,6 +49,7 @@ impl XdpCounters {
             events,
             events_lost,
             no_metadata,
+            merged,
         }
     }
 }

@@ -7,11 +7,12 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
+use super::features;
 use super::link::Link;
 use super::wire::{COUNTERS, EVENT_LEN, Event, SETTINGS_LEN, Settings, XdpCounters};
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
-use crate::sys::bpf::{self, Ingress, Mode, PROGRAM, Program};
+use crate::sys::bpf::{self, Ingress, Mode, PROGRAM, Program, Variant};
 use crate::sys::file::duplicate;
 use crate::sys::limits;
 use crate::sys::link as sys_link;
@@ -47,6 +48,8 @@ pub struct Xdp {
     mode: Mode,
     dispatcher: bool,
     attached: bool,
+    /// It tells merged datagrams apart.
+    merged: bool,
     ports: Vec<u16>,
     fds: Fds,
     // Last: detaching takes descriptors, and the program's own are closed by then.
@@ -96,14 +99,27 @@ impl Xdp {
             XdpMode::Skb => &[Mode::Skb],
         };
         let mut last: Option<Error> = None;
-        // In each mode with the metadata record first: what a kernel that checks extensions says to that
-        // is EINVAL, and the program without the record is as good for everything but the timestamp.
-        for (mode, metadata) in modes.iter().flat_map(|m| [(m, true), (m, false)]) {
-            let refused = |e: &Error| e.errno() == libc::EINVAL;
-            if !metadata && !last.as_ref().is_some_and(refused) {
+        // Why the program that tells merged datagrams apart could not be had.
+        let mut unmerged: Option<Error> = None;
+        // In each mode first the program that does most: what a kernel that checks extensions says to the metadata
+        // record is EINVAL, and what an older one says to the look for merged datagrams may be anything.
+        for (mode, merged, metadata) in modes.iter().flat_map(|&mode| {
+            [(true, true), (true, false), (false, true), (false, false)]
+                .map(|(merged, metadata)| (mode, merged, metadata))
+        }) {
+            let variant = Variant { metadata, merged };
+            let errno = last.as_ref().map_or(0, Error::errno);
+            let may_merge = features::may_merge(&link, mode);
+            if merged && !may_merge || !metadata && errno != libc::EINVAL {
                 continue;
             }
-            match Xdp::attach_as(link.clone(), config, *mode, metadata) {
+            if may_merge && !merged && metadata {
+                if matches!(errno, libc::EBUSY | libc::EEXIST | libc::ENODEV) {
+                    continue;
+                }
+                unmerged = last.take();
+            }
+            match Xdp::attach_as(link.clone(), config, mode, variant) {
                 Ok(xdp) => {
                     if !metadata {
                         log::log(
@@ -114,12 +130,22 @@ impl Xdp {
                             ),
                         );
                     }
+                    if may_merge && !merged {
+                        features::warn_of_merging(&link, unmerged.as_ref());
+                    }
                     return Ok(xdp);
                 }
                 Err(error) => {
-                    let with = if metadata { "" } else { ", without metadata" };
+                    let with = match (metadata, may_merge && !merged) {
+                        (true, false) => "",
+                        (false, false) => ", without metadata",
+                        (true, true) => ", without a look for merged datagrams",
+                        (false, true) => ", without metadata and a look for merged datagrams",
+                    };
                     log::log(Level::Info, format_args!("{mode:?} mode{with}: {error}"));
-                    let permission = matches!(error.errno(), libc::EPERM | libc::EACCES);
+                    // EACCES may also be the verifier's, about what an older kernel does not have.
+                    let permission =
+                        error.errno() == libc::EPERM || error.errno() == libc::EACCES && !merged;
                     last = Some(error);
                     if permission {
                         break;
@@ -127,10 +153,10 @@ impl Xdp {
                 }
             }
         }
-        Err(last.expect("at least one mode was tried"))
+        Err(last.or(unmerged).expect("at least one mode was tried"))
     }
 
-    fn attach_as(link: Link, config: &XdpConfig, mode: Mode, metadata: bool) -> Result<Xdp> {
+    fn attach_as(link: Link, config: &XdpConfig, mode: Mode, variant: Variant) -> Result<Xdp> {
         let name = link.name.clone();
         let failed = |e: io::Error, what: &str| {
             let error = Error::os(&e, format_args!("{what} interface '{name}'"));
@@ -145,7 +171,7 @@ impl Xdp {
                 _ => error,
             }
         };
-        let mut program = Program::open(config.events_bytes, metadata)
+        let mut program = Program::open(config.events_bytes, variant)
             .map_err(|e| failed(e, "preparing the XDP program for"))?;
         program
             .set_run_config(config.run_priority, true)
@@ -190,6 +216,7 @@ impl Xdp {
             mode,
             dispatcher,
             attached: true,
+            merged: variant.merged,
             ports: Vec::new(),
             fds,
             leftover: Leftover::default(),
@@ -202,8 +229,17 @@ impl Xdp {
 
     /// Loads the program and attaches it nowhere: it sees the packets of `run` only.
     pub fn load(config: &XdpConfig) -> Result<Xdp> {
+        let native = Variant {
+            metadata: true,
+            merged: false,
+        };
+        Xdp::load_as(config, native)
+    }
+
+    /// The same with another variant of the program.
+    pub fn load_as(config: &XdpConfig, variant: Variant) -> Result<Xdp> {
         let failed = |e: io::Error| Error::os(&e, "loading the XDP program");
-        let mut program = Program::open(config.events_bytes, true).map_err(failed)?;
+        let mut program = Program::open(config.events_bytes, variant).map_err(failed)?;
         program.load().map_err(failed)?;
         let (fds, events) = open_maps(&program, config).map_err(failed)?;
         let mut xdp = Xdp {
@@ -217,6 +253,7 @@ impl Xdp {
             mode: Mode::Native,
             dispatcher: false,
             attached: false,
+            merged: variant.merged,
             ports: Vec::new(),
             fds,
             leftover: Leftover::default(),
@@ -315,6 +352,16 @@ impl Xdp {
                     format_args!("reading the XDP counters of '{}'", self.link.name),
                 )
             })
+    }
+
+    /// What it counts of merged datagrams, for as long as somebody wants to know; `None` if it cannot tell them apart.
+    pub fn merged(&self) -> Result<Option<MergedCount>> {
+        if !self.merged {
+            return Ok(None);
+        }
+        let map = duplicate(self.fds.stats)
+            .map_err(|e| Error::os(&e, format_args!("watching '{}'", self.link.name)))?;
+        Ok(Some(MergedCount(map)))
     }
 
     /// One event in `sample` packets from now on; 0: none.
@@ -416,6 +463,17 @@ impl Xdp {
             };
             let _ = bpf::map_set(self.fds.settings, 0, &settings.to_bytes());
         }
+    }
+}
+
+/// The counters of an XDP program, of which the merged datagrams are of interest.
+#[derive(Debug)]
+pub struct MergedCount(OwnedFd);
+
+impl MergedCount {
+    pub fn get(&self) -> io::Result<u64> {
+        let words = bpf::map_sum::<COUNTERS>(self.0.as_raw_fd(), 0)?;
+        Ok(XdpCounters::from_words(&words).merged)
     }
 }
 

@@ -13,16 +13,34 @@ use crate::log::{self, Level};
 #[repr(C, align(8))]
 struct Aligned<T: ?Sized>(T);
 
-static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(
-    env!("OUT_DIR"),
-    "/unified_xdp.bpf.o"
-)));
+macro_rules! object {
+    ($name:literal) => {{
+        static OBJECT: &Aligned<[u8]> =
+            &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/", $name)));
+        &OBJECT.0
+    }};
+}
 
-/// The same program without the metadata record (see `Program::open`).
-static OBJECT_PLAIN: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(
-    env!("OUT_DIR"),
-    "/unified_xdp_plain.bpf.o"
-)));
+/// The program is compiled in several ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Variant {
+    /// It leaves a record before each packet, which newer kernels refuse under libxdp's dispatcher (`EINVAL` when
+    /// it is attached).
+    pub metadata: bool,
+    /// It passes packets that are several merged datagrams. Takes kernel 6.2 and its BTF.
+    pub merged: bool,
+}
+
+impl Variant {
+    fn object(self) -> &'static [u8] {
+        match (self.metadata, self.merged) {
+            (true, false) => object!("unified_xdp.bpf.o"),
+            (false, false) => object!("unified_xdp_plain.bpf.o"),
+            (true, true) => object!("unified_xdp_merged.bpf.o"),
+            (false, true) => object!("unified_xdp_plain_merged.bpf.o"),
+        }
+    }
+}
 
 /// libxdp builds its paths in buffers that all threads share: one at a time goes into it. (ThreadSanitizer found two
 /// contexts being made at once there.)
@@ -157,12 +175,10 @@ unsafe impl Send for Program {}
 unsafe impl Sync for Program {}
 
 impl Program {
-    /// Opens the embedded object; `events_bytes` is a power of two of at least a page. With `metadata` the
-    /// program leaves a record before each packet, which newer kernels refuse under libxdp's dispatcher
-    /// (`EINVAL` when it is attached).
-    pub fn open(events_bytes: u32, metadata: bool) -> io::Result<Program> {
+    /// Opens the embedded object; `events_bytes` is a power of two of at least a page.
+    pub fn open(events_bytes: u32, variant: Variant) -> io::Result<Program> {
         route_log();
-        let bytes = if metadata { &OBJECT.0 } else { &OBJECT_PLAIN.0 };
+        let bytes = variant.object();
         // SAFETY: the object is a live static; no options.
         let object = unsafe {
             libbpf_sys::bpf_object__open_mem(bytes.as_ptr().cast(), bytes.len() as _, ptr::null())
@@ -344,7 +360,7 @@ impl Drop for Program {
 /// Reads `value` of a map by key. The slice must be as long as the map's value.
 pub(crate) fn map_get(fd: RawFd, key: u32, value: &mut [u8]) -> io::Result<()> {
     // SAFETY: keys are u32 in all our maps; the value's length is the caller's promise, kept by the
-    // callers in this crate (the settings' 24 bytes, the counters' 88 a possible CPU).
+    // callers in this crate (the settings' 24 bytes, the counters' 96 a possible CPU).
     negative(unsafe {
         libbpf_sys::bpf_map_lookup_elem(fd, ptr::from_ref(&key).cast(), value.as_mut_ptr().cast())
     })

@@ -1,6 +1,7 @@
 //! Interfaces of the caller's network namespace, by ioctl (sysfs may show another namespace's).
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
@@ -12,6 +13,18 @@ pub fn index_of(name: &str) -> Option<u32> {
         0 => None,
         index => Some(index),
     }
+}
+
+/// The name of the interface with that number.
+pub fn name_of(index: u32) -> Option<String> {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the room that the call demands.
+    if unsafe { libc::if_indextoname(index, name.as_mut_ptr()) }.is_null() {
+        return None;
+    }
+    // SAFETY: the call wrote a name that ends in a zero byte into the buffer, which is live.
+    let name = unsafe { CStr::from_ptr(name.as_ptr()) };
+    Some(name.to_string_lossy().into_owned())
 }
 
 fn socket() -> Option<OwnedFd> {
@@ -66,18 +79,30 @@ pub fn hardware_type(name: &str) -> Option<u16> {
     }
 }
 
+/// Asks the driver. The kernel's errno; `EINVAL` for a name that no interface can have.
+///
+/// # Safety
+/// `command`, a struct of linux/ethtool.h, must have room for whatever the kernel answers.
+pub(super) unsafe fn ethtool(name: &str, command: &mut [u32]) -> io::Result<()> {
+    let socket = socket().ok_or_else(io::Error::last_os_error)?;
+    let mut request = request(name).ok_or(io::ErrorKind::InvalidInput)?;
+    request.ifr_ifru.ifru_data = command.as_mut_ptr().cast();
+    // SAFETY: the request names the command, which is live and, so the caller says, long enough.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &mut request) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Receive queues in use, where the driver tells (ETHTOOL_GCHANNELS): rx + combined.
 pub fn rx_channels(name: &str) -> Option<u32> {
     // struct ethtool_channels: cmd, max_rx, max_tx, max_other, max_combined, rx, tx, other, combined.
     let mut channels = [0u32; 9];
     channels[0] = ETHTOOL_GCHANNELS;
-    let socket = socket()?;
-    let mut request = request(name)?;
-    request.ifr_ifru.ifru_data = channels.as_mut_ptr().cast();
-    // SAFETY: the request names a live array of the size of struct ethtool_channels.
-    let rc = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &mut request) };
+    // SAFETY: the array has the size of struct ethtool_channels.
+    unsafe { ethtool(name, &mut channels) }.ok()?;
     match channels[5] + channels[8] {
-        count if rc == 0 && count > 0 => Some(count),
-        _ => None,
+        0 => None,
+        count => Some(count),
     }
 }

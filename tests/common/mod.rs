@@ -125,6 +125,12 @@ impl Veth {
         })
     }
 
+    /// Turns a feature of the far end off, as `ethtool -K` calls it.
+    pub fn far_off(&self, feature: &str) {
+        let ethtool = ["ethtool", "-K", &self.peer, feature, "off"];
+        run("ip", &[&["netns", "exec", &self.ns], &ethtool[..]].concat());
+    }
+
     /// Sends payloads from the far end to a port here, at most `per_second` a second.
     pub fn send(&self, port: u16, payloads: Vec<Vec<u8>>, per_second: u32) -> JoinHandle<()> {
         let to = SocketAddrV4::new(self.host_addr, port);
@@ -271,7 +277,7 @@ impl Drop for SmallDisk {
     }
 }
 
-fn run(program: &str, args: &[&str]) {
+pub fn run(program: &str, args: &[&str]) {
     let output = Command::new(program).args(args).output().unwrap();
     assert!(
         output.status.success(),

@@ -33,6 +33,12 @@ def nothing_is_left():
     assert traces() == before
 
 
+def features(network) -> dict:
+    """What both ends of a veth pair do to packets, as ethtool says."""
+    far = must("ip", "netns", "exec", network.ns, "ethtool", "-k", network.far)
+    return {"near": must("ethtool", "-k", network.near), "far": far}
+
+
 def test_alone_it_stores_and_verifies_everything():
     result = call(SCRIPT, "--duration", "2", "--rate", "1500", "--size", "64-1472", env=ENV)
     assert result.returncode == 0, result.stdout
@@ -51,13 +57,13 @@ def test_an_interface_and_a_device_of_the_users(network, device):
     refused = call(SCRIPT, network.near, device, env=ENV, stdin=open(os.devnull))
     assert refused.returncode == 1
     assert "holds data" in refused.stdout and device.read_bytes() == b"old data" * 100
-    before = must("ethtool", "-k", network.near)
+    before = features(network)
     result = call(SCRIPT, "--yes", "--duration", "2", "--rate", "500", "--port", "4711", "--from-netns", network.ns,
                   network.near, device, 0, env=ENV)
     assert result.returncode == 0, result.stdout
     assert "[INFO] Listening port: 4711" in result.stdout
     assert "[SUCCESS] Every packet sent was stored and verified" in result.stdout
-    assert must("ethtool", "-k", network.near) == before
+    assert features(network) == before
     assert device.exists() and not network.program()
     # Smaller payloads on the same device: what the first run left is not taken for theirs.
     result = call(SCRIPT, "--yes", "--duration", "1", "--rate", "500", "--size", "100", "--port", "4711",
@@ -108,6 +114,29 @@ def test_a_device_that_is_too_small_is_told_as_such(network, device, start):
     assert program.end() == 1
     assert re.search(r"^  No space: [1-9]", program.text(), re.M)
     assert re.search(r"^\d+ packets were not stored: the \d+ blocks of \d+ bytes .* are full; .*--file-size", program.text(), re.M), program.text()
+
+
+VLAN_OFF = {"near": {"rx-vlan-offload", "rx-vlan-stag-hw-parse"},
+            "far": {"tx-vlan-offload", "tx-vlan-stag-hw-insert", "tx-udp-segmentation"}}
+
+
+def test_vlan_tags_and_datagrams_come_as_they_were_sent(network, device, start):
+    before = features(network)
+    for end, names in VLAN_OFF.items():
+        for name in names:
+            assert re.search(rf"^\s*{name}: on$", before[end], re.M), name
+    running = start(SCRIPT, "--duration", "60", "--from-netns", network.ns, network.near, device, env=ENV,
+                    start_new_session=True)
+    running.until("^Stats: RX=[1-9]")
+    meanwhile = features(network)
+    for end, names in VLAN_OFF.items():
+        for name in names:
+            assert re.search(rf"^\s*{name}: off", meanwhile[end], re.M), name
+    os.kill(running.process.pid, signal.SIGTERM)
+    assert running.end(15) == 143
+    assert features(network) == before
+    # The library was satisfied.
+    assert "VLAN" not in running.text(), running.text()
 
 
 def test_without_traffic_of_its_own(network, device):

@@ -471,11 +471,12 @@ const LOST: [(&str, &str); 4] = [
     ("failed writes", "failed"),
 ];
 /// Packets that are not stored, for a reason that may be a good one.
-const LEFT: [(&str, &str); 4] = [
+const LEFT: [(&str, &str); 5] = [
     ("released", "released"),
     ("wrong queue", "xdp_no_socket"),
     ("malformed", "xdp_malformed"),
     ("fragments", "xdp_fragments"),
+    ("merged", "xdp_merged"),
 ];
 
 fn name_of(metrics: &Metrics) -> String {
