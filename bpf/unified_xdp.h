@@ -59,13 +59,16 @@ struct unified_settings {
 	__u32 event_sample; /* one event in so many packets; 0: none */
 	__u32 wake_bytes; /* wake the events' reader when so much waits */
 	__u32 owner_pid; /* the process that loaded the program */
-	__u32 reserved;
+	__u32 owner_pid_namespace; /* in which that number is meant: the inode of /proc/self/ns/pid */
 	__u64 owner_start; /* its start time, as /proc tells */
+	/* The process lives as long as the abstract UNIX socket "unified-xdp-" and this in 16 hex digits is bound in the
+	 * interface's network namespace. 0: there is none. */
+	__u64 owner_token;
 };
 
 _Static_assert(sizeof(struct unified_meta) == 32, "at most 32 bytes fit before a packet on older kernels");
 _Static_assert(sizeof(struct unified_event) == 56, "src/net/wire.rs");
 _Static_assert(sizeof(struct unified_counters) == 96, "src/net/wire.rs");
-_Static_assert(sizeof(struct unified_settings) == 24, "src/net/wire.rs");
+_Static_assert(sizeof(struct unified_settings) == 32, "src/net/wire.rs");
 
 #endif

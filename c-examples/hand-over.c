@@ -25,9 +25,11 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -50,7 +52,7 @@ static int complain(const char *what, const char *on, int error)
 	return -1;
 }
 
-/* The library does not take over a program whose owner lives: it looks for this process by its start. */
+/* When this process started, in the kernel's ticks since boot. */
 static __u64 started(void)
 {
 	unsigned long long ticks = 0;
@@ -66,6 +68,31 @@ static __u64 started(void)
 	return ticks;
 }
 
+/*
+ * The library does not take over a program whose owner lives. This is how it knows, also in another PID namespace: the
+ * kernel lets go of the socket's name when this process ends.
+ */
+static struct unified_settings sign(void)
+{
+	struct unified_settings settings = { .owner_pid = getpid(), .owner_start = started() };
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	struct stat namespace;
+	__u64 token;
+	int len;
+
+	if (stat("/proc/self/ns/pid", &namespace) == 0)
+		settings.owner_pid_namespace = namespace.st_ino;
+	if (fd < 0 || getrandom(&token, sizeof(token), 0) != sizeof(token))
+		return settings;
+	token |= 1;
+	/* An abstract name: a zero byte, and as long as it is. */
+	len = snprintf(address.sun_path + 1, sizeof(address.sun_path) - 1, "unified-xdp-%016llx", (unsigned long long)token);
+	if (bind(fd, (struct sockaddr *)&address, offsetof(struct sockaddr_un, sun_path) + 1 + len) == 0)
+		settings.owner_token = token;
+	return settings;
+}
+
 static int set(struct bpf_object *object, const char *map, __u32 key, const void *value)
 {
 	int fd = bpf_object__find_map_fd_by_name(object, map);
@@ -77,7 +104,7 @@ static int set(struct bpf_object *object, const char *map, __u32 key, const void
 
 static struct xdp_program *attach(const char *file, int ifindex, __u32 port, enum xdp_attach_mode *mode)
 {
-	struct unified_settings settings = { .owner_pid = getpid(), .owner_start = started() };
+	struct unified_settings settings = sign();
 	struct xdp_program *program = xdp_program__open_file(file, "xdp.frags", NULL);
 	int error = libxdp_get_error(program);
 	__u8 yes = 1;

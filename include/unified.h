@@ -630,7 +630,7 @@ struct unified_latency {
  */
 struct unified_event {
   /**
-   * ns of CLOCK_MONOTONIC.
+   * ns of CLOCK_MONOTONIC, as this process reads it.
    */
   uint64_t timestamp;
   /**
@@ -670,7 +670,7 @@ struct unified_packet {
    */
   void *payload;
   /**
-   * ns of CLOCK_MONOTONIC when the XDP program saw it; 0 where the driver has no metadata area.
+   * ns of CLOCK_MONOTONIC, as this process reads it (also in a time namespace), when the XDP program saw it; 0 where the driver has no metadata area.
    */
   uint64_t timestamp;
   /**
@@ -1268,7 +1268,7 @@ void *unified_packet_payload(const struct unified_packet *packet);
 uint32_t unified_packet_payload_len(const struct unified_packet *packet);
 
 /**
- * ns of CLOCK_MONOTONIC when the XDP program saw it; 0 where that is not known.
+ * ns of CLOCK_MONOTONIC, as this process reads it (also in a time namespace), when the XDP program saw it; 0 where that is not known.
  */
 uint64_t unified_packet_timestamp(const struct unified_packet *packet);
 

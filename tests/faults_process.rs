@@ -5,21 +5,20 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::part::{Part, hear, say, told};
 use common::recording::{Stream, check_stored, numbered, settle, statistics, until};
 use common::{Scratch, Veth, check_sums, is_full_tier, is_root, payload};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::mman::{MlockAllFlags, mlockall};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use unified::config::{Config, Drive};
 use unified::context::{Completion, Context};
 use unified::net::link;
@@ -29,100 +28,6 @@ use unified::pipeline::{Pipeline, PipelineConfig};
 use unified::sys::bpf;
 use unified::sys::xsk::Xsk;
 use unified::wait::{WAIT_COMPLETIONS, WAIT_RX};
-
-const CHILD: &str = "UNIFIED_TEST_CHILD";
-
-/// This test binary again, running one test's other part, told which by a variable. Ends with its owner.
-struct Part {
-    child: Child,
-    lines: std::io::Lines<BufReader<ChildStdout>>,
-    stdin: ChildStdin,
-}
-
-impl Part {
-    /// `before`: a command line in front of the binary's, such as setpriv's.
-    fn start(test: &str, told: &str, before: &[&str]) -> Part {
-        let own = std::env::current_exe().unwrap();
-        Part::start_as(test, told, before, own.to_str().unwrap())
-    }
-
-    fn start_as(test: &str, told: &str, before: &[&str], binary: &str) -> Part {
-        let words = [
-            before,
-            &[binary, "--exact", test, "--nocapture", "--test-threads=1"],
-        ]
-        .concat();
-        let mut child = Command::new(words[0])
-            .args(&words[1..])
-            .env(CHILD, told)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Part {
-            lines: BufReader::new(child.stdout.take().unwrap()).lines(),
-            stdin: child.stdin.take().unwrap(),
-            child,
-        }
-    }
-
-    /// What it says behind "part: ".
-    fn says(&mut self) -> String {
-        let mut all = String::new();
-        for line in self.lines.by_ref() {
-            let line = line.unwrap();
-            if let Some((_, said)) = line.split_once("part: ") {
-                return said.to_string();
-            }
-            all += &(line + "\n");
-        }
-        panic!("it ended without a word: {all}");
-    }
-
-    fn tell(&mut self, what: &str) {
-        writeln!(self.stdin, "{what}").unwrap();
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.pid() as i32), signal).unwrap();
-    }
-
-    /// Waits for its end, for a bounded time.
-    fn end(&mut self) -> std::process::ExitStatus {
-        let mut status = None;
-        until(20, "the part ends", || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        status.unwrap()
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The other part, where this process is one.
-fn told() -> Option<String> {
-    std::env::var(CHILD).ok()
-}
-
-fn say(what: impl std::fmt::Display) {
-    println!("part: {what}");
-}
-
-fn hear() -> String {
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).unwrap();
-    line.trim().to_string()
-}
 
 fn part_config(ifname: &str, path: &str) -> Config {
     let mut config = Config {

@@ -37,7 +37,7 @@ pub unsafe extern "C" fn unified_packet_payload_len(packet: *const unified_packe
     unsafe { read(packet) }.map_or(0, |p| p.payload_len)
 }
 
-/// ns of CLOCK_MONOTONIC when the XDP program saw it; 0 where that is not known.
+/// ns of CLOCK_MONOTONIC, as this process reads it (also in a time namespace), when the XDP program saw it; 0 where that is not known.
 ///
 /// # Safety
 /// As unified_packet_payload.

@@ -213,7 +213,7 @@ pub struct unified_packet {
     pub data: *mut c_void,
     /// First byte of the UDP payload.
     pub payload: *mut c_void,
-    /// ns of CLOCK_MONOTONIC when the XDP program saw it; 0 where the driver has no metadata area.
+    /// ns of CLOCK_MONOTONIC, as this process reads it (also in a time namespace), when the XDP program saw it; 0 where the driver has no metadata area.
     pub timestamp: u64,
     /// Bytes from `data`.
     pub len: u32,
@@ -282,7 +282,7 @@ pub struct unified_nvme_command {
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct unified_event {
-    /// ns of CLOCK_MONOTONIC.
+    /// ns of CLOCK_MONOTONIC, as this process reads it.
     pub timestamp: u64,
     /// Network byte order; IPv4 in the first four bytes.
     pub src_addr: [u8; 16],

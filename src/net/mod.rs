@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+mod clock;
 pub mod features;
 pub mod link;
+mod owner;
 pub mod packet;
 pub mod rx;
 pub mod socket;

@@ -8,6 +8,7 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use super::clock::StampOffset;
 use super::packet::{self, Headers};
 use super::wire::{META_LEN, Meta};
 use crate::error::Result;
@@ -30,7 +31,7 @@ pub struct Received {
     pub offset: u64,
     pub len: u32,
     pub headers: Headers,
-    /// ns of CLOCK_MONOTONIC when the XDP program saw it; 0 where the driver has no metadata area.
+    /// ns of this process's CLOCK_MONOTONIC when the XDP program saw it; 0 where the driver has no metadata area.
     pub timestamp: u64,
 }
 
@@ -41,6 +42,7 @@ pub struct Receiver {
     frame_size: u32,
     /// Where a packet must begin in its frame.
     expected_start: u32,
+    stamps: StampOffset,
     cursor: u32,
     /// Frames with the kernel.
     filled: u32,
@@ -71,6 +73,7 @@ impl Receiver {
             data,
             frame_size,
             expected_start,
+            stamps: StampOffset::of_this_process(),
             cursor: 0,
             filled: 0,
             fill_ring,
@@ -206,7 +209,7 @@ impl Receiver {
                 // The frame comes round again: a record must not outlive its packet.
                 self.data.zero(at - 8, 8);
                 if let Some(headers) = packet::from_meta(&meta, len) {
-                    return Some((headers, meta.timestamp));
+                    return Some((headers, self.stamps.apply(meta.timestamp)));
                 }
             }
         }

@@ -109,7 +109,7 @@ pub const EVENT_LEN: usize = 56;
 /// Metadata of one redirected packet, from the BPF ring buffer.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Event {
-    /// ns, CLOCK_MONOTONIC.
+    /// ns, CLOCK_MONOTONIC: the initial time namespace's as it is parsed, this process's as it is handed out.
     pub timestamp: u64,
     /// IPv4 addresses are the first four bytes.
     pub src_addr: [u8; 16],
@@ -150,10 +150,12 @@ pub struct Settings {
     pub event_sample: u32,
     pub wake_bytes: u32,
     pub owner_pid: u32,
+    pub owner_pid_namespace: u32,
     pub owner_start: u64,
+    pub owner_token: u64,
 }
 
-pub const SETTINGS_LEN: usize = 24;
+pub const SETTINGS_LEN: usize = 32;
 
 impl Settings {
     pub fn to_bytes(self) -> [u8; SETTINGS_LEN] {
@@ -161,7 +163,9 @@ impl Settings {
         bytes[0..4].copy_from_slice(&self.event_sample.to_ne_bytes());
         bytes[4..8].copy_from_slice(&self.wake_bytes.to_ne_bytes());
         bytes[8..12].copy_from_slice(&self.owner_pid.to_ne_bytes());
+        bytes[12..16].copy_from_slice(&self.owner_pid_namespace.to_ne_bytes());
         bytes[16..24].copy_from_slice(&self.owner_start.to_ne_bytes());
+        bytes[24..32].copy_from_slice(&self.owner_token.to_ne_bytes());
         bytes
     }
 
@@ -170,7 +174,9 @@ impl Settings {
             event_sample: u32_at(bytes, 0),
             wake_bytes: u32_at(bytes, 4),
             owner_pid: u32_at(bytes, 8),
+            owner_pid_namespace: u32_at(bytes, 12),
             owner_start: u64_at(bytes, 16),
+            owner_token: u64_at(bytes, 24),
         }
     }
 }

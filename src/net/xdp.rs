@@ -6,9 +6,13 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use super::clock::StampOffset;
 use super::features;
 use super::link::Link;
+use super::owner::{Owner, OwnerSocket, owner_of};
 use super::wire::{COUNTERS, EVENT_LEN, Event, SETTINGS_LEN, Settings, XdpCounters};
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
@@ -52,6 +56,8 @@ pub struct Xdp {
     merged: bool,
     ports: Vec<u16>,
     fds: Fds,
+    stamps: StampOffset,
+    _owner: OwnerSocket,
     // Last: detaching takes descriptors, and the program's own are closed by then.
     leftover: Leftover,
 }
@@ -185,7 +191,8 @@ impl Xdp {
                 .and_then(|()| program.attach_alone(link.index, mode)),
         };
         attached.map_err(|e| failed(e, "attaching the XDP program to"))?;
-        let (fds, events) = match open_maps(&program, config) {
+        let owner = OwnerSocket::new();
+        let (fds, events) = match open_maps(&program, config, &owner) {
             Ok(made) => made,
             Err(e) => {
                 let alone = program.detach_alone(link.index, mode);
@@ -219,6 +226,8 @@ impl Xdp {
             merged: variant.merged,
             ports: Vec::new(),
             fds,
+            stamps: StampOffset::of_this_process(),
+            _owner: owner,
             leftover: Leftover::default(),
         };
         for port in &config.ports {
@@ -241,7 +250,8 @@ impl Xdp {
         let failed = |e: io::Error| Error::os(&e, "loading the XDP program");
         let mut program = Program::open(config.events_bytes, variant).map_err(failed)?;
         program.load().map_err(failed)?;
-        let (fds, events) = open_maps(&program, config).map_err(failed)?;
+        let owner = OwnerSocket::new();
+        let (fds, events) = open_maps(&program, config, &owner).map_err(failed)?;
         let mut xdp = Xdp {
             events,
             program,
@@ -256,6 +266,8 @@ impl Xdp {
             merged: variant.merged,
             ports: Vec::new(),
             fds,
+            stamps: StampOffset::of_this_process(),
+            _owner: owner,
             leftover: Leftover::default(),
         };
         for port in &config.ports {
@@ -391,9 +403,11 @@ impl Xdp {
     /// Hands out up to `max` events.
     pub fn drain_events(&mut self, max: usize, mut each: impl FnMut(&Event)) -> Result<usize> {
         debug_assert_eq!(EVENT_LEN, 56);
+        let stamps = self.stamps;
         self.events
             .drain(max, &mut |bytes| {
-                if let Some(event) = Event::parse(bytes) {
+                if let Some(mut event) = Event::parse(bytes) {
+                    event.timestamp = stamps.apply(event.timestamp);
                     each(&event);
                 }
             })
@@ -459,6 +473,7 @@ impl Xdp {
         if bpf::map_get(self.fds.settings, 0, &mut bytes).is_ok() {
             let settings = Settings {
                 owner_pid: 0,
+                owner_token: 0,
                 ..Settings::from_bytes(&bytes)
             };
             let _ = bpf::map_set(self.fds.settings, 0, &settings.to_bytes());
@@ -518,7 +533,11 @@ impl Drop for HandedMap {
     }
 }
 
-fn open_maps(program: &Program, config: &XdpConfig) -> io::Result<(Fds, bpf::Events)> {
+fn open_maps(
+    program: &Program,
+    config: &XdpConfig,
+    owner: &OwnerSocket,
+) -> io::Result<(Fds, bpf::Events)> {
     let fds = Fds {
         xsks: program.map_fd(c"unified_xsks")?,
         ports: program.map_fd(c"unified_ports")?,
@@ -528,9 +547,9 @@ fn open_maps(program: &Program, config: &XdpConfig) -> io::Result<(Fds, bpf::Eve
     let settings = Settings {
         event_sample: config.event_sample,
         wake_bytes: config.events_bytes / 4,
-        owner_pid: std::process::id(),
-        owner_start: start_time(std::process::id()).unwrap_or(0),
+        ..Settings::default()
     };
+    let settings = owner.sign(settings);
     bpf::map_set(fds.settings, 0, &settings.to_bytes())?;
     let events = bpf::Events::new(program.map_fd(c"unified_events")?)?;
     Ok((fds, events))
@@ -579,43 +598,85 @@ fn remove_pins(ifindex: u32, program_id: u32) {
 pub fn programs_of(pid: u32) -> io::Result<Vec<u32>> {
     let mut ids = bpf::program_ids()?;
     // One that ended meanwhile, or is somebody else's, has no such settings.
-    ids.retain(|id| owner(*id).is_some_and(|settings| settings.owner_pid == pid));
+    ids.retain(|id| settings_of(*id).is_ok_and(|settings| settings.owner_pid == pid));
     Ok(ids)
 }
 
-/// The settings of a loaded program of this library.
-fn owner(program_id: u32) -> Option<Settings> {
+/// The settings of a loaded program of this library. `ENOENT`: there is no such program; `ENODATA`: it has no such
+/// settings, being another version's or somebody else's.
+fn settings_of(program_id: u32) -> io::Result<Settings> {
     let mut bytes = [0; SETTINGS_LEN];
-    bpf::read_program_map(program_id, c"unified_set", &mut bytes).ok()?;
-    Some(Settings::from_bytes(&bytes))
+    bpf::read_program_map(program_id, c"unified_set", &mut bytes)?;
+    Ok(Settings::from_bytes(&bytes))
 }
 
-/// Removes what an earlier process left behind when it was killed; refuses where its owner lives.
+/// So long a program may stand on an interface without a word of whose it is: its owner has just attached it.
+const UNSIGNED_TIME: Duration = Duration::from_secs(1);
+
+/// Whose an attached program is; `None` if it is gone by now.
+fn owner(link: &Link, program_id: u32) -> Result<Option<(Owner, Settings)>> {
+    let until = Instant::now() + UNSIGNED_TIME;
+    let found = loop {
+        match settings_of(program_id) {
+            Ok(settings) if settings == Settings::default() && Instant::now() < until => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            Ok(settings) => break owner_of(&settings).map(|owner| Some((owner, settings))),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => break Ok(None),
+            Err(e) => break Err(e),
+        }
+    };
+    found.map_err(|e| {
+        Error::new(
+            libc::EBUSY,
+            format!(
+                "interface '{0}' has XDP program {program_id}, and whether its owner lives cannot be found out ({e}); \
+                 stop the owner, or if there is none: ip link set {0} xdp off",
+                link.name
+            ),
+        )
+    })
+}
+
+/// Removes what an earlier process left behind when it was killed; refuses while its owner lives.
 /// Looks at this library's own program only.
 fn take_over(link: &Link) -> Result<()> {
     let Some(list) = bpf::attached(link.index) else {
         return Ok(());
     };
     for program in list.programs.iter().filter(|p| p.name == PROGRAM) {
-        let settings = owner(program.id).unwrap_or_default();
-        let alive =
-            settings.owner_pid != 0 && start_time(settings.owner_pid) == Some(settings.owner_start);
-        if alive {
-            return Err(Error::new(
-                libc::EBUSY,
-                format!(
-                    "interface '{}' is recorded from by process {} already; stop that one first",
-                    link.name, settings.owner_pid
+        let Some((owner, settings)) = owner(link, program.id)? else {
+            continue;
+        };
+        match owner {
+            Owner::Ended => log::log(
+                Level::Warn,
+                format_args!(
+                    "interface '{}': taking off XDP program {} that process {} left behind",
+                    link.name, program.id, settings.owner_pid
                 ),
-            ));
-        }
-        log::log(
-            Level::Warn,
-            format_args!(
-                "interface '{}': taking off XDP program {} that process {} left behind",
-                link.name, program.id, settings.owner_pid
             ),
-        );
+            Owner::Alive(who) => {
+                return Err(Error::new(
+                    libc::EBUSY,
+                    format!(
+                        "interface '{}' is recorded from by {who} already, whose XDP program serves all its \
+                         queues; stop that one first, or take its map of sockets (xsk_map)",
+                        link.name
+                    ),
+                ));
+            }
+            Owner::Unknown => {
+                return Err(Error::new(
+                    libc::EBUSY,
+                    format!(
+                        "interface '{}' has XDP program {} of process {} of another PID namespace, of which \
+                         cannot be told whether it lives; stop it, or if it has ended: ip link set {} xdp off",
+                        link.name, program.id, settings.owner_pid, link.name
+                    ),
+                ));
+            }
+        }
         bpf::detach_id(link.index, program.id, list.mode).map_err(|e| {
             Error::os(
                 &e,
@@ -628,19 +689,4 @@ fn take_over(link: &Link) -> Result<()> {
         })?;
     }
     Ok(())
-}
-
-/// When a living process started, in the kernel's ticks since boot; `None` where there is none of this
-/// number, or where it ended and only its parent has not asked for its end yet.
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Behind the command's name, which may contain anything, also ") ".
-    let rest = &stat[stat.rfind(')')? + 2..];
-    let fields: Vec<&str> = rest.split(' ').collect();
-    // A first thread that ended alone is a zombie too, while the others go on.
-    let threads: u32 = fields.get(17)?.parse().ok()?;
-    if matches!(fields[0], "Z" | "X") && threads <= 1 {
-        return None;
-    }
-    fields.get(19)?.parse().ok()
 }

@@ -524,7 +524,8 @@ pub fn pinned_program(path: &CStr) -> io::Result<u32> {
     negative(rc).map(|_| info.id)
 }
 
-/// Reads key 0 of the map called `name` that a loaded program uses.
+/// Reads key 0 of the map called `name` that a loaded program uses. `ENOENT`: there is no such program; `ENODATA`: it has
+/// no such map with values of that length.
 pub(crate) fn read_program_map(program_id: u32, name: &CStr, value: &mut [u8]) -> io::Result<()> {
     let close = |fd: RawFd| {
         // SAFETY: made in this function and closed once.
@@ -570,7 +571,7 @@ pub(crate) fn read_program_map(program_id: u32, name: &CStr, value: &mut [u8]) -
             return result;
         }
     }
-    Err(io::Error::from_raw_os_error(libc::ENOENT))
+    Err(io::Error::from_raw_os_error(libc::ENODATA))
 }
 
 /// The reading side of the events ring buffer.

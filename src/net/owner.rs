@@ -1,0 +1,188 @@
+//! Which process an attached XDP program belongs to, and whether that process lives.
+//!
+//! A process number says it only within one PID namespace, and a start time only within one time namespace. So the owner
+//! holds an abstract UNIX socket whose name is in the program's settings. The kernel lets go of that name when the process
+//! ends, however it ends, and everybody in the interface's network namespace can ask for it.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use super::wire::Settings;
+use crate::log::{self, Level};
+
+/// Kept by the process that owns an XDP program, for as long as it does.
+#[derive(Debug)]
+pub struct OwnerSocket {
+    /// 0: there is no socket.
+    token: u64,
+    _socket: Option<UnixDatagram>,
+}
+
+impl OwnerSocket {
+    pub fn new() -> OwnerSocket {
+        // Each hasher of the standard library has random keys. Nobody can know the name before it is taken.
+        let token = RandomState::new().build_hasher().finish() | 1;
+        match address(token).and_then(|name| UnixDatagram::bind_addr(&name)) {
+            Ok(socket) => OwnerSocket {
+                token,
+                _socket: Some(socket),
+            },
+            Err(e) => {
+                log::log(
+                    Level::Warn,
+                    format_args!(
+                        "opening a UNIX socket that tells other processes whose XDP program this is: {e}; \
+                         they go by the process's number, which says nothing in another PID namespace"
+                    ),
+                );
+                OwnerSocket {
+                    token: 0,
+                    _socket: None,
+                }
+            }
+        }
+    }
+
+    /// `settings`, as a program of this process has them.
+    pub fn sign(&self, settings: Settings) -> Settings {
+        Settings {
+            owner_pid: std::process::id(),
+            owner_start: start_time("self").unwrap_or(0),
+            owner_pid_namespace: pid_namespace().unwrap_or(0),
+            owner_token: self.token,
+            ..settings
+        }
+    }
+}
+
+/// What is known of a program's owner.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// It lives. Its name, for messages.
+    Alive(String),
+    Ended,
+    /// It holds no socket, and its number says nothing here.
+    Unknown,
+}
+
+/// Whether the process that these settings name lives. An error if that cannot be found out.
+pub fn owner_of(settings: &Settings) -> io::Result<Owner> {
+    let pid = settings.owner_pid;
+    if pid == 0 {
+        return Ok(Owner::Ended);
+    }
+    let same_namespace = pid_namespace().is_some_and(|own| own == settings.owner_pid_namespace);
+    let running = same_namespace && is_running(pid, settings.owner_start);
+    if settings.owner_token != 0 && is_held(settings.owner_token)? {
+        return Ok(Owner::Alive(match (same_namespace, running) {
+            (true, true) => format!("process {pid}"),
+            // The socket goes on in whoever inherited it.
+            (true, false) if start_time(&pid.to_string()).is_none() => {
+                format!("a process that process {pid} forked before it ended")
+            }
+            // In another time namespace the same moment has another number.
+            (true, false) => format!("process {pid}"),
+            (false, _) => format!("process {pid} of another PID namespace"),
+        }));
+    }
+    Ok(match running {
+        // Without a socket; or the interface was moved away from its network namespace.
+        true => Owner::Alive(format!("process {pid}")),
+        false if settings.owner_token == 0 && !same_namespace => Owner::Unknown,
+        false => Owner::Ended,
+    })
+}
+
+fn address(token: u64) -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(format!("unified-xdp-{token:016x}"))
+}
+
+/// Whether some process holds the socket of that name, in this network namespace.
+fn is_held(token: u64) -> io::Result<bool> {
+    match UnixDatagram::unbound()?.connect_addr(&address(token)?) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// The number of this process's PID namespace.
+fn pid_namespace() -> Option<u32> {
+    let found = fs::metadata("/proc/self/ns/pid").ok()?;
+    found.ino().try_into().ok()
+}
+
+fn is_running(pid: u32, start: u64) -> bool {
+    start_time(&pid.to_string()) == Some(start)
+}
+
+/// When a living process started, in the kernel's ticks since boot; `None` if there is none of this number ("self": this
+/// one), or if it ended and only its parent has not asked for its end yet.
+fn start_time(pid: &str) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // After the command's name, which may contain anything, also ") ".
+    let rest = &stat[stat.rfind(')')? + 2..];
+    let fields: Vec<&str> = rest.split(' ').collect();
+    // A first thread that ended alone is a zombie too, while the others go on.
+    let threads: u32 = fields.get(17)?.parse().ok()?;
+    if matches!(fields[0], "Z" | "X") && threads <= 1 {
+        return None;
+    }
+    fields.get(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_lives_as_long_as_its_socket() {
+        let socket = OwnerSocket::new();
+        let settings = socket.sign(Settings::default());
+        let own = format!("process {}", std::process::id());
+        assert_eq!(owner_of(&settings).unwrap(), Owner::Alive(own));
+        // As another PID namespace sees it: the number is nobody's, or somebody else's.
+        let elsewhere = Settings {
+            owner_pid_namespace: settings.owner_pid_namespace - 1,
+            ..settings
+        };
+        let Owner::Alive(who) = owner_of(&elsewhere).unwrap() else {
+            panic!("its socket is held");
+        };
+        assert!(who.ends_with("of another PID namespace"), "{who}");
+        // As another time namespace sees it.
+        let later = Settings {
+            owner_start: settings.owner_start + 8_640_000,
+            ..settings
+        };
+        assert!(matches!(owner_of(&later).unwrap(), Owner::Alive(_)));
+        drop(socket);
+        assert_eq!(owner_of(&elsewhere).unwrap(), Owner::Ended);
+        assert_eq!(owner_of(&later).unwrap(), Owner::Ended);
+    }
+
+    #[test]
+    fn without_a_socket_a_number_says_nothing_in_another_namespace() {
+        let settings = Settings {
+            owner_token: 0,
+            ..OwnerSocket::new().sign(Settings::default())
+        };
+        assert!(matches!(owner_of(&settings).unwrap(), Owner::Alive(_)));
+        let elsewhere = Settings {
+            owner_pid_namespace: settings.owner_pid_namespace - 1,
+            ..settings
+        };
+        assert_eq!(owner_of(&elsewhere).unwrap(), Owner::Unknown);
+        let nobody = Settings {
+            owner_pid: 0,
+            ..elsewhere
+        };
+        assert_eq!(owner_of(&nobody).unwrap(), Owner::Ended);
+    }
+}
