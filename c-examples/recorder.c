@@ -39,9 +39,11 @@ static int record(const char *iface, const char *device, uint64_t count)
 		.flush_interval_ms = 20,
 	};
 	struct unified_pipeline_status status = { .size = sizeof(status) };
+	struct unified_stats stats = { .size = sizeof(stats) };
 	struct timespec tick = { .tv_nsec = 50000000 };
 	unified_ctx *ctx;
 	sigset_t signals;
+	uint64_t lost;
 	int failed = 0;
 
 	sigemptyset(&signals);
@@ -65,8 +67,13 @@ static int record(const char *iface, const char *device, uint64_t count)
 	}
 	if (unified_pipeline_stop(ctx, &status) < 0)
 		failed = fail("Stopping");
+	if (unified_ctx_stats(ctx, &stats) < 0)
+		failed = fail("Counting");
 	printf("%" PRIu64 " recorded, %" PRIu64 " failed, %" PRIu64 " durable\n", status.stored, status.failed,
 	       status.durable);
+	lost = stats.rx_dropped + stats.rx_ring_full + stats.redirect_errors;
+	if (lost)
+		printf("%" PRIu64 " dropped by the kernel: the log says so, too\n", lost);
 	if (unified_ctx_destroy(ctx) < 0)
 		failed = fail("Closing");
 	return failed || status.failed;

@@ -950,6 +950,25 @@ struct unified_log_info {
   uint64_t missing;
   uint64_t damaged;
   uint64_t overwritten;
+  /**
+   * Packets of the recorded ports that the kernel dropped, since the log was made: the RX ring was full, or no frame was
+   * free. All recorders that wrote to this log together; they look once a second, and when they end.
+   */
+  uint64_t dropped;
+  /**
+   * Packets of the recorded ports that were seen and not recorded: they came to another queue, were merged or
+   * malformed, or the log had no room.
+   */
+  uint64_t unrecorded;
+  /**
+   * ns since 1970-01-01 UTC when a loss was first noticed, and when more was last noticed; 0: never.
+   */
+  uint64_t first_loss;
+  uint64_t last_loss;
+  /**
+   * Name of the last recorder's interface, ended by a zero; empty if it is not known.
+   */
+  char interface[16];
 };
 
 #ifdef __cplusplus

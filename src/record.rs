@@ -163,6 +163,29 @@ impl Header {
     }
 }
 
+/// What a recorder knew to be lost, since the log was made.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Losses {
+    /// Packets of the recorded ports that the kernel dropped: the RX ring was full, or no frame was free.
+    pub dropped: u64,
+    /// Packets of the recorded ports that were seen and not recorded: they came to another queue, were merged or malformed,
+    /// or the log had no room.
+    pub unrecorded: u64,
+    /// ns since 1970-01-01 UTC when the recorder first noticed a loss, and last noticed more; 0: never. It looks once a
+    /// second.
+    pub first: u64,
+    pub last: u64,
+}
+
+impl Losses {
+    pub fn total(&self) -> u64 {
+        self.dropped.saturating_add(self.unrecorded)
+    }
+}
+
+/// Bytes of an interface's name, the zero at its end included (IFNAMSIZ).
+pub const NAME_LEN: usize = 16;
+
 /// What the log is, and where it stood when this was written. Two copies are written in turn.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Superblock {
@@ -183,6 +206,10 @@ pub struct Superblock {
     pub created: u64,
     /// The log begins again at its start when it is full.
     pub wraps: bool,
+    /// Of all recorders that wrote to this log.
+    pub losses: Losses,
+    /// Name of the last recorder's interface, zeroes at its end; all zero if it is not known.
+    pub interface: [u8; NAME_LEN],
 }
 
 impl Superblock {
@@ -200,6 +227,12 @@ impl Superblock {
         put(&mut b, 48, self.slots.to_le_bytes());
         put(&mut b, 56, self.next_sequence.to_le_bytes());
         put(&mut b, 64, self.created.to_le_bytes());
+        put(&mut b, 72, self.losses.dropped.to_le_bytes());
+        put(&mut b, 80, self.losses.unrecorded.to_le_bytes());
+        put(&mut b, 88, self.losses.first.to_le_bytes());
+        put(&mut b, 96, self.losses.last.to_le_bytes());
+        put(&mut b, 104, self.interface);
+        // 120 to 123 are reserved and zero.
         let crc = crc32c(&b[..SUPER_LEN - 4]);
         put(&mut b, SUPER_LEN - 4, crc.to_le_bytes());
         b
@@ -234,6 +267,13 @@ impl Superblock {
             next_sequence: u64_at(b, 56),
             created: u64_at(b, 64),
             wraps: u16_at(b, 10) & 1 != 0,
+            losses: Losses {
+                dropped: u64_at(b, 72),
+                unrecorded: u64_at(b, 80),
+                first: u64_at(b, 88),
+                last: u64_at(b, 96),
+            },
+            interface: get(b, 104),
         };
         let sound = found.slot_size.is_power_of_two()
             && (512..=65536).contains(&found.slot_size)
@@ -260,6 +300,14 @@ impl Superblock {
     pub fn offset_of(&self, sequence: u64) -> u64 {
         self.start_lba * u64::from(self.block_size)
             + (SUPER_SLOTS + sequence % self.slots) * u64::from(self.slot_size)
+    }
+
+    /// The interface's name, if it is one that Linux gives (dev_valid_name); nothing found on a device is believed.
+    pub fn interface_name(&self) -> Option<&str> {
+        let end = self.interface.iter().position(|byte| *byte == 0)?;
+        let name = std::str::from_utf8(&self.interface[..end]).ok()?;
+        let sound = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':');
+        (!name.is_empty() && name.chars().all(sound)).then_some(name)
     }
 
     /// First block of the slot of a record.
@@ -315,6 +363,8 @@ impl Superblock {
             next_sequence: 0,
             created,
             wraps,
+            losses: Losses::default(),
+            interface: [0; NAME_LEN],
         })
     }
 }

@@ -14,9 +14,10 @@ use crate::context::{Completion, Context};
 use crate::error::{Error, Result};
 use crate::net::rx::Received;
 use crate::record::{
-    Checksum, FLAG_VLAN, HEADER_LEN, Header, SUPER_LEN, SUPER_SLOTS, Superblock, mark_unreadable,
-    refuse_version,
+    Checksum, FLAG_VLAN, HEADER_LEN, Header, Losses, NAME_LEN, SUPER_LEN, SUPER_SLOTS, Superblock,
+    mark_unreadable, refuse_version,
 };
+use crate::stats::Statistics;
 use crate::storage::command::status_text;
 use crate::storage::device::Kind;
 use crate::submit::Transfer;
@@ -55,6 +56,64 @@ pub struct Recorder {
     queue: u16,
     /// CLOCK_REALTIME less CLOCK_MONOTONIC, ns.
     wall: u64,
+    losses: LossCount,
+}
+
+/// What was lost since the log was opened, beside what it knew before.
+#[derive(Debug)]
+struct LossCount {
+    before: Losses,
+    /// The context's counters when the log was opened.
+    base: (u64, u64),
+    known: Losses,
+}
+
+impl LossCount {
+    fn begin(context: &Context, before: Losses) -> Result<LossCount> {
+        Ok(LossCount {
+            before,
+            base: lost(&context.statistics()?),
+            known: before,
+        })
+    }
+
+    fn look(&mut self, context: &Context) -> Result<()> {
+        let now = lost(&context.statistics()?);
+        let known = &mut self.known;
+        let total = known.total();
+        // Counters of a program that was taken off are 0: what was known stays.
+        let sum = |before: u64, now: u64, base: u64, known: u64| {
+            known.max(before.saturating_add(now.saturating_sub(base)))
+        };
+        known.dropped = sum(self.before.dropped, now.0, self.base.0, known.dropped);
+        known.unrecorded = sum(self.before.unrecorded, now.1, self.base.1, known.unrecorded);
+        if known.total() != total {
+            known.last = wall_offset().wrapping_add(monotonic_ns());
+            if known.first == 0 {
+                known.first = known.last;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Packets of the recorded ports that are not in the log: dropped by the kernel, and seen but not recorded. Writes that
+/// failed have numbers of their own, so the log tells of them itself.
+fn lost(stats: &Statistics) -> (u64, u64) {
+    let (xdp, xsk) = (stats.xdp, stats.xsk);
+    (
+        xsk.rx_dropped + xsk.rx_ring_full + stats.redirect_errors,
+        xdp.no_socket + xdp.malformed + xdp.merged + stats.bad_descriptors + stats.released,
+    )
+}
+
+fn name_bytes(name: Option<&str>) -> [u8; NAME_LEN] {
+    let mut bytes = [0; NAME_LEN];
+    let name = name.unwrap_or_default().as_bytes();
+    // Linux has no longer ones.
+    let len = name.len().min(NAME_LEN - 1);
+    bytes[..len].copy_from_slice(&name[..len]);
+    bytes
 }
 
 fn wall_offset() -> u64 {
@@ -89,6 +148,10 @@ impl Recorder {
             blocks,
             wraps,
         )?;
+        let fresh = Superblock {
+            interface: name_bytes(context.ifname()),
+            ..fresh
+        };
         let disk = Disk { context };
         let copies = disk.read(fresh.super_lba(0), SUPER_SLOTS)?;
         let found = newest_superblock(copies.iter().map(Vec::as_slice));
@@ -120,11 +183,19 @@ impl Recorder {
             fua,
             queue: info.network.map_or(0, |network| network.queue as u16),
             wall: wall_offset(),
+            losses: LossCount::begin(context, Losses::default())?,
         };
         match (found, existing) {
             (Some(old), Existing::Continue) => {
                 recorder.check_same(&old, &info.device)?;
-                recorder.superblock = Superblock { wraps, ..old };
+                let interface = recorder.superblock.interface;
+                recorder.superblock = Superblock {
+                    wraps,
+                    interface,
+                    ..old
+                };
+                recorder.losses.before = old.losses;
+                recorder.losses.known = old.losses;
                 let log = recorder.superblock;
                 let spill = info
                     .spill
@@ -284,11 +355,18 @@ impl Recorder {
         self.next - self.checkpointed >= often.min(self.superblock.slots / 4).max(1)
     }
 
+    /// Looks at what was lost meanwhile. `true` if it is more than the superblock on the device says.
+    pub fn look_at_losses(&mut self, context: &Context) -> Result<bool> {
+        self.losses.look(context)?;
+        Ok(self.losses.known != self.superblock.losses)
+    }
+
     /// Makes a free frame, which the caller holds, a superblock. `settled`: every record below it is on the
     /// device or has failed.
     pub fn checkpoint(&mut self, frame: u32, settled: u64) -> Transfer {
         self.checkpointed = self.next;
         self.superblock.generation += 1;
+        self.superblock.losses = self.losses.known;
         self.superblock.next_sequence = settled;
         let start = u64::from(frame) * u64::from(self.frame_size);
         let bytes = self.superblock.to_bytes();

@@ -2,7 +2,10 @@
 
 package unified
 
-import "unsafe"
+import (
+	"strings"
+	"unsafe"
+)
 
 // Constants of the header.
 const (
@@ -285,6 +288,19 @@ type LogInfo struct {
 	Missing     uint64
 	Damaged     uint64
 	Overwritten uint64
+	Dropped     uint64
+	Unrecorded  uint64
+	FirstLoss   uint64
+	LastLoss    uint64
+	Interface   Name
+}
+
+// Name is an interface's name, ended by a zero; empty if it is not known.
+type Name [16]byte
+
+func (n Name) String() string {
+	name, _, _ := strings.Cut(string(n[:]), "\x00")
+	return name
 }
 
 // Data is the packet from its Ethernet header on: the frame's memory, not a copy. It must not be touched

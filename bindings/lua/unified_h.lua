@@ -242,6 +242,11 @@ struct unified_log_info {
   uint64_t missing;
   uint64_t damaged;
   uint64_t overwritten;
+  uint64_t dropped;
+  uint64_t unrecorded;
+  uint64_t first_loss;
+  uint64_t last_loss;
+  char interface[16];
 };
 uint32_t unified_version(void);
 const char *unified_version_string(void);

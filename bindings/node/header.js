@@ -286,6 +286,11 @@ exports.structs = {
     missing: 'uint64_t',
     damaged: 'uint64_t',
     overwritten: 'uint64_t',
+    dropped: 'uint64_t',
+    unrecorded: 'uint64_t',
+    first_loss: 'uint64_t',
+    last_loss: 'uint64_t',
+    interface: koffi.array('char', 16),
   }),
 };
 

@@ -32,7 +32,8 @@ async function main() {
     records += 1;
     bytes += record.payload.length;
   }
-  assert.strictEqual(log.info().end, records);
+  const { end, dropped, interface: recorded } = log.info();
+  assert.deepStrictEqual([end, dropped, recorded], [records, 0, ifname]);
   log.close();
   console.log(`Stored ${stored}, read back ${records} with ${bytes} bytes`);
 }

@@ -41,8 +41,13 @@ function encoded(name, values = {}) {
   for (const field of Object.keys(values)) {
     if (!(field in koffi.introspect(type).members)) throw new TypeError(`${name} has no field '${field}'`);
   }
-  const zero = Object.fromEntries(Object.entries(koffi.introspect(type).members).map(([field, { type: kind }]) =>
-    [field, ['uint64_t', 'uint32_t', 'uint16_t', 'uint8_t', 'int32_t'].includes(koffi.introspect(kind).name) ? 0 : null]));
+  const nothing = (kind) => {
+    const { name, length } = koffi.introspect(kind);
+    if (length) return Array(length).fill(0);
+    return ['uint64_t', 'uint32_t', 'uint16_t', 'uint8_t', 'int32_t'].includes(name) ? 0 : null;
+  };
+  const zero = Object.fromEntries(
+    Object.entries(koffi.introspect(type).members).map(([field, { type: kind }]) => [field, nothing(kind)]));
   const bytes = Buffer.alloc(koffi.sizeof(type));
   koffi.encode(bytes, type, { ...zero, ...('size' in zero ? { size: bytes.length } : {}), ...values });
   return bytes;

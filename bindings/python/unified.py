@@ -53,7 +53,7 @@ Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 def _fields(types: str) -> List[Tuple[str, Any]]:
     """'u32 a b, ptr c' as ctypes has it."""
     known = {"u64": c.c_uint64, "u32": c.c_uint32, "u16": c.c_uint16, "u8": c.c_uint8, "i32": c.c_int32,
-             "str": c.c_char_p, "ptr": c.c_void_p, "addr": c.c_uint8 * 16,
+             "str": c.c_char_p, "ptr": c.c_void_p, "addr": c.c_uint8 * 16, "name": c.c_char * 16,
              "buckets": c.c_uint64 * LATENCY_BUCKETS}
     return [(name, known[group.split()[0]]) for group in types.split(",") for name in group.split()[1:]]
 
@@ -124,7 +124,7 @@ class _log_record(c.Structure):
 
 class _log_info(c.Structure):
     _fields_ = _fields("u64 size log_id created slots, u32 slot_size block_size, u64 oldest end position records"
-                       " missing damaged overwritten")
+                       " missing damaged overwritten dropped unrecorded first_loss last_loss, name interface")
 
 
 _log_fn = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
@@ -368,6 +368,11 @@ class LogInfo:
     missing: int
     damaged: int
     overwritten: int
+    dropped: int
+    unrecorded: int
+    first_loss: int
+    last_loss: int
+    interface: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1032,4 +1037,6 @@ class Log:
     def info(self) -> LogInfo:
         info = _log_info(size=c.sizeof(_log_info))
         _check(_lib.unified_log_info(self._handle(), c.byref(info)))
-        return LogInfo(**{f.name: getattr(info, f.name) for f in dataclasses.fields(LogInfo)})
+        values = {f.name: getattr(info, f.name) for f in dataclasses.fields(LogInfo)}
+        values["interface"] = values["interface"].decode()
+        return LogInfo(**values)

@@ -17,7 +17,11 @@ use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketBlock;
 use pcap_file::pcapng::blocks::interface_description::{
     InterfaceDescriptionBlock, InterfaceDescriptionOption,
 };
+use pcap_file::pcapng::blocks::interface_statistics::{
+    InterfaceStatisticsBlock, InterfaceStatisticsOption,
+};
 use unified::log_reader::{Item, LogReader};
+use unified::record::Superblock;
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -47,7 +51,7 @@ enum Command {
         #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "18446744073709551615")]
         follow: Option<u64>,
     },
-    /// Say what the log holds, and every gap in it; the exit code is 1 where there is one
+    /// Say what the log holds, every gap in it, and what was lost; the exit code is 1 if there is a gap or a loss
     Report {
         #[command(flatten)]
         log: Log,
@@ -134,9 +138,10 @@ fn pcapng(
     writer.write_pcapng_block(InterfaceDescriptionBlock {
         linktype: DataLink::ETHERNET,
         snaplen: 0,
-        options: vec![InterfaceDescriptionOption::IfTsResol(NANOSECONDS)],
+        options: interface_options(reader.superblock()),
     })?;
     let mut written = 0u64;
+    let mut latest = reader.superblock().created;
     let mut last = Instant::now();
     let mut flushed = true;
     // Asked after each block, so that the file never ends inside one.
@@ -159,6 +164,7 @@ fn pcapng(
             }
             None => break,
             Some(Item::Record { header, packet }) => {
+                latest = latest.max(header.timestamp);
                 writer.write_pcapng_block(EnhancedPacketBlock {
                     interface_id: 0,
                     timestamp: Duration::from_nanos(header.timestamp),
@@ -172,10 +178,73 @@ fn pcapng(
             Some(gap) => eprintln!("{}", describe(gap)),
         }
     }
+    // Of the whole recording, also if only some of it was exported: that is what such a block says.
+    let end = reader.end()?;
+    if let Some(block) = statistics(reader.superblock(), end, latest) {
+        writer.write_pcapng_block(block)?;
+    }
     writer.get_mut().flush()?;
     eprintln!("{written} packets");
+    let losses = reader.superblock().losses;
+    if losses.total() > 0 {
+        eprintln!("{}", describe_losses(reader.superblock()));
+    }
     // Followers are meant to be ended so; otherwise records may be missing.
     Ok(follow.is_some() || !ended.load(Ordering::Relaxed))
+}
+
+fn interface_options(superblock: &Superblock) -> Vec<InterfaceDescriptionOption<'static>> {
+    let name = superblock.interface_name().map(str::to_string);
+    name.map(|name| InterfaceDescriptionOption::IfName(name.into()))
+        .into_iter()
+        .chain([InterfaceDescriptionOption::IfTsResol(NANOSECONDS)])
+        .collect()
+}
+
+/// What came to the interface for this log, and what of it is not in there; `None` if the recorder did not say.
+fn statistics(
+    superblock: &Superblock,
+    recorded: u64,
+    latest: u64,
+) -> Option<InterfaceStatisticsBlock<'static>> {
+    superblock.interface_name()?;
+    let losses = superblock.losses;
+    Some(InterfaceStatisticsBlock {
+        interface_id: 0,
+        timestamp: halves(latest.max(losses.last)),
+        options: vec![
+            InterfaceStatisticsOption::IsbStartTime(halves(superblock.created)),
+            InterfaceStatisticsOption::IsbIfRecv(recorded.saturating_add(losses.total())),
+            InterfaceStatisticsOption::IsbIfDrop(losses.total()),
+        ],
+    })
+}
+
+/// A time as the crate is to be given it: the format has the upper half first in either byte order, and the crate writes a
+/// whole number.
+fn halves(time: u64) -> u64 {
+    match cfg!(target_endian = "little") {
+        true => time.rotate_left(32),
+        false => time,
+    }
+}
+
+fn describe_losses(superblock: &Superblock) -> String {
+    let losses = superblock.losses;
+    let seconds = |ns: u64| ns as f64 / 1e9;
+    let times = match losses.total() {
+        0 => String::new(),
+        // As --since takes them.
+        _ => format!(
+            "; noticed from {:.3} to {:.3} (seconds since 1970)",
+            seconds(losses.first),
+            seconds(losses.last)
+        ),
+    };
+    format!(
+        "lost before they could be recorded: {} dropped by the kernel, {} seen and not recorded{times}",
+        losses.dropped, losses.unrecorded
+    )
 }
 
 /// How often a follower looks whether it shall end.
@@ -247,5 +316,12 @@ fn report(log: &Log) -> Outcome<bool> {
         "{} records of {bytes} bytes over {seconds:.3} s; {} missing, {} damaged, {} overwritten",
         tally.records, tally.missing, tally.damaged, tally.overwritten
     );
-    Ok(tally.missing + tally.damaged == 0)
+    // Again, for a recorder may have gone on.
+    reader.end()?;
+    let superblock = reader.superblock();
+    match superblock.interface_name() {
+        Some(name) => println!("interface {name}; {}", describe_losses(superblock)),
+        None => println!("losses are not known: the recorder did not say"),
+    }
+    Ok(tally.missing + tally.damaged + superblock.losses.total() == 0)
 }

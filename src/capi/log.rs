@@ -8,7 +8,7 @@ use super::types::*;
 use super::{guard, null, optional_str, put, put_sized};
 use crate::error::{Error, Result};
 use crate::log_reader::{Item, LogReader};
-use crate::record::{FLAG_VLAN, Header};
+use crate::record::{FLAG_VLAN, Header, NAME_LEN, Superblock};
 use crate::sys::fork::{Guard, Lock};
 
 /// A log that is being read. As with contexts, the cell behind the handle is never freed.
@@ -219,6 +219,15 @@ pub unsafe extern "C" fn unified_log_seek_time(log: *const unified_log, timestam
     guard(|| with(log, |reader| reader.seek_time(timestamp)).map(|()| 0))
 }
 
+fn interface_of(superblock: &Superblock) -> [c_char; NAME_LEN] {
+    let mut bytes = [0; NAME_LEN];
+    let name = superblock.interface_name().unwrap_or_default();
+    for (byte, c) in bytes.iter_mut().zip(name.bytes()) {
+        *byte = c as c_char;
+    }
+    bytes
+}
+
 /// Fills in what the log is and what has been read of it. Set `info->size` first. 0, -EINVAL, -EBADF, -EIO.
 ///
 /// # Safety
@@ -247,6 +256,11 @@ pub unsafe extern "C" fn unified_log_info(
                 missing: tally.missing,
                 damaged: tally.damaged,
                 overwritten: tally.overwritten,
+                dropped: superblock.losses.dropped,
+                unrecorded: superblock.losses.unrecorded,
+                first_loss: superblock.losses.first,
+                last_loss: superblock.losses.last,
+                interface: interface_of(&superblock),
             })
         })?;
         // SAFETY: the caller's promise.

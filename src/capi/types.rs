@@ -551,4 +551,15 @@ pub struct unified_log_info {
     pub missing: u64,
     pub damaged: u64,
     pub overwritten: u64,
+    /// Packets of the recorded ports that the kernel dropped, since the log was made: the RX ring was full, or no frame was
+    /// free. All recorders that wrote to this log together; they look once a second, and when they end.
+    pub dropped: u64,
+    /// Packets of the recorded ports that were seen and not recorded: they came to another queue, were merged or
+    /// malformed, or the log had no room.
+    pub unrecorded: u64,
+    /// ns since 1970-01-01 UTC when a loss was first noticed, and when more was last noticed; 0: never.
+    pub first_loss: u64,
+    pub last_loss: u64,
+    /// Name of the last recorder's interface, ended by a zero; empty if it is not known.
+    pub interface: [c_char; 16],
 }

@@ -9,6 +9,7 @@ use super::place::Place;
 use super::{BATCH, FLUSH, PipelineConfig, Progress, SUPERBLOCK, TICK};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::log::{self, Level};
 use crate::net::rx::Received;
 use crate::storage::command::opcode;
 use crate::submit::Transfer;
@@ -73,6 +74,9 @@ pub(super) fn moderation_of(config: &PipelineConfig) -> Result<Duration> {
         .map_or(moderation, |interval| interval.min(moderation)))
 }
 
+/// How often a recorder looks at what was lost, so that a log that is cut off knows of it, too.
+const LOSS_TICK: Duration = Duration::from_secs(1);
+
 /// The packet thread.
 pub(super) struct Packets<'a> {
     context: &'a Context,
@@ -83,6 +87,7 @@ pub(super) struct Packets<'a> {
     moderation: Duration,
     /// Writes that were completed when last looked at.
     completed: u64,
+    losses_seen: Instant,
 }
 
 impl<'a> Packets<'a> {
@@ -105,6 +110,7 @@ impl<'a> Packets<'a> {
             },
             moderation,
             completed: 0,
+            losses_seen: Instant::now(),
         }
     }
 
@@ -161,10 +167,15 @@ impl<'a> Packets<'a> {
         let completed = self.progress.completed.load(Ordering::Acquire);
         let p = self.progress;
         let failed = p.failed.get() - p.failures_covered.load(Ordering::Relaxed);
-        if let Place::Log(log) = &self.place
-            && log.wants_checkpoint(failed)
-        {
-            self.superblock(completed)?;
+        if let Place::Log(log) = &mut self.place {
+            let mut due = log.wants_checkpoint(failed);
+            if self.losses_seen.elapsed() >= LOSS_TICK {
+                self.losses_seen = Instant::now();
+                due |= log.look_at_losses(self.context)?;
+            }
+            if due {
+                self.superblock(completed)?;
+            }
         }
         if !self.progress.flushing.load(Ordering::Acquire) && self.flusher.wants(completed) {
             self.flush(completed)?;
@@ -172,13 +183,14 @@ impl<'a> Packets<'a> {
         Ok(())
     }
 
-    fn superblock(&mut self, completed: u64) -> Result<()> {
+    /// `false`: no frame was free.
+    fn superblock(&mut self, completed: u64) -> Result<bool> {
         // Without a free frame there is another turn.
         let Ok(frame) = self.context.frame_alloc() else {
-            return Ok(());
+            return Ok(false);
         };
         let Place::Log(log) = &mut self.place else {
-            return self.context.frame_release(frame);
+            return self.context.frame_release(frame).map(|()| true);
         };
         let failed = self.progress.failed.get();
         let mut write = log.checkpoint(frame, self.progress.first_sequence + completed);
@@ -189,7 +201,7 @@ impl<'a> Packets<'a> {
                 self.progress.superblocks.fetch_sub(1, Ordering::AcqRel);
             })?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn flush(&mut self, covers: u64) -> Result<()> {
@@ -209,7 +221,18 @@ impl<'a> Packets<'a> {
         self.wait_for(|p| {
             p.completed.load(Ordering::Acquire) == p.submitted.load(Ordering::Acquire)
         })?;
-        self.superblock(self.progress.completed.load(Ordering::Acquire))?;
+        let is_log = match &mut self.place {
+            Place::Log(log) => log.look_at_losses(self.context).map(|_| true)?,
+            Place::Range(_) => false,
+        };
+        if is_log && !self.superblock(self.progress.completed.load(Ordering::Acquire))? {
+            log::log(
+                Level::Warn,
+                format_args!(
+                    "all frames are with the kernel at the end: the log does not know of the losses of its last second"
+                ),
+            );
+        }
         self.wait_for(|p| {
             p.superblocks.load(Ordering::Acquire) == 0 && !p.flushing.load(Ordering::Acquire)
         })?;

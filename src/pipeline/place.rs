@@ -51,7 +51,7 @@ fn check_range(context: &Context, config: &PipelineConfig) -> Result<u64> {
 /// Where the next write goes.
 pub(super) enum Place {
     Range(Range),
-    Log(Recorder),
+    Log(Box<Recorder>),
 }
 
 pub(super) struct Range {
@@ -106,14 +106,14 @@ impl Place {
                 wraps: 0,
                 fua: config.fua,
             }),
-            Layout::Slot => Place::Log(Recorder::open(
+            Layout::Slot => Place::Log(Box::new(Recorder::open(
                 context,
                 start,
                 end - start,
                 config.at_end == AtEnd::Wrap,
                 config.fua,
                 config.existing,
-            )?),
+            )?)),
         })
     }
 

@@ -231,6 +231,7 @@ def test_a_pipeline_writes_a_log_and_the_log_reads_back(network, device):
         assert log.next().sequence == 0
         info = log.info()
         assert (info.end, info.missing, info.damaged) == (COUNT, 0, 0)
+        assert (info.interface, info.dropped, info.unrecorded) == (network.near, 0, 0)
     with pytest.raises(ValueError, match="closed"):
         log.next()
 
