@@ -34,14 +34,17 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <xdp/libxdp.h>
 #include "unified_xdp.h"
 
-/* Whoever connected and says nothing keeps nobody else waiting for longer. */
+/* Whoever connected and says nothing for so long is let go. Nobody is waited for meanwhile. */
 #define PATIENCE_MS 2000
+/* Clients at once. One more takes the place of the one that has been silent for longest. */
+#define CLIENTS 16
 
 static const char *iface, *path;
 static int map_fd = -1, device_fd = -1;
@@ -146,7 +149,7 @@ static void remove_socket(void)
 static int listen_at(uid_t uid)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	mode_t mask = umask(0177);
 	int ret;
 
@@ -188,7 +191,8 @@ static int answer(int peer, const char *text, int fd)
 		header->cmsg_len = CMSG_LEN(sizeof(int));
 		memcpy(CMSG_DATA(header), &fd, sizeof(int));
 	}
-	return sendmsg(peer, &message, MSG_NOSIGNAL) < 0 ? -1 : 0;
+	/* Who asks and does not read is not waited for: it is let go. */
+	return sendmsg(peer, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -1 : 0;
 }
 
 static int hand(int peer, const char *what, int fd)
@@ -205,60 +209,131 @@ static int ours(const char *argument)
 	return !strcmp(argument, iface);
 }
 
-static void serve(int peer, uid_t uid)
+struct client {
+	int fd;
+	int connected;
+	long long heard_ms;
+};
+
+static struct client clients[CLIENTS];
+static int client_count;
+
+static long long now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
+static void let_go(int number)
+{
+	close(clients[number].fd);
+	clients[number] = clients[--client_count];
+}
+
+static int most_silent(void)
+{
+	int found = 0;
+
+	for (int i = 1; i < client_count; i++)
+		if (clients[i].heard_ms < clients[found].heard_ms)
+			found = i;
+	return found;
+}
+
+static void welcome(int listener, uid_t uid)
 {
 	struct ucred who = { .uid = -1 };
 	socklen_t length = sizeof(who);
-	struct timeval patience = { .tv_sec = PATIENCE_MS / 1000 };
-	int connected = 0;
+	int fd;
 
-	if (getsockopt(peer, SOL_SOCKET, SO_PEERCRED, &who, &length) < 0 || (who.uid != uid && who.uid != 0)) {
-		answer(peer, "/host_nak", -1);
+	if (client_count == CLIENTS)
+		let_go(most_silent());
+	fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	if (fd < 0) {
+		/* Without descriptors it would be asked again at once, for ever. */
+		if ((errno == EMFILE || errno == ENFILE) && client_count > 0)
+			let_go(most_silent());
+		else
+			poll(NULL, 0, 10);
 		return;
 	}
-	setsockopt(peer, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
-	for (;;) {
-		char request[256], *argument;
-		ssize_t got = recv(peer, request, sizeof(request) - 1, 0);
-		int ret;
-
-		if (got <= 0)
-			return;
-		request[got] = 0;
-		if ((argument = strchr(request, ',')) != NULL)
-			*argument++ = 0;
-		else
-			argument = request + strlen(request);
-		if (!strcmp(request, "/connect")) {
-			connected = 1;
-			ret = answer(peer, "/host_ok", -1);
-		} else if (!strcmp(request, "/fin")) {
-			answer(peer, "/fin_ack", -1);
-			return;
-		} else if (!strcmp(request, "/version")) {
-			ret = answer(peer, "0.1", -1);
-		} else if (!connected) {
-			ret = answer(peer, "/error", -1);
-		} else if (!strcmp(request, "/xsk_map_fd")) {
-			errno = ENODEV;
-			ret = hand(peer, "map of sockets", ours(argument) ? map_fd : -1);
-		} else if (!strcmp(request, "/xsk_fd")) {
-			int fd;
-
-			errno = ENODEV;
-			fd = ours(argument) ? socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0) : -1;
-			ret = hand(peer, "socket", fd);
-			if (fd >= 0)
-				close(fd);
-		} else if (!strcmp(request, "/device_fd")) {
-			ret = hand(peer, "device", device_fd);
-		} else {
-			ret = answer(peer, "/error", -1);
-		}
-		fflush(stdout);
-		if (ret < 0)
-			return;
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &length) < 0 || (who.uid != uid && who.uid != 0)) {
+		answer(fd, "/host_nak", -1);
+		close(fd);
+		return;
 	}
+	clients[client_count++] = (struct client){ .fd = fd, .heard_ms = now_ms() };
+}
+
+/* One request. -1: the client is done, or let go. */
+static int serve(struct client *client)
+{
+	char request[256], *argument;
+	ssize_t got = recv(client->fd, request, sizeof(request) - 1, MSG_DONTWAIT);
+	int peer = client->fd, fd, ret;
+
+	if (got <= 0)
+		return got < 0 && (errno == EAGAIN || errno == EINTR) ? 0 : -1;
+	client->heard_ms = now_ms();
+	request[got] = 0;
+	if ((argument = strchr(request, ',')) != NULL)
+		*argument++ = 0;
+	else
+		argument = request + strlen(request);
+	if (!strcmp(request, "/connect")) {
+		client->connected = 1;
+		ret = answer(peer, "/host_ok", -1);
+	} else if (!strcmp(request, "/fin")) {
+		answer(peer, "/fin_ack", -1);
+		ret = -1;
+	} else if (!strcmp(request, "/version")) {
+		ret = answer(peer, "0.1", -1);
+	} else if (!client->connected) {
+		ret = answer(peer, "/error", -1);
+	} else if (!strcmp(request, "/xsk_map_fd")) {
+		errno = ENODEV;
+		ret = hand(peer, "map of sockets", ours(argument) ? map_fd : -1);
+	} else if (!strcmp(request, "/xsk_fd")) {
+		errno = ENODEV;
+		fd = ours(argument) ? socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0) : -1;
+		ret = hand(peer, "socket", fd);
+		if (fd >= 0)
+			close(fd);
+	} else if (!strcmp(request, "/device_fd")) {
+		ret = hand(peer, "device", device_fd);
+	} else {
+		ret = answer(peer, "/error", -1);
+	}
+	fflush(stdout);
+	return ret;
+}
+
+/* Until a signal comes. No client can keep it, or the others, waiting. */
+static void serve_all(int listener, int signals, uid_t uid)
+{
+	for (;;) {
+		struct pollfd wait[2 + CLIENTS] = { { .fd = signals, .events = POLLIN }, { .fd = listener, .events = POLLIN } };
+		int count = client_count;
+
+		for (int i = 0; i < count; i++)
+			wait[2 + i] = (struct pollfd){ .fd = clients[i].fd, .events = POLLIN };
+		if (poll(wait, 2 + count, count > 0 ? PATIENCE_MS / 4 : -1) < 0 && errno != EINTR) {
+			complain("waiting for clients at", path, errno);
+			break;
+		}
+		if (wait[0].revents)
+			break;
+		/* From the last one on, for another one takes the place of the one that goes. */
+		for (int i = count - 1; i >= 0; i--)
+			if ((wait[2 + i].revents && serve(&clients[i]) < 0) || now_ms() - clients[i].heard_ms > PATIENCE_MS)
+				let_go(i);
+		if (wait[1].revents)
+			welcome(listener, uid);
+	}
+	while (client_count > 0)
+		let_go(0);
 }
 
 int main(int argc, char **argv)
@@ -295,18 +370,9 @@ int main(int argc, char **argv)
 	if ((listener = listen_at(uid)) < 0) {
 		error = 1;
 	} else {
-		struct pollfd wait[] = { { .fd = listener, .events = POLLIN }, { .fd = signals, .events = POLLIN } };
-
 		printf("Handing over %s and %s at %s\n", iface, argv[5], path);
 		fflush(stdout);
-		while (poll(wait, 2, -1) > 0 && !wait[1].revents) {
-			int peer = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-
-			if (peer < 0)
-				continue;
-			serve(peer, uid);
-			close(peer);
-		}
+		serve_all(listener, signals, uid);
 		remove_socket();
 	}
 	if ((error |= xdp_program__detach(program, ifindex, mode, 0)) != 0)

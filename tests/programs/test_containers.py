@@ -12,6 +12,7 @@ import socket
 import stat
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import debian
@@ -136,6 +137,60 @@ def test_requests_are_answered_as_the_device_plugin_does(giver, network):
     assert peer.ask("/fin") == ("/fin_ack", [])
     assert other.ask("/connect, another") == ("/host_ok", [])
     assert silent.socket.recv(10) == b""
+
+
+def test_no_client_keeps_others_or_the_end_waiting(giver, network):
+    # One that asks and never reads, until it is let go.
+    greedy = Peer(giver)
+    asked = 0
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        for asked in range(1_000_000):
+            greedy.socket.send(f"/xsk_map_fd, {network.near}".encode() if asked else b"/connect, greedy")
+    assert asked > 1
+    # More than it serves at once, all silent.
+    silent = [Peer(giver) for _ in range(40)]
+    begin = time.monotonic()
+    other = Peer(giver)
+    assert other.ask("/connect, another") == ("/host_ok", [])
+    text, (fd,) = other.ask("/device_fd")
+    os.close(fd)
+    assert text == "/fd_ack" and time.monotonic() - begin < 1
+    # Connections that end at once, and that are never taken.
+    for peer in silent:
+        peer.socket.close()
+    assert other.ask("/version") == ("0.1", [])
+
+
+def test_a_signal_ends_it_at_once_whatever_clients_do(network, place, start):
+    path = place / "socket"
+    program = start(OUT / "bin/hand-over", OUT / "lib/unified_xdp.bpf.o", path, NOBODY, network.near, place / "device")
+    program.until("^Handing over")
+    stop = threading.Event()
+
+    def ask_for_ever():
+        while not stop.is_set():
+            try:
+                peer = Peer(path)
+                peer.socket.send(b"/connect, greedy")
+                while not stop.is_set():
+                    peer.socket.send(f"/xsk_map_fd, {network.near}".encode())
+            except OSError:
+                pass
+
+    threads = [threading.Thread(target=ask_for_ever) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(0.5)
+        begin = time.monotonic()
+        program.process.send_signal(signal.SIGTERM)
+        assert program.end() == 0, program.text()
+        assert time.monotonic() - begin < 2
+        assert not network.program() and not path.exists()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(20)
 
 
 def test_only_its_user_may_ask(giver, network, place):
