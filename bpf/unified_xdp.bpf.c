@@ -291,12 +291,17 @@ static __always_inline void log_event(struct xdp_md *ctx, const struct found *f,
 	__u64 flags = BPF_RB_NO_WAKEUP;
 
 	set = bpf_map_lookup_elem(&unified_set, &zero);
-	if (!set || !set->event_sample || ++count->since_event < set->event_sample)
+	if (!set || !set->event_sample || (set->events_unread && !set->events_read))
+		return;
+	if (++count->since_event < set->event_sample)
 		return;
 	count->since_event = 0;
 	event = bpf_ringbuf_reserve(&unified_events, sizeof(*event), 0);
 	if (!event) {
-		count->events_lost++;
+		if (set->events_read)
+			count->events_lost++;
+		else
+			set->events_unread = 1;
 		return;
 	}
 	__builtin_memset(event, 0, sizeof(*event));

@@ -48,7 +48,7 @@ struct unified_counters {
 	__u64 malformed; /* UDP to one of our ports whose lengths cannot be: passed */
 	__u64 fragments; /* passed */
 	__u64 events;
-	__u64 events_lost; /* the ring buffer was full */
+	__u64 events_lost; /* somebody reads them, and the ring buffer was full */
 	__u64 no_metadata; /* no metadata area: the driver has none, or the dispatcher may not make one */
 	__u64 merged; /* several datagrams to one of our ports in one packet: passed */
 	__u64 since_event; /* packets since the last that was logged: the program's own */
@@ -64,11 +64,14 @@ struct unified_settings {
 	/* The process lives as long as the abstract UNIX socket "unified-xdp-" and this in 16 hex digits is bound in the
 	 * interface's network namespace. 0: there is none. */
 	__u64 owner_token;
+	__u32 events_read; /* somebody reads events: one that finds no room is lost */
+	/* The program's own: nobody has read events yet, and there is no room for more. None is logged. */
+	__u32 events_unread;
 };
 
 _Static_assert(sizeof(struct unified_meta) == 32, "at most 32 bytes fit before a packet on older kernels");
 _Static_assert(sizeof(struct unified_event) == 56, "src/net/wire.rs");
 _Static_assert(sizeof(struct unified_counters) == 96, "src/net/wire.rs");
-_Static_assert(sizeof(struct unified_settings) == 32, "src/net/wire.rs");
+_Static_assert(sizeof(struct unified_settings) == 40, "src/net/wire.rs");
 
 #endif

@@ -484,7 +484,8 @@ struct unified_stats {
    */
   uint64_t xdp_fragments;
   /**
-   * Metadata events written, and lost because the ring buffer was full.
+   * Metadata events written; and lost, because the ring buffer was full although they are read. Before the first
+   * unified_events or unified_events_fd a full ring buffer keeps the oldest, and nothing counts as lost.
    */
   uint64_t events;
   uint64_t events_lost;
@@ -1106,7 +1107,8 @@ int unified_events_sample(const unified_ctx *ctx,
                           uint32_t sample);
 
 /**
- * Takes up to `max` metadata events out of the BPF ring buffer, oldest first: their number. -EINVAL,
+ * Takes up to `max` metadata events out of the BPF ring buffer, oldest first: their number. Until the first call of this
+ * or of unified_events_fd the ring buffer (256 KiB) keeps the oldest events, and no more are logged when it is full. -EINVAL,
  * -ENOTCONN, -ENOTSUP (as unified_port_add). Any thread; calls wait for each other.
  */
 int unified_events(const unified_ctx *ctx,

@@ -671,7 +671,7 @@ impl Context {
     }
 
     pub fn events_fd(&self) -> Result<RawFd> {
-        self.with_xdp(|xdp| Ok(xdp.events_fd()))
+        self.with_xdp(Xdp::events_fd)
     }
 
     pub fn port_add(&self, port: u16) -> Result<()> {

@@ -949,7 +949,7 @@ fn events_beyond_the_ring_buffer_are_counted_as_lost() {
     }
     let mut rig = Rig::new(&config());
     let mut out = Vec::new();
-    let fd = rig.xdp.events_fd();
+    let fd = rig.xdp.events_fd().unwrap();
     let readable = || poll_readable(&[fd], Some(Duration::ZERO)).unwrap();
     let packets: Vec<Vec<u8>> = (0..100)
         .map(|len| ethernet(&[], 0x0800, &ipv4(0, IpNumber::UDP, &udp(PORT, &data(len)))))
@@ -981,6 +981,36 @@ fn events_beyond_the_ring_buffer_are_counted_as_lost() {
     let got = rig.run(&packets[70]);
     assert_eq!(got.events[0].payload_len, 70);
     assert_eq!(got.counted.events_lost, 0);
+}
+
+#[test]
+fn events_that_nobody_reads_are_not_lost() {
+    if !is_root("events_that_nobody_reads_are_not_lost") {
+        return;
+    }
+    let mut rig = Rig::new(&config());
+    let mut out = Vec::new();
+    let packet = |len| ethernet(&[], 0x0800, &ipv4(0, IpNumber::UDP, &udp(PORT, &data(len))));
+    let records = 4096 / 64 - 1;
+    for len in 0..100 {
+        rig.xdp.run(&packet(len), None, &mut out).unwrap();
+    }
+    let count = rig.xdp.counters().unwrap();
+    assert_eq!((count.events, count.events_lost), (records as u64, 0));
+    // Whoever reads late finds the oldest ones; from now on what finds no room is lost.
+    let mut lengths = Vec::new();
+    let each = |event: &Event| lengths.push(usize::from(event.payload_len));
+    assert_eq!(rig.xdp.drain_events(1000, each).unwrap(), records);
+    assert_eq!(lengths, (0..records).collect::<Vec<_>>());
+    for len in 0..100 {
+        rig.xdp.run(&packet(len), None, &mut out).unwrap();
+    }
+    let count = rig.xdp.counters().unwrap();
+    let lost = 100 - records as u64;
+    assert_eq!(
+        (count.events, count.events_lost),
+        (2 * records as u64, lost)
+    );
 }
 
 #[test]

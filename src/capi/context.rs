@@ -501,7 +501,8 @@ pub unsafe extern "C" fn unified_events_sample(ctx: *const unified_ctx, sample: 
     guard(|| with(ctx, |_, context| context.set_event_sample(sample)).map(|()| 0))
 }
 
-/// Takes up to `max` metadata events out of the BPF ring buffer, oldest first: their number. -EINVAL,
+/// Takes up to `max` metadata events out of the BPF ring buffer, oldest first: their number. Until the first call of this
+/// or of unified_events_fd the ring buffer (256 KiB) keeps the oldest events, and no more are logged when it is full. -EINVAL,
 /// -ENOTCONN, -ENOTSUP (as unified_port_add). Any thread; calls wait for each other.
 ///
 /// # Safety

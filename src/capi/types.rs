@@ -325,7 +325,8 @@ pub struct unified_stats {
     pub xdp_malformed: u64,
     /// IP fragments: passed.
     pub xdp_fragments: u64,
-    /// Metadata events written, and lost because the ring buffer was full.
+    /// Metadata events written; and lost, because the ring buffer was full although they are read. Before the first
+    /// unified_events or unified_events_fd a full ring buffer keeps the oldest, and nothing counts as lost.
     pub events: u64,
     pub events_lost: u64,
     /// Packets without a metadata record, because the driver has no room for one.

@@ -153,9 +153,12 @@ pub struct Settings {
     pub owner_pid_namespace: u32,
     pub owner_start: u64,
     pub owner_token: u64,
+    pub events_read: u32,
+    /// Written by the program.
+    pub events_unread: u32,
 }
 
-pub const SETTINGS_LEN: usize = 32;
+pub const SETTINGS_LEN: usize = 40;
 
 impl Settings {
     pub fn to_bytes(self) -> [u8; SETTINGS_LEN] {
@@ -166,6 +169,8 @@ impl Settings {
         bytes[12..16].copy_from_slice(&self.owner_pid_namespace.to_ne_bytes());
         bytes[16..24].copy_from_slice(&self.owner_start.to_ne_bytes());
         bytes[24..32].copy_from_slice(&self.owner_token.to_ne_bytes());
+        bytes[32..36].copy_from_slice(&self.events_read.to_ne_bytes());
+        bytes[36..40].copy_from_slice(&self.events_unread.to_ne_bytes());
         bytes
     }
 
@@ -177,6 +182,8 @@ impl Settings {
             owner_pid_namespace: u32_at(bytes, 12),
             owner_start: u64_at(bytes, 16),
             owner_token: u64_at(bytes, 24),
+            events_read: u32_at(bytes, 32),
+            events_unread: u32_at(bytes, 36),
         }
     }
 }

@@ -55,6 +55,8 @@ pub struct Xdp {
     /// It tells merged datagrams apart.
     merged: bool,
     ports: Vec<u16>,
+    /// Somebody has asked for events.
+    events_read: bool,
     fds: Fds,
     stamps: StampOffset,
     _owner: OwnerSocket,
@@ -225,6 +227,7 @@ impl Xdp {
             attached: true,
             merged: variant.merged,
             ports: Vec::new(),
+            events_read: false,
             fds,
             stamps: StampOffset::of_this_process(),
             _owner: owner,
@@ -265,6 +268,7 @@ impl Xdp {
             attached: false,
             merged: variant.merged,
             ports: Vec::new(),
+            events_read: false,
             fds,
             stamps: StampOffset::of_this_process(),
             _owner: owner,
@@ -378,40 +382,57 @@ impl Xdp {
 
     /// One event in `sample` packets from now on; 0: none.
     pub fn set_event_sample(&self, sample: u32) -> Result<()> {
+        self.change(|settings| settings.event_sample = sample)
+            .map_err(|e| {
+                Error::os(
+                    &e,
+                    format_args!("changing the event sampling on '{}'", self.link.name),
+                )
+            })
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Settings)) -> io::Result<()> {
         let mut bytes = [0; SETTINGS_LEN];
-        let change = |bytes: &mut [u8; SETTINGS_LEN]| -> io::Result<()> {
-            bpf::map_get(self.fds.settings, 0, bytes)?;
-            let settings = Settings {
-                event_sample: sample,
-                ..Settings::from_bytes(bytes)
-            };
-            bpf::map_set(self.fds.settings, 0, &settings.to_bytes())
-        };
-        change(&mut bytes).map_err(|e| {
-            Error::os(
-                &e,
-                format_args!("changing the event sampling on '{}'", self.link.name),
-            )
-        })
+        bpf::map_get(self.fds.settings, 0, &mut bytes)?;
+        let mut settings = Settings::from_bytes(&bytes);
+        change(&mut settings);
+        bpf::map_set(self.fds.settings, 0, &settings.to_bytes())
+    }
+
+    /// From the first call on, events that find no room are lost and counted. Until then the ring buffer holds the oldest
+    /// ones, and when it is full no more are logged.
+    fn reads_events(&mut self) -> Result<()> {
+        if self.events_read {
+            return Ok(());
+        }
+        self.change(|settings| settings.events_read = 1)
+            .map_err(|e| Error::os(&e, format_args!("reading events of '{}'", self.link.name)))?;
+        self.events_read = true;
+        Ok(())
     }
 
     /// Readable when many events wait; a few are found by draining.
-    pub fn events_fd(&self) -> RawFd {
-        self.events.fd()
+    pub fn events_fd(&mut self) -> Result<RawFd> {
+        self.reads_events()?;
+        Ok(self.events.fd())
     }
 
     /// Hands out up to `max` events.
     pub fn drain_events(&mut self, max: usize, mut each: impl FnMut(&Event)) -> Result<usize> {
         debug_assert_eq!(EVENT_LEN, 56);
         let stamps = self.stamps;
-        self.events
+        let drained = self
+            .events
             .drain(max, &mut |bytes| {
                 if let Some(mut event) = Event::parse(bytes) {
                     event.timestamp = stamps.apply(event.timestamp);
                     each(&event);
                 }
             })
-            .map_err(|e| Error::os(&e, format_args!("reading events of '{}'", self.link.name)))
+            .map_err(|e| Error::os(&e, format_args!("reading events of '{}'", self.link.name)))?;
+        // Afterwards, so that there is room when the program goes on.
+        self.reads_events()?;
+        Ok(drained)
     }
 
     /// Takes the program off the interface. Packets go to the stack from now on.
@@ -469,15 +490,7 @@ impl Xdp {
     /// Where the program is still attached somewhere (in another namespace, say), it is nobody's from now on,
     /// and whoever records there next may take it off.
     fn disown(&self) {
-        let mut bytes = [0; SETTINGS_LEN];
-        if bpf::map_get(self.fds.settings, 0, &mut bytes).is_ok() {
-            let settings = Settings {
-                owner_pid: 0,
-                owner_token: 0,
-                ..Settings::from_bytes(&bytes)
-            };
-            let _ = bpf::map_set(self.fds.settings, 0, &settings.to_bytes());
-        }
+        let _ = self.change(|settings| (settings.owner_pid, settings.owner_token) = (0, 0));
     }
 }
 
