@@ -9,7 +9,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -88,6 +88,15 @@ impl Registration {
         Layout::new(sq, cq, buffers)
     }
 
+    /// As a ring that was set up with IORING_SETUP_CLAMP wants it: too many entries are as many as there can be.
+    pub fn clamped(reg: UnifiedReg) -> UnifiedReg {
+        UnifiedReg {
+            sq_entries: reg.sq_entries.min(MAX_ENTRIES),
+            cq_entries: reg.cq_entries.min(MAX_ENTRIES),
+            ..reg
+        }
+    }
+
     fn check_region(&self) -> Result<()> {
         if self.region.flags & !REGION_USER != 0 || self.region.reserved != [0; 4] {
             return Err(invalid(
@@ -141,12 +150,28 @@ impl Registration {
 #[derive(Debug, Default)]
 pub struct Registrations {
     rings: Mutex<HashMap<RawFd, Server>>,
+    /// io_urings of this process that were set up with IORING_SETUP_CLAMP.
+    clamping: Mutex<HashSet<RawFd>>,
 }
 
 impl Registrations {
     pub fn new() -> Registrations {
         log::to_stderr_if_asked();
         Registrations::default()
+    }
+
+    /// An io_uring was set up as this descriptor.
+    pub fn was_set_up(&self, fd: RawFd, clamps: bool) {
+        let mut clamping = self.clamping.lock();
+        match clamps {
+            true => clamping.insert(fd),
+            // An earlier one's number.
+            false => clamping.remove(&fd),
+        };
+    }
+
+    pub fn clamps(&self, fd: RawFd) -> bool {
+        self.clamping.lock().contains(&fd)
     }
 
     /// `EBADF`, `EOPNOTSUPP` where the descriptor is not an io_uring, `EBUSY` where something is

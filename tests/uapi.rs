@@ -226,6 +226,7 @@ fn every_build_of_an_unchanged_program_runs() {
             ("roundtrip", " 2 copied (3072 bytes)"),
             ("identify", " 1 commands, 0 of them failed"),
             ("errors", "registering a region"),
+            ("clamp", " 32768 SQ and 32768 CQ entries"),
             ("status", " of them failed"),
             ("abrupt", " 256 commands, 0 of them failed"),
             ("wild", "SQ ring: its indices are"),
@@ -518,7 +519,7 @@ fn programs_built_already_run_with_the_preloaded_object() {
         !start(false, "roundtrip").status.success(),
         "a stock kernel does not serve it"
     );
-    for mode in ["roundtrip", "errors", "variants", "fork", "abrupt"] {
+    for mode in ["roundtrip", "errors", "clamp", "variants", "fork", "abrupt"] {
         check(&start(true, mode), mode);
     }
     if is_root("programs_built_already_run_with_the_preloaded_object (rlimit)") {

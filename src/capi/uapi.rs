@@ -22,6 +22,7 @@ use crate::uapi::{Registration, Registrations};
 /// (RESIZE_RINGS and MEM_REGION); the second can be told apart by its argument.
 const REGISTER: c_uint = 33;
 const UNREGISTER: c_uint = 34;
+const SETUP_CLAMP: u32 = 1 << 4;
 const SETUP_SINGLE_ISSUER: u32 = 1 << 12;
 const SETUP_DEFER_TASKRUN: u32 = 1 << 13;
 /// Bytes of struct io_uring_params, and where its flags are.
@@ -152,12 +153,33 @@ pub unsafe extern "C" fn __wrap_syscall(
         }
     }
     // SAFETY: the caller's promise; it is the same call.
-    let result = unsafe { real_syscall(number, arguments) };
-    if number == libc::SYS_io_uring_setup && result < 0 && errno() == libc::EINVAL {
-        // SAFETY: as above.
-        return unsafe { setup_single_issuer(arguments) };
+    let mut result = unsafe { real_syscall(number, arguments) };
+    if number == libc::SYS_io_uring_setup {
+        if result < 0 && errno() == libc::EINVAL {
+            // SAFETY: as above.
+            result = unsafe { setup_single_issuer(arguments) };
+        }
+        if result >= 0 {
+            let flags = setup_flags(arguments[1] as u64).unwrap_or(0);
+            // Success leaves errno as it was.
+            let before = errno();
+            let clamps = flags & SETUP_CLAMP != 0;
+            let _ = guard(|| {
+                registrations().was_set_up(result as RawFd, clamps);
+                Ok(0)
+            });
+            set_errno(before);
+        }
     }
     result
+}
+
+/// The flags in the parameters of an io_uring_setup.
+fn setup_flags(params: u64) -> Option<u32> {
+    let mut bytes = [0u8; PARAMS_LEN];
+    user::copy_in(params, &mut bytes).ok()?;
+    let flags = bytes[PARAMS_FLAGS..].first_chunk()?;
+    Some(u32::from_ne_bytes(*flags))
 }
 
 /// Kernels want SINGLE_ISSUER beside DEFER_TASKRUN; programs of the interface may leave it out. It binds
@@ -233,6 +255,11 @@ fn register(fd: RawFd, address: u64, count: c_uint) -> c_int {
             }
             // SAFETY: integers only, sizes asserted in abi.rs.
             let reg: UnifiedReg = unsafe { structure(address, "io_unified_reg")? };
+            let asked = reg;
+            let reg = match registrations.clamps(fd) {
+                true => Registration::clamped(asked),
+                false => asked,
+            };
             Registration::layout(&reg)?;
             // SAFETY: as above.
             let region: RegionDesc = unsafe { structure(reg.region_ptr, "its region_ptr")? };
@@ -250,7 +277,7 @@ fn register(fd: RawFd, address: u64, count: c_uint) -> c_int {
                 device,
             };
             let offsets = registrations.register(fd, &request)?;
-            let filled = UnifiedReg { offsets, ..reg };
+            let filled = UnifiedReg { offsets, ..asked };
             // SAFETY: integers only, without padding.
             let bytes = unsafe {
                 std::slice::from_raw_parts(

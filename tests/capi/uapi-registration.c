@@ -862,6 +862,41 @@ static void mode_churn(const char *device)
 		pthread_join(threads[i], NULL);
 }
 
+/* As io_uring_setup itself does it: too many entries are as many as there can be, and none is an error all the same. */
+static void mode_clamp(const char *device)
+{
+	struct program p;
+	int unclamped;
+
+	prepare(&p, device);
+	unclamped = p.ring;
+	munmap(p.region, p.size);
+	p.size = plain_size(32768, 32768, FRAMES * FRAME);
+	p.region = mmap(NULL, p.size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	CHECK(p.region != MAP_FAILED, "mmap");
+	p.desc.user_addr = (uintptr_t)p.region;
+	p.desc.size = p.size;
+	p.reg.sq_entries = 100000;
+	p.reg.cq_entries = ~0U;
+	expect(&p, "without the flag", EINVAL);
+	p.ring = make_ring(IORING_SETUP_CLAMP);
+	CHECK(p.ring >= 0, "io_uring_setup");
+	CHECK(call_register(&p) == 0, "clamped");
+	CHECK(((struct io_unified_ring *)(p.region + p.reg.offsets.sq_ring))->ring_entries == 32768, "SQ");
+	CHECK(((struct io_unified_ring *)(p.region + p.reg.offsets.cq_ring))->ring_entries == 32768, "CQ");
+	CHECK(call_unregister(&p) == 0, "unregistering");
+	p.reg.cq_entries = 0;
+	expect(&p, "no entries", EINVAL);
+	close(p.ring);
+	close(unclamped);
+	/* The same number, another ring. */
+	p.reg.cq_entries = 100000;
+	p.ring = make_ring(0);
+	expect(&p, "without the flag again", EINVAL);
+	close(p.ring);
+	munmap(p.region, p.size);
+}
+
 int main(int argc, char **argv)
 {
 	const char *mode = argc > 1 ? argv[1] : "";
@@ -877,6 +912,7 @@ int main(int argc, char **argv)
 	MODE(roundtrip);
 	MODE(identify);
 	MODE(errors);
+	MODE(clamp);
 	MODE(unprivileged);
 	MODE(rlimit);
 	MODE(status);
