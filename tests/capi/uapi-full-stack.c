@@ -35,6 +35,12 @@
 
 #define ENTRIES 256
 #define FRAMES 2048
+#ifdef UNWRAPPED
+/* Refills go by the fill ring's index, which grows for ever: the UMEM ends before it does. */
+#define UMEM_FRAMES (2 * FRAMES)
+#else
+#define UMEM_FRAMES FRAMES
+#endif
 #define FRAME 2048
 #define PORT 9999
 #define BATCH 64
@@ -162,7 +168,7 @@ static int register_region(const char *device)
 	if (ctx.ring < 0)
 		return fail("io_uring_setup");
 	ctx.size = 2 * sizeof(struct io_unified_ring) + ENTRIES * sizeof(struct io_unified_sqe) +
-		   ENTRIES * sizeof(struct io_unified_cqe) + (size_t)FRAMES * FRAME;
+		   ENTRIES * sizeof(struct io_unified_cqe) + (size_t)UMEM_FRAMES * FRAME;
 	ctx.region = mmap(NULL, ctx.size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
 	printf("Huge pages: %s\n", ctx.region == MAP_FAILED ? "no" : "yes");
 	if (ctx.region == MAP_FAILED)
@@ -178,7 +184,7 @@ static int register_region(const char *device)
 	reg.nvme_dev_path = (uintptr_t)device;
 	reg.sq_entries = ENTRIES;
 	reg.cq_entries = ENTRIES;
-	reg.buffer_entries = FRAMES;
+	reg.buffer_entries = UMEM_FRAMES;
 	reg.buffer_entry_size = FRAME;
 	if (syscall(__NR_io_uring_register, ctx.ring, 33, &reg, 1) < 0)
 		return fail("registering");
@@ -210,7 +216,7 @@ static int open_socket(const char *ifname, unsigned int queue)
 	};
 	uint32_t idx;
 
-	errno = -xsk_umem__create(&ctx.umem, ctx.buffers, (uint64_t)FRAMES * FRAME, &ctx.fill, &ctx.comp, &umem);
+	errno = -xsk_umem__create(&ctx.umem, ctx.buffers, (uint64_t)UMEM_FRAMES * FRAME, &ctx.fill, &ctx.comp, &umem);
 	if (errno)
 		return fail("xsk_umem__create");
 	errno = -xsk_socket__create(&ctx.xsk, ifname, queue, ctx.umem, &ctx.rx, NULL, &config);
@@ -231,6 +237,9 @@ static void refill(uint64_t addr)
 
 	if (xsk_ring_prod__reserve(&ctx.fill, 1, &idx) != 1)
 		return;
+#ifdef UNWRAPPED
+	addr = ((uint64_t)idx - 1) * FRAME;
+#endif
 	*xsk_ring_prod__fill_addr(&ctx.fill, idx) = addr;
 	xsk_ring_prod__submit(&ctx.fill, 1);
 }

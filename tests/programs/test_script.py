@@ -175,6 +175,15 @@ def test_an_unchanged_program_of_the_registration_interface(size, rate, tmp_path
     assert f"Verified: {found[1]} of {found[1]} stored payloads intact" in result.stdout
 
 
+def test_a_program_whose_fill_addresses_do_not_wrap_is_told_so(tmp_path):
+    source, program = tmp_path / "unwrapped.c", tmp_path / "unwrapped"
+    source.write_text(f'#define UNWRAPPED\n#include "{ROOT}/tests/capi/uapi-full-stack.c"\n')
+    must("make", "-s", "-f", "Makefile.full-stack", "selftest", f"SRC={source}", f"OUT={program}", cwd=ROOT)
+    result = call(SCRIPT, "--selftest", program, "--duration", "2", "--rate", 4000, "--size", 100, env=ENV)
+    assert "exactly 4097 received: this is no question of the rate" in result.stdout, result.stdout
+    assert "rate is too high" not in result.stdout
+
+
 def test_a_selftest_that_does_not_store_fails(tmp_path):
     program = tmp_path / "liar"
     program.write_text("#!/bin/sh\necho System ready\ntrap 'echo RX=5 Stored=5 Errors=0; exit 0' INT TERM\n"
