@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::types::*;
 use super::{
-    ENDED, ENDING, OPEN, cell, count, get_sized, guard, not_open, null, optional_str, put,
+    ENDED, ENDING, OPEN, cell, count, get_sized, guard, keep, not_open, null, optional_str, put,
     put_sized, unified_ctx, with,
 };
 use crate::config::{Config, Drive};
@@ -176,14 +176,13 @@ pub unsafe extern "C" fn unified_ctx_create(
             let context = Arc::new(Context::open(&config)?);
             let born =
                 Mark::of_this_process().map_err(|e| Error::os(&e, "marking this process"))?;
-            // Never freed: see unified_ctx.
-            let handle = Box::leak(Box::new(unified_ctx {
+            let handle = keep(unified_ctx {
                 stage: AtomicU8::new(OPEN),
                 context: RwLock::new(Some(context)),
                 pipeline: Mutex::new(None),
                 born,
-            }));
-            put(ctx, std::ptr::from_mut(handle), "the place for the context")?;
+            });
+            put(ctx, handle, "the place for the context")?;
         }
         Ok(0)
     })

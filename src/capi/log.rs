@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::types::*;
-use super::{guard, null, optional_str, put, put_sized};
+use super::{guard, keep, null, optional_str, put, put_sized};
 use crate::error::{Error, Result};
 use crate::log_reader::{Item, LogReader};
 use crate::record::{FLAG_VLAN, Header, NAME_LEN, Superblock};
@@ -67,9 +67,9 @@ pub unsafe extern "C" fn unified_log_open(
         let path = unsafe { optional_str(path, "the log's path")? }
             .ok_or_else(|| null("the log's path"))?;
         let reader = LogReader::open(Path::new(&path), start)?;
-        let cell = Box::leak(Box::new(unified_log {
+        let cell = keep(unified_log {
             reader: Lock::new(Some(reader)),
-        }));
+        });
         // SAFETY: as above.
         unsafe { put(log, cell, "the place for the handle")? };
         Ok(0)

@@ -21,8 +21,9 @@ pub use pipeline::*;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -30,6 +31,35 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::pipeline::Pipeline;
 use crate::sys::fork::Mark;
+
+/// What stands behind a handle: never freed, so that a handle which is used after its end is told instead of being followed
+/// into freed memory. All of them are in a list, so that tools which look for leaks find them, and no suppression has
+/// to hide what else is allocated there.
+#[repr(C)]
+struct Kept<T> {
+    cell: T,
+    earlier: AtomicPtr<()>,
+}
+
+static KEPT: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+
+fn keep<T>(cell: T) -> *mut T {
+    let kept = Box::leak(Box::new(Kept {
+        cell,
+        earlier: AtomicPtr::new(KEPT.load(Ordering::Relaxed)),
+    }));
+    let this = ptr::from_mut(kept);
+    // Nobody follows the list: it is there to be looked at from outside.
+    while let Err(earlier) = KEPT.compare_exchange_weak(
+        kept.earlier.load(Ordering::Relaxed),
+        this.cast(),
+        Ordering::Release,
+        Ordering::Relaxed,
+    ) {
+        kept.earlier.store(earlier, Ordering::Relaxed);
+    }
+    this.cast()
+}
 
 thread_local! {
     static LAST_ERROR: RefCell<CString> = RefCell::new(CString::default());

@@ -62,6 +62,11 @@ pub struct Stream {
 
 impl Stream {
     pub fn start(veth: &Veth) -> Stream {
+        Stream::with_pause(veth, Duration::from_micros(500))
+    }
+
+    /// So long a pause after each packet.
+    pub fn with_pause(veth: &Veth, pause: Duration) -> Stream {
         let stop = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU32::new(0));
         let to = std::net::SocketAddrV4::new(veth.host_addr, 9999);
@@ -74,7 +79,7 @@ impl Stream {
                 // Without a link there is no route: that is the test's fault, in both senses.
                 let _ = socket.send_to(&numbered(number), to);
                 count.store(number + 1, Ordering::Relaxed);
-                std::thread::sleep(Duration::from_micros(500));
+                std::thread::sleep(pause);
             }
         });
         Stream {

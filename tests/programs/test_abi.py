@@ -135,8 +135,7 @@ def test_sized_structs_may_be_older_and_newer(network, device, start, tmp_path):
     must("gcc", "-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined",
          "-fno-sanitize-recover=all", f"-I{ROOT}/include", ROOT / "tests/capi/growth.c", "-o",
          program, f"-L{OUT}/lib", "-lunified", f"-Wl,-rpath,{OUT}/lib")
-    options = {"LSAN_OPTIONS": f"suppressions={ROOT}/tests/lsan.supp"}
-    running = start(program, network.near, device, env=os.environ | options)
+    running = start(program, network.near, device)
     running.until("^ready$", 60)
     network.send(10)
     assert running.end() == 0, running.text()

@@ -12,7 +12,7 @@ SANITIZERS = {
     "thread": ["-fsanitize=thread"],
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
 }
-ENV = os.environ | {"LSAN_OPTIONS": f"suppressions={ROOT}/tests/lsan.supp", "TSAN_OPTIONS": "exitcode=66"}
+ENV = os.environ | {"TSAN_OPTIONS": "exitcode=66"}
 COUNT = 2000
 # gcc's ThreadSanitizer does not know the places where newer kernels map a program.
 FIXED = ["setarch", "-R"]
@@ -34,6 +34,17 @@ def test_the_documented_threads(sanitizer, drive, network, device, start, tmp_pa
     assert running.end() == 0, running.text()
     assert "Books: balanced" in running.text() and "Sanitizer" not in running.text()
     verify(device, COUNT, "1-1472", "--sent", COUNT)
+
+
+def test_they_see_a_leak_of_creation(tmp_path):
+    """No suppression hides what is allocated under a function of the library."""
+    (tmp_path / "leak.c").write_text("#include <stdlib.h>\n"
+                                     "static void *volatile last;\n"
+                                     "__attribute__((noinline)) void unified_ctx_create(void) { last = malloc(100); }\n"
+                                     "int main(void) { unified_ctx_create(); last = NULL; return 0; }\n")
+    must("gcc", "-g", "-O0", *SANITIZERS["address"], tmp_path / "leak.c", "-o", tmp_path / "leak")
+    with pytest.raises(AssertionError, match="Direct leak of 100 byte(?s:.*)unified_ctx_create"):
+        must(*FIXED, tmp_path / "leak", env=ENV)
 
 
 def test_they_see_a_race(tmp_path):
