@@ -121,9 +121,10 @@ int main(int argc, char **argv)
 	sigset_t signals;
 	int rc;
 
-	if (argc != 4 || (!strchr(argv[3], '/') && (atoi(argv[3]) < 1 || atoi(argv[3]) > 65535)))
+	/* All digits: a port. Anything else: the path of a socket. */
+	path = argc == 4 && argv[3][strspn(argv[3], "0123456789")] ? argv[3] : NULL;
+	if (argc != 4 || (!path && (atoi(argv[3]) < 1 || atoi(argv[3]) > 65535)))
 		return fprintf(stderr, "usage: %s IFACE DEVICE HTTP_PORT|SOCKET\n", argv[0]), 2;
-	path = strchr(argv[3], '/') ? argv[3] : NULL;
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGINT);
 	sigaddset(&signals, SIGTERM);

@@ -158,6 +158,16 @@ def test_what_is_lost_stands_out_and_a_recorder_that_ends_is_told(network, devic
     screen.until("LINK DOWN")
     escaped = must(*screen.server, "capture-pane", "-p", "-e")
     assert re.search(r"\x1b\[(\d+;)*38;5;1m[^\n]*LINK DOWN", escaped), escaped
+    # Killed: its socket is there, and what was shown is not how things are.
+    recorder.process.kill()
+    recorder.end(10)
+    text = screen.until("^no answer for ")
+    assert "NO ANSWER" in text and not re.search("XDP attached|LINK DOWN", text), text
+    must("ip", "-n", network.ns, "link", "set", network.far, "up")
+    # The next one takes the interface and the socket over, and is shown; it ends in order.
+    recorder = start(OUT / "bin/metrics", network.near, device, path)
+    recorder.until("^Recording")
+    screen.until("XDP attached")
     recorder.process.send_signal(signal.SIGINT)
     assert recorder.end(10) == 0
     screen.until("^no answer for .*there is no such socket")
@@ -187,4 +197,8 @@ def test_what_does_not_answer_is_told(tmp_path):
     absent = call(TOP, tmp_path / "none")
     assert absent.returncode == 1 and "there is no such socket" in absent.stdout
     assert call(TOP, "9464").returncode == 2
+    assert call(TOP, "localhost:9464").returncode == 2
+    # A name without a slash is a socket here.
+    absent = call(TOP, "none.sock", cwd=tmp_path)
+    assert absent.returncode == 1 and "none.sock: there is no such socket" in absent.stdout
     assert call(TOP).returncode == 2

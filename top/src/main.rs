@@ -183,6 +183,7 @@ fn screen(arguments: &Arguments, first: Vec<Metrics>, stop: &AtomicBool) -> Resu
     let look = Look {
         colour: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
         utf8: is_utf8(),
+        answered: true,
     };
     // Puts the terminal back also where this program panics.
     let mut terminal = ratatui::try_init().map_err(|e| format!("the terminal: {e}"))?;
@@ -239,6 +240,10 @@ fn show(
                 .draw(|frame| {
                     let area = frame.area();
                     if let Some(view) = views.0.get(shown) {
+                        let look = Look {
+                            answered: trouble.is_none(),
+                            ..look
+                        };
                         let lines = view.screen(area.width, area.height, look, status);
                         frame.render_widget(Paragraph::new(lines), area);
                     }

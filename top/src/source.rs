@@ -6,7 +6,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -47,7 +47,9 @@ impl FromStr for Source {
         if text.contains("://") {
             return Err(format!("'{text}': only http:// is spoken here"));
         }
-        if !text.contains('/') {
+        // A socket in the current directory, unless it is rather a port that was meant.
+        let port = text.bytes().all(|b| b.is_ascii_digit()) || text.contains(':');
+        if !text.contains('/') && port && !Path::new(text).exists() {
             return Err(format!(
                 "'{text}' is neither a URL (http://HOST:PORT/metrics) nor the path of a socket"
             ));

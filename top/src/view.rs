@@ -24,6 +24,8 @@ const LOWEST: u16 = 8;
 pub struct Look {
     pub colour: bool,
     pub utf8: bool,
+    /// The recorder answers: what is shown is how things are, and not how they were.
+    pub answered: bool,
 }
 
 impl Look {
@@ -228,6 +230,7 @@ impl View {
             false => Span::styled(bad.to_string(), look.lost()),
         };
         let right = match now.interface.as_str() {
+            _ if !look.answered => vec![Span::styled("NO ANSWER", look.lost())],
             "" => vec![Span::styled("storage only", look.dim())],
             _ => vec![
                 state("link_up", "link up", "LINK DOWN"),
@@ -272,10 +275,14 @@ impl View {
                 true => (format::bytes(rate), format::bytes(total)),
                 false => (format::amount(rate), format::exact(total)),
             };
+            let (rate, rate_text) = match look.answered {
+                true => (rate, format!("{rate_text}/s")),
+                false => (0.0, "-".to_string()),
+            };
             let style = if rate > 0.0 { Style::new() } else { look.dim() };
             lines.push(Line::from(vec![
                 Span::raw(format!("{label:NAME$}")),
-                Span::styled(format!("{:>RATE$}", format!("{rate_text}/s")), style),
+                Span::styled(format!("{rate_text:>RATE$}"), style),
                 Span::raw("  "),
                 Span::styled(
                     self.history(name, history, look),
@@ -382,11 +389,11 @@ impl View {
         let mut cells = Vec::new();
         for (label, name) in [("commands", "completed"), ("operations", "operations")] {
             let rate = self.rate(name);
-            cells.push((
-                label,
-                format!("{}/s", format::amount(rate)),
-                calm(rate, Style::new()),
-            ));
+            let text = match look.answered {
+                true => format!("{}/s", format::amount(rate)),
+                false => "-".to_string(),
+            };
+            cells.push((label, text, calm(rate, Style::new())));
         }
         for (label, name, style) in [
             ("in flight", "commands_in_flight", Style::new()),
@@ -531,6 +538,7 @@ mod tests {
     const LOOK: Look = Look {
         colour: false,
         utf8: false,
+        answered: true,
     };
 
     fn metrics(received: u32, lost: u32) -> Metrics {
@@ -570,6 +578,17 @@ mod tests {
             "FRAMES  64",
         ] {
             assert!(shown.contains(part), "{part} is not in\n{shown}");
+        }
+        // A recorder that does not answer, because it was killed, say, is in no known state.
+        let gone = Look {
+            answered: false,
+            ..LOOK
+        };
+        let lines = view.screen(100, 40, gone, Line::raw("status"));
+        let shown: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        assert!(shown.contains("NO ANSWER") && shown.contains("3 000"));
+        for part in ["link up", "XDP", "/s"] {
+            assert!(!shown.contains(part), "{part} is in\n{shown}");
         }
         // Started anew: what was before counts no more.
         view.add(3.0, metrics(10, 0));
