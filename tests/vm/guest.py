@@ -22,8 +22,9 @@ DRIVES = {
     "nocache": ("", [(64 * MIB, "write-cache=off")]),
     # Every write fails. (QEMU has no write protection of namespaces that Identify would show.)
     "unwritable": ("", [(16 * MIB, "|readonly=on")]),
-    # One block that cannot be written, and a flush that always fails: see FAULTS.
+    # One block that cannot be written, one that cannot be read, and a flush that always fails: see FAULTS.
     "badblock": ("", [(64 * MIB, "")]),
+    "unreadable": ("", [(64 * MIB, "")]),
     "noflush": ("", [(64 * MIB, "")]),
     # Holds a file system: the tests' own directory for files.
     "files": ("", [(96 * MIB, "")]),
@@ -34,6 +35,7 @@ BAD_SECTOR = 4096
 CUT = {"cut": ("", [(20 * MIB, "")])}
 FAULTS = {
     "badblock": f'[inject-error]\nevent = "write_aio"\niotype = "write"\nerrno = "5"\nsector = "{BAD_SECTOR}"\n',
+    "unreadable": f'[inject-error]\nevent = "read_aio"\niotype = "read"\nerrno = "5"\nsector = "{BAD_SECTOR}"\n',
     "noflush": '[inject-error]\nevent = "none"\niotype = "flush"\nerrno = "5"\n',
 }
 CHANNELS = ["results", "requests"]

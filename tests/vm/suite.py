@@ -113,7 +113,7 @@ def add_installed(suite):
     built = ROOT / "target" / "full-stack"
     (soname,) = [path for path in (built / "lib").glob("libunified.so.*") if path.suffix[1:].isdigit() and path.is_symlink()]
     suite.programs[f"usr/lib/{soname.name}"] = soname
-    for name in ["unified-full-stack-test", "unified-traffic", "recorder"]:
+    for name in ["unified-full-stack-test", "unified-traffic", "unified-export", "recorder"]:
         suite.programs[f"opt/unified/bin/{name}"] = built / "bin" / name
     suite.programs["opt/unified/bin/uapi-full-stack"] = program
     suite.files["opt/unified/run-full-stack-test.sh"] = ROOT / "run-full-stack-test.sh"
