@@ -161,7 +161,7 @@ check_system() {
 	for tool in $tools; do
 		command -v "$tool" >/dev/null || missing+=" $tool"
 	done
-	[ -z "$missing" ] || die "missing:$missing; run: make -f Makefile.full-stack install-deps-debian (or -fedora)"
+	[ -z "$missing" ] || die "missing:$missing; run: make -f Makefile.full-stack install-deps"
 	if [ "$(cat /proc/sys/kernel/io_uring_disabled 2>/dev/null || echo 0)" = 2 ]; then
 		die "io_uring is forbidden here: sysctl kernel.io_uring_disabled=0"
 	fi
