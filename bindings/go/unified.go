@@ -92,6 +92,15 @@ type Config struct {
 	BlockSize   uint32
 	// Spill is where writes go that the device failed; empty: nowhere.
 	Spill string
+	// Retries of an operation that fails for now: 1 to 255, or NoRetry; 8 where it is 0.
+	Retries        uint32
+	RetryBackoffUS uint32
+	RetryGiveUpMS  uint32
+	// Descriptors that somebody with more privileges opened; they stay the caller's. Each counts only with the flag of that
+	// name. With DeviceFD, Device may be empty.
+	XskMapFD int32
+	XskFD    int32
+	DeviceFD int32
 }
 
 // Context is a network interface (or none), a device, and the memory between them.
@@ -104,8 +113,10 @@ type Context struct {
 func Open(config Config) (*Context, error) {
 	var c C.struct_unified_config
 	c.size = C.sizeof_struct_unified_config
-	c.device = C.CString(config.Device)
-	defer C.free(unsafe.Pointer(c.device))
+	if config.Device != "" {
+		c.device = C.CString(config.Device)
+		defer C.free(unsafe.Pointer(c.device))
+	}
 	if config.Interface != "" {
 		c.ifname = C.CString(config.Interface)
 		defer C.free(unsafe.Pointer(c.ifname))
@@ -138,6 +149,12 @@ func Open(config Config) (*Context, error) {
 	c.event_sample = C.uint32_t(config.EventSample)
 	c.events_bytes = C.uint32_t(config.EventsBytes)
 	c.block_size = C.uint32_t(config.BlockSize)
+	c.retries = C.uint32_t(config.Retries)
+	c.retry_backoff_us = C.uint32_t(config.RetryBackoffUS)
+	c.retry_give_up_ms = C.uint32_t(config.RetryGiveUpMS)
+	c.xsk_map_fd = C.int32_t(config.XskMapFD)
+	c.xsk_fd = C.int32_t(config.XskFD)
+	c.device_fd = C.int32_t(config.DeviceFD)
 	ctx := &Context{}
 	var handle *C.unified_ctx
 	if err := done(func() C.int { return C.unified_ctx_create(&c, &handle) }); err != nil {

@@ -4,6 +4,7 @@ package unified
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -38,6 +39,27 @@ func storage(t *testing.T) *Context {
 	}
 	t.Cleanup(func() { ctx.Close() })
 	return ctx
+}
+
+func TestADescriptorInsteadOfAPath(t *testing.T) {
+	file, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := file.Truncate(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	ctx, err := Open(Config{Flags: DeviceFD, DeviceFD: int32(file.Fd()), Retries: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file.Close()
+	if err := ctx.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(Config{Device: file.Name(), Retries: 256}); !errors.Is(err, syscall.EINVAL) {
+		t.Fatal("so many retries were taken:", err)
+	}
 }
 
 func TestAFrameGoesToTheDeviceAndBack(t *testing.T) {

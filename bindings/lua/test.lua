@@ -43,6 +43,12 @@ assert(ctx:latency().count == 0)
 assert(ctx:close() and ctx:close())
 assert(not pcall(ctx.statistics, ctx))
 assert(select(3, unified.open_log(arg[1])) == 42)
+-- A descriptor instead of a path; and retries that cannot be.
+ffi.cdef "int open(const char *path, int flags); int close(int fd);"
+local fd = ffi.C.open(arg[1], 2)
+ctx = assert(unified.open { device_fd = fd, retries = 3 })
+assert(ffi.C.close(fd) == 0 and ctx:statistics().submitted == 0 and ctx:close())
+assert(select(3, unified.open { device = arg[1], retries = 256 }) == 22)
 -- One that nobody closed, for the collector; and one for the end of the program.
 unified.open { device = arg[1] }
 collectgarbage()

@@ -106,6 +106,9 @@ local function handle(self)
     return self.state.handle or error("the context is closed", 3)
 end
 
+--- Fields of the configuration that count only with their flags, which are set here.
+local FLAGS = { headroom = "HEADROOM", xsk_map_fd = "XSK_MAP_FD", xsk_fd = "XSK_FD", device_fd = "DEVICE_FD" }
+
 --- Opens a context. Fields as in unified_config, except: `interface` for ifname, `ports` a table.
 function M.open(options)
     local config = sized("config")
@@ -120,8 +123,10 @@ function M.open(options)
             config[name] = value
         end
     end
-    if options.headroom then
-        config.flags = bit.bor(config.flags, constants.HEADROOM)
+    for name, flag in pairs(FLAGS) do
+        if options[name] then
+            config.flags = bit.bor(config.flags, constants[flag])
+        end
     end
     local place = ffi.new("unified_ctx *[1]")
     local result = lib.unified_ctx_create(config, place)

@@ -3,6 +3,7 @@
 'use strict';
 
 const assert = require('node:assert');
+const fs = require('node:fs');
 const { Context, Log, UnifiedError, statusString } = require('./unified.js');
 
 const file = process.argv[2];
@@ -56,6 +57,13 @@ async function main() {
   assert.throws(() => ctx.statistics(), /closed/);
   ctx.close();
   assert.throws(() => new Log(file), (error) => error.errno === 42);
+  // A descriptor instead of a path; and retries that cannot be.
+  const fd = fs.openSync(file, 'r+');
+  const handed = new Context({ device_fd: fd, retries: 3 });
+  fs.closeSync(fd);
+  assert.strictEqual(handed.statistics().submitted, 0);
+  handed.close();
+  assert.throws(() => new Context({ device: file, retries: 256 }), (error) => error.errno === 22);
   console.log('ok');
 }
 

@@ -173,6 +173,9 @@ class Completion {
 
 const BATCH = 64;
 
+/** Fields of the configuration that count only with their flags, which are set here. */
+const FLAGS = { headroom: 'HEADROOM', xsk_map_fd: 'XSK_MAP_FD', xsk_fd: 'XSK_FD', device_fd: 'DEVICE_FD' };
+
 /** A network interface (or none), a device, and the memory between them. */
 class Context {
   /** Fields as in unified_config, except: `interface` for ifname, `ports` an array. */
@@ -183,7 +186,7 @@ class Context {
       ifname,
       ports: ports.length ? wanted : null,
       port_count: ports.length,
-      flags: flags | ('headroom' in rest ? constants.HEADROOM : 0),
+      flags: Object.entries(FLAGS).reduce((all, [name, flag]) => (name in rest ? all | constants[flag] : all), flags),
     });
     const place = Buffer.alloc(8);
     check(call.ctx_create(config, place));

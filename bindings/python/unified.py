@@ -538,28 +538,38 @@ class Completion:
 
 
 class Context:
-    """A network interface (or none), a device, and the memory between them. Closed by `with` or close()."""
+    """A network interface (or none), a device, and the memory between them. Closed by `with` or close().
 
-    def __init__(self, *, device: Union[str, "os.PathLike[str]"], interface: Optional[str] = None, queue: int = 0,
+    Arguments are the fields of unified_config, and their defaults are its. `retries` is 1 to 255 or NO_RETRY. Descriptors
+    (`device_fd` instead of `device`, `xsk_map_fd`, `xsk_fd`) stay the caller's, who may close them afterwards; their
+    flags, and that of `headroom`, are set here."""
+
+    def __init__(self, *, device: Union[None, str, "os.PathLike[str]"] = None, interface: Optional[str] = None, queue: int = 0,
                  ports: Sequence[int] = (), file_size: int = 0, flags: int = 0, drive: int = DRIVE_INLINE,
                  frame_size: int = 0, frame_count: int = 0, headroom: Optional[int] = None, sq_entries: int = 0,
                  cq_entries: int = 0, rx_ring: int = 0, fill_ring: int = 0, xdp_mode: int = XDP_AUTO,
                  copy_mode: int = COPY_AUTO, run_priority: int = 0, event_sample: int = 0, events_bytes: int = 0,
-                 block_size: int = 0, spill: Union[None, str, "os.PathLike[str]"] = None):
+                 block_size: int = 0, spill: Union[None, str, "os.PathLike[str]"] = None, retries: int = 0,
+                 retry_backoff_us: int = 0, retry_give_up_ms: int = 0, xsk_map_fd: Optional[int] = None,
+                 xsk_fd: Optional[int] = None, device_fd: Optional[int] = None):
         self._ctx: Optional[c.c_void_p] = None
         self._memory: Optional[memoryview] = None
         # Frames with views, which end when the memory goes.
         self._viewed: weakref.WeakValueDictionary[int, Frame] = weakref.WeakValueDictionary()
         wanted = (c.c_uint16 * len(ports))(*ports) if ports else None
+        given = {HEADROOM: headroom, XSK_MAP_FD: xsk_map_fd, XSK_FD: xsk_fd, DEVICE_FD: device_fd}
+        for flag, value in given.items():
+            if value is not None:
+                flags |= flag
         config = _config(
             size=c.sizeof(_config), ifname=None if interface is None else os.fsencode(interface),
-            device=os.fsencode(device), file_size=file_size, queue=queue,
-            flags=flags if headroom is None else flags | HEADROOM,
+            device=None if device is None else os.fsencode(device), file_size=file_size, queue=queue, flags=flags,
             ports=None if wanted is None else c.addressof(wanted), port_count=len(ports), drive=drive,
             frame_size=frame_size, frame_count=frame_count, headroom=headroom or 0, sq_entries=sq_entries,
             cq_entries=cq_entries, rx_ring=rx_ring, fill_ring=fill_ring, xdp_mode=xdp_mode, copy_mode=copy_mode,
             run_priority=run_priority, event_sample=event_sample, events_bytes=events_bytes, block_size=block_size,
-            spill=None if spill is None else os.fsencode(spill))
+            spill=None if spill is None else os.fsencode(spill), retries=retries, retry_backoff_us=retry_backoff_us,
+            retry_give_up_ms=retry_give_up_ms, xsk_map_fd=xsk_map_fd or 0, xsk_fd=xsk_fd or 0, device_fd=device_fd or 0)
         ctx = c.c_void_p()
         _check(_lib.unified_ctx_create(c.byref(config), c.byref(ctx)))
         self._ctx = ctx

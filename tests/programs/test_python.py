@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import errno
 import gc
+import inspect
 import ipaddress
 import logging
 import os
@@ -111,6 +112,32 @@ def test_a_submission_that_fails_leaves_the_frame(storage):
     with pytest.raises(ValueError):
         storage.submit_write(frame, -1)
     frame.release()
+
+
+def test_every_field_of_the_configuration_can_be_given():
+    """But for those that C needs and Python has by itself."""
+    fields = {name for name, _ in unified._config._fields_} - {"size", "ifname", "port_count", "reserved"}
+    given = set(inspect.signature(unified.Context.__init__).parameters) - {"self"}
+    assert given == fields | {"interface"}
+
+
+def test_a_descriptor_instead_of_a_path(device):
+    device.write_bytes(bytes(1 << 20))
+    fd = os.open(device, os.O_RDWR)
+    with unified.Context(device_fd=fd, retries=3, retry_backoff_us=10, retry_give_up_ms=1000) as ctx:
+        os.close(fd)
+        frame = ctx.frame_alloc()
+        frame.view()[:5] = b"hello"
+        ctx.submit_write(frame, 3, length=5)
+        finished(ctx).check()
+    assert device.read_bytes()[3 * 512:3 * 512 + 6] == b"hello\0"
+    for wrong in ({"retries": 256}, {"retry_backoff_us": 1, "retries": unified.NO_RETRY}):
+        with pytest.raises(unified.UnifiedError) as error:
+            unified.Context(device=device, **wrong)
+        assert error.value.errno == errno.EINVAL, wrong
+    with pytest.raises(unified.UnifiedError) as error:
+        unified.Context(device=device, xsk_fd=fd)
+    assert error.value.errno in (errno.EINVAL, errno.EBADF)
 
 
 def test_commands_without_data(storage):
