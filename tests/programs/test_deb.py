@@ -10,7 +10,7 @@ import pytest
 from conftest import OUT, ROOT, call, must, need, verify
 
 VERSION = re.search(r'^version = "(.*?)"', (ROOT / "Cargo.toml").read_text(), re.M)[1]
-NAMES = ["libunified0", "libunified-dev", "unified-tools"]
+NAMES = ["libunified0", "libunified-dev", "unified-tools", "python3-unified"]
 COUNT = 200
 # The project has no mail address.
 KNOWN = "bogus-mail-host,bogus-mail-host-in-debian-changelog"
@@ -23,7 +23,7 @@ def packages():
     need("dh", "dpkg-deb")
     must("make", "-s", "-f", "Makefile.full-stack", "deb", cwd=ROOT, timeout=600)
     arch = must("dpkg", "--print-architecture").strip()
-    made = {name: OUT / "deb" / f"{name}_{VERSION}_{arch}.deb" for name in NAMES}
+    made = {name: OUT / "deb" / f"{name}_{VERSION}_{'all' if name == 'python3-unified' else arch}.deb" for name in NAMES}
     assert set((OUT / "deb").iterdir()) == set(made.values())
     return made
 
@@ -66,7 +66,8 @@ def test_every_installed_file_is_in_one_of_them(packages, unpacked, tmp_path):
          f"LIBDIR=/usr/lib/{multiarch}", cwd=ROOT, timeout=600)
     missing = []
     for path in tmp_path.rglob("*"):
-        if path.is_dir():
+        # Of make install alone: a package knows its directories.
+        if path.is_dir() or path.name == "directories":
             continue
         there = str(path.relative_to(tmp_path)).replace("share/doc/unified/", "share/doc/libunified-dev/")
         if not any(os.path.lexists(unpacked / f"{there}{end}") for end in ("", ".gz")):
@@ -88,6 +89,15 @@ def test_every_installed_file_is_in_one_of_them(packages, unpacked, tmp_path):
     for program in [*(unpacked / "usr/bin").iterdir(), *lib.glob("*.so*")]:
         dynamic = must("readelf", "-d", program)
         assert "RPATH" not in dynamic and "RUNPATH" not in dynamic, program
+
+
+def test_the_python_module_of_the_package_finds_the_library(packages, unpacked):
+    multiarch = must("dpkg-architecture", "-qDEB_HOST_MULTIARCH").strip()
+    depends = field(packages["python3-unified"], "Depends")
+    assert f"libunified0 (>= {VERSION})" in depends and "python3" in depends
+    env = {"PYTHONPATH": str(unpacked / "usr/lib/python3/dist-packages"), "LD_LIBRARY_PATH": str(unpacked / "usr/lib" / multiarch)}
+    said = must("/usr/bin/python3", "-B", "-c", "import unified; print(unified.__file__, unified.version())", env=env, cwd="/")
+    assert said.split() == [str(unpacked / "usr/lib/python3/dist-packages/unified.py"), VERSION]
 
 
 def test_an_example_of_the_package_does_the_main_job_with_its_files_alone(unpacked, network, device, start, tmp_path):

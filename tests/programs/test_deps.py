@@ -100,9 +100,9 @@ def test_each_purpose_installs_what_it_needs(machine):
     assert {"bpftrace", "tmux", "python3-pytest"} <= set(machine.calls) and "clang" not in machine.calls
     machine.log.unlink()
     said = machine.run("check", "deb")
-    assert said.returncode == 1 and "missing: dh dpkg-deb" in said.stdout and "install-deps SETS='deb'" in said.stdout
+    assert said.returncode == 1 and "missing: dh dh_python3 dpkg-deb" in said.stdout and "install-deps SETS='deb'" in said.stdout
     assert machine.run("install", "deb").returncode == 0
-    assert [word for word in machine.calls if not word.startswith("-")] == ["update", "install", "debhelper", "dpkg-dev"]
+    assert [word for word in machine.calls if not word.startswith("-")] == ["update", "install", "debhelper", "dh-python", "dpkg-dev"]
 
 
 def test_words_that_mean_nothing_are_refused(machine):

@@ -49,6 +49,8 @@ def test_what_is_installed_and_that_uninstalling_leaves_nothing(libdir, tmp_path
     def files():
         return {str(path.relative_to(tmp_path / "opt/it")) for path in tmp_path.rglob("*") if path.is_symlink() or path.is_file()}
 
+    # One that was there before stays, also when it is empty.
+    (tmp_path / "opt/it/include").mkdir(parents=True)
     make("install")
     version = re.search(r'^version = "(.*?)"', (ROOT / "Cargo.toml").read_text(), re.M)[1]
     expected = {f"{libdir}/libunified.so.{version}", f"{libdir}/libunified.so.0", f"{libdir}/libunified.so",
@@ -62,7 +64,13 @@ def test_what_is_installed_and_that_uninstalling_leaves_nothing(libdir, tmp_path
                  if path.suffix in (".c", ".py")}
     expected |= {f"share/unified/{path.relative_to(ROOT / 'include')}" for path in (ROOT / "include/compat").rglob("*.h")}
     expected |= {f"{libdir}/bpf/unified_xdp.bpf.o", "share/doc/unified/examples/unified_xdp.h"}
+    (module,) = (tmp_path / "opt/it").rglob("unified.py")
+    expected |= {str(module.relative_to(tmp_path / "opt/it")), "share/doc/unified/directories"}
     assert files() == expected
+    python = os.environ | {"PYTHONPATH": str(module.parent), "LD_LIBRARY_PATH": str(tmp_path / "opt/it" / libdir)}
+    python.pop("UNIFIED_LIB", None)
+    said = must("/usr/bin/python3", "-c", "import unified; print(unified.__file__, unified.version())", env=python, cwd="/")
+    assert said.split() == [str(module), version]
     lib = tmp_path / "opt/it" / libdir
     assert os.readlink(lib / "libunified.so.0") == f"libunified.so.{version}"
     assert os.readlink(lib / "libunified.so") == "libunified.so.0"
@@ -80,6 +88,48 @@ def test_what_is_installed_and_that_uninstalling_leaves_nothing(libdir, tmp_path
     make("install")
     make("uninstall")
     assert files() == {"share/man/man3/other.3"}
+    other.unlink()
+    make("install")
+    make("uninstall")
+    # But for those of the other file, which the first uninstall had to leave.
+    left = {path.relative_to(tmp_path / "opt/it") for path in (tmp_path / "opt/it").rglob("*")}
+    assert {str(path) for path in left} == {"include", "share", "share/man", "share/man/man3"}
+
+
+def test_uninstalling_takes_the_directories_that_installing_made(tmp_path):
+    prefix = tmp_path / "prefix/of/it"
+    for target in ("install", "install", "uninstall"):
+        must("make", "-s", "-f", "Makefile.full-stack", target, f"DESTDIR={tmp_path}", "PREFIX=/prefix/of/it", cwd=ROOT, timeout=600)
+        assert prefix.exists() == (target == "install")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_loader_is_told(tmp_path):
+    """By ldconfig, unless it is packed up; whoever may not call it, or has a place of his own, is told what to do."""
+    tools, prefix = tmp_path / "tools", tmp_path / "prefix"
+    tools.mkdir()
+    called = tmp_path / "called"
+    (tools / "ldconfig").write_text(f'#!/bin/sh\necho "$@" >>{called}\n'
+                                    f'[ "$1" != -p ] || [ -z "$KNOWN" ] || echo "	libunified.so.0 (libc6) => $KNOWN/libunified.so.0"\n')
+    (tools / "ldconfig").chmod(0o755)
+
+    def install(env={}, *variables):
+        called.unlink(missing_ok=True)
+        env = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"} | env
+        said = must("make", "-s", "-f", "Makefile.full-stack", "install", f"PREFIX={prefix}", *variables, cwd=ROOT, env=env,
+                    timeout=600)
+        return said, called.read_text().splitlines() if called.exists() else []
+
+    said, calls = install({"KNOWN": f"{prefix}/lib"})
+    assert calls == ["", "-p"] and "the loader" not in said
+    said, calls = install()
+    assert calls == ["", "-p"] and f"the loader does not look into {prefix}/lib: add it to /etc/ld.so.conf.d" in said
+    said, calls = install({}, f"DESTDIR={tmp_path}/packed")
+    assert calls == [] and "loader" not in said
+    (tools / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tools / "id").chmod(0o755)
+    said, calls = install()
+    assert calls == [] and "programs find libunified.so.0 after: ldconfig (as root)" in said
 
 
 CONSUMER = r"""
