@@ -102,6 +102,6 @@ fn a_recorder_in_another_time_namespace_keeps_its_interface() {
             "--fork",
             "--kill-child",
         ];
-        keeps_its_interface(name, &unshare, "is recorded from by process");
+        keeps_its_interface(name, &unshare, "is already in use by recorder process");
     }
 }

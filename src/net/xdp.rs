@@ -673,8 +673,8 @@ fn take_over(link: &Link) -> Result<()> {
                 return Err(Error::new(
                     libc::EBUSY,
                     format!(
-                        "interface '{}' is recorded from by {who} already, whose XDP program serves all its \
-                         queues; stop that one first, or take its map of sockets (xsk_map)",
+                        "interface '{}' is already in use by recorder {who}, whose XDP program serves all \
+                         queues: stop that one first, or have it hand over its map of sockets (xsk_map)",
                         link.name
                     ),
                 ));
