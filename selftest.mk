@@ -19,13 +19,13 @@ SELFTEST_LIBS ?= -lxdp -lbpf -lelf -lz -pthread
 
 # Prints the .pc file for: prefix, libdir, includedir, directory of the compatible headers.
 uapi_pc = sed -e 's|@PREFIX@|$(1)|' -e 's|@LIBDIR@|$(2)|' -e 's|@INCLUDEDIR@|$(3)|' \
-	-e 's|@COMPATDIR@|$(4)|' -e 's|@VERSION@|$(UAPI_VERSION)|' $(UAPI_ROOT)/unified-uapi.pc.in
+	-e 's|@COMPATDIR@|$(4)|' -e 's|@VERSION@|$(UAPI_VERSION)|' $(UAPI_ROOT)/packaging/unified-uapi.pc.in
 UAPI_PRELOAD_FLAGS = -O2 -Wall -Wextra -Werror -fPIC -shared $(CFLAGS)
 
 # The .pc file for use inside this tree: make -f selftest.mk uapi-pc
 uapi-pc: $(UAPI_BUILD)/unified-uapi.pc
 
-$(UAPI_BUILD)/unified-uapi.pc: $(UAPI_ROOT)/unified-uapi.pc.in $(UAPI_ROOT)/Cargo.toml
+$(UAPI_BUILD)/unified-uapi.pc: $(UAPI_ROOT)/packaging/unified-uapi.pc.in $(UAPI_ROOT)/Cargo.toml
 	@mkdir -p $(@D)
 	$(call uapi_pc,$(UAPI_ROOT),$(UAPI_LIBDIR),$(UAPI_ROOT)/include,$(UAPI_ROOT)/include/compat) > $@
 
@@ -41,7 +41,7 @@ selftest: uapi-pc | $(UAPI_LIBDIR)/libunified.so
 
 preload: $(UAPI_BUILD)/libunified-uapi-preload.so
 
-$(UAPI_BUILD)/libunified-uapi-preload.so: $(UAPI_ROOT)/uapi/preload.c | $(UAPI_LIBDIR)/libunified.so
+$(UAPI_BUILD)/libunified-uapi-preload.so: $(UAPI_ROOT)/packaging/uapi-preload.c | $(UAPI_LIBDIR)/libunified.so
 	$(CC) $(UAPI_PRELOAD_FLAGS) -o $@ $< \
 		-L$(UAPI_LIBDIR) -Wl,-rpath,$(UAPI_LIBDIR) -lunified -ldl
 
@@ -62,7 +62,7 @@ uapi-install:
 	done
 	$(call uapi_pc,$(PREFIX),$(LIBDIR),$(INCLUDEDIR),$(UAPI_DATADIR)/compat) > $(DESTDIR)$(LIBDIR)/pkgconfig/unified-uapi.pc
 	chmod 644 $(DESTDIR)$(LIBDIR)/pkgconfig/unified-uapi.pc
-	$(CC) $(UAPI_PRELOAD_FLAGS) -o $(DESTDIR)$(LIBDIR)/libunified-uapi-preload.so $(UAPI_ROOT)/uapi/preload.c \
+	$(CC) $(UAPI_PRELOAD_FLAGS) -o $(DESTDIR)$(LIBDIR)/libunified-uapi-preload.so $(UAPI_ROOT)/packaging/uapi-preload.c \
 		-L$(UAPI_LIBDIR) $(UAPI_RPATH) -lunified -ldl
 
 .PHONY: uapi-install selftest uapi-pc preload

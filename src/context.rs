@@ -16,7 +16,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::config::{Config, Drive, KERNEL_HEADROOM};
 use crate::error::{Error, Result};
-use crate::frame::{Fate, Frames};
+use crate::frame::{Frames, PacketOutcome};
 use crate::latency::Latency;
 use crate::locked::{Budget, Charge};
 use crate::log::{self, Held, Level};
@@ -29,17 +29,17 @@ use crate::net::wire::Event;
 use crate::net::xdp::{HandedMap, Xdp, XdpConfig};
 use crate::region::{Layout, Region, check_memory_cgroup};
 use crate::ring::{Consumer, Producer};
-use crate::stats::{FateStats, RxStats, Statistics};
+use crate::stats::{OutcomeStats, RxStats, Statistics};
 use crate::storage::command::status_text;
 use crate::storage::device::{Device, Kind, Limits, MadeFile};
 use crate::storage::engine::{
-    Engine, EngineConfig, EngineThread, LONGEST_STUCK, Shore, bounce_bytes, locked_bytes,
+    Engine, EngineConfig, EngineShared, EngineThread, LONGEST_STUCK, bounce_bytes, locked_bytes,
 };
 use crate::storage::spill::Spill;
 use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_SPILLED, UnifiedCqe, UnifiedSqe};
 use crate::sys::bpf::Mode;
 use crate::sys::event::{Doorbell, SignalShield, monotonic_ns, poll_readable};
-use crate::sys::fork::Mark;
+use crate::sys::fork::ProcessId;
 use crate::sys::limits;
 use crate::sys::mmap::{HUGE_PAGE, Mapping};
 use crate::sys::probe;
@@ -109,7 +109,7 @@ pub struct Completion {
 }
 
 /// The receiver's half: packets in, entries out.
-pub(crate) struct Feeding {
+pub(crate) struct RxSide {
     pub receiver: Option<Receiver>,
     pub sq: Producer<UnifiedSqe>,
     /// When the entries that are not yet published were submitted; 0 where there are none.
@@ -120,7 +120,7 @@ pub(crate) struct Feeding {
     cursor: u32,
 }
 
-impl Feeding {
+impl RxSide {
     /// What the kernel dropped since the last look, for those who trace.
     fn tell_dropped(&mut self, now: XskStatistics) {
         let before = std::mem::replace(&mut self.dropped, now);
@@ -136,32 +136,32 @@ impl Feeding {
 }
 
 /// The receiver's role, taken.
-pub(crate) struct FeedGuard<'a> {
-    feeding: MutexGuard<'a, Feeding>,
+pub(crate) struct RxSideGuard<'a> {
+    rx_side: MutexGuard<'a, RxSide>,
     // After the lock of the data.
     _role: MutexGuard<'a, ()>,
     // Last: what was logged meanwhile is told when the locks are free.
     _held: Held,
 }
 
-impl Deref for FeedGuard<'_> {
-    type Target = Feeding;
+impl Deref for RxSideGuard<'_> {
+    type Target = RxSide;
 
-    fn deref(&self) -> &Feeding {
-        &self.feeding
+    fn deref(&self) -> &RxSide {
+        &self.rx_side
     }
 }
 
-impl DerefMut for FeedGuard<'_> {
-    fn deref_mut(&mut self) -> &mut Feeding {
-        &mut self.feeding
+impl DerefMut for RxSideGuard<'_> {
+    fn deref_mut(&mut self) -> &mut RxSide {
+        &mut self.rx_side
     }
 }
 
 pub struct Context {
     pub(crate) info: Info,
     /// A child of fork must not touch what it shares with its parent.
-    born: Mark,
+    born: ProcessId,
     xdp: Mutex<Option<Xdp>>,
     /// In place of a program of its own.
     handed_map: Mutex<Option<HandedMap>>,
@@ -169,15 +169,15 @@ pub struct Context {
     /// Who receives and submits; apart from the lock of what it works on, so that reading statistics
     /// makes a receiver wait for a moment instead of telling it EBUSY.
     pub(crate) receiving: Mutex<()>,
-    pub(crate) feeding: Mutex<Feeding>,
+    pub(crate) rx_side: Mutex<RxSide>,
     pub(crate) taking: Mutex<Consumer<UnifiedCqe>>,
     pub(crate) inline: Option<Mutex<Engine>>,
     thread: Mutex<Option<EngineThread>>,
     pub(crate) frames: Arc<Frames>,
-    pub(crate) shore: Arc<Shore>,
+    pub(crate) shared: Arc<EngineShared>,
     pub(crate) rx_bell: Doorbell,
     pub(crate) rx_stats: Arc<RxStats>,
-    pub(crate) fates: Arc<FateStats>,
+    pub(crate) outcomes: Arc<OutcomeStats>,
     /// Somebody waits to destroy it: what takes long gives up.
     leaving: AtomicBool,
     /// The teardown was done.
@@ -249,7 +249,8 @@ impl Context {
     }
 
     fn open_valid(config: &Config) -> Result<Context> {
-        let born = Mark::of_this_process().map_err(|e| Error::os(&e, "marking this process"))?;
+        let born =
+            ProcessId::of_this_process().map_err(|e| Error::os(&e, "marking this process"))?;
         let link = match &config.ifname {
             Some(name) => Some(link::look_up(name, config.queue)?),
             None => None,
@@ -299,7 +300,7 @@ impl Context {
         })?;
         let bounce =
             Shared::new(Arc::new(bounce), 0, bounce_len).expect("the pool is its own mapping");
-        let shore = Shore::timed(config.sq_entries)?;
+        let shared = EngineShared::timed(config.sq_entries)?;
         let (kind, path, writable) = (device.kind, device.path.clone(), device.writable);
         let engine = Engine::new(
             device,
@@ -316,20 +317,23 @@ impl Context {
                 registered: true,
                 retry: config.retry,
             },
-            shore.clone(),
+            shared.clone(),
         )?;
         let registered_buffers = engine.registered();
         let frames = Arc::new(Frames::new(config.frame_count));
-        let (rx_stats, fates) = (Arc::new(RxStats::default()), Arc::new(FateStats::default()));
+        let (rx_stats, outcomes) = (
+            Arc::new(RxStats::default()),
+            Arc::new(OutcomeStats::default()),
+        );
         let network = match link {
             Some(link) => Some(open_network(
-                config, link, &region, &frames, &rx_stats, &fates,
+                config, link, &region, &frames, &rx_stats, &outcomes,
             )?),
             None => None,
         };
         let (inline, thread) = match config.drive {
             Drive::Inline => (Some(Mutex::new(engine)), None),
-            Drive::Thread => (None, Some(EngineThread::spawn(engine, shore.clone())?)),
+            Drive::Thread => (None, Some(EngineThread::spawn(engine, shared.clone())?)),
         };
         let (receiver, (xdp, handed_map), watch, network) = match network {
             Some((receiver, feed, watch, info)) => (Some(receiver), feed, Some(watch), Some(info)),
@@ -360,7 +364,7 @@ impl Context {
             handed_map: Mutex::new(handed_map),
             watch,
             receiving: Mutex::new(()),
-            feeding: Mutex::new(Feeding {
+            rx_side: Mutex::new(RxSide {
                 receiver,
                 sq: Producer::new(region.sq.clone(), "SQ"),
                 submitted_at: 0,
@@ -371,10 +375,10 @@ impl Context {
             inline,
             thread: Mutex::new(thread),
             frames,
-            shore,
+            shared,
             rx_bell: bell,
             rx_stats,
-            fates,
+            outcomes,
             leaving: AtomicBool::new(false),
             ended: false,
             pipelined: AtomicBool::new(false),
@@ -389,8 +393,8 @@ impl Context {
     }
 
     /// What the engine shares with those who feed and empty it: its counters, its end.
-    pub fn engine_shore(&self) -> &Shore {
-        &self.shore
+    pub fn engine_shared(&self) -> &EngineShared {
+        &self.shared
     }
 
     /// The data buffers, for those who look at packets.
@@ -398,12 +402,12 @@ impl Context {
         &self.region.data
     }
 
-    pub(crate) fn feed(&self) -> Result<FeedGuard<'_>> {
+    pub(crate) fn lock_rx_side(&self) -> Result<RxSideGuard<'_>> {
         self.alive()?;
         let held = log::hold();
         let role = self.receiving.try_lock().ok_or_else(|| busy("receive"))?;
-        Ok(FeedGuard {
-            feeding: self.feeding.lock(),
+        Ok(RxSideGuard {
+            rx_side: self.rx_side.lock(),
             _role: role,
             _held: held,
         })
@@ -442,13 +446,13 @@ impl Context {
     /// child.
     pub(crate) fn alive(&self) -> Result<()> {
         self.check_process()?;
-        if self.shore.end.is_closing() {
+        if self.shared.end.is_closing() {
             return Err(Error::new(
                 libc::ESHUTDOWN,
                 "the context is being destroyed",
             ));
         }
-        match self.shore.failure() {
+        match self.shared.failure() {
             None => Ok(()),
             Some(errno) => Err(Error::new(
                 errno,
@@ -468,12 +472,12 @@ impl Context {
     /// Takes up to `out.len()` packets; 0 where there are none, `ENODEV` where there are none and the
     /// interface is gone. Receiver's thread.
     pub fn receive(&self, out: &mut [Received]) -> Result<usize> {
-        let mut feeding = self.feed()?;
+        let mut rx_side = self.lock_rx_side()?;
         if self.poll.is_used() {
             // Before the look, which sees whatever the bell told of.
             self.hear_frames();
         }
-        let count = match &mut feeding.receiver {
+        let count = match &mut rx_side.receiver {
             Some(receiver) => receiver.receive(out)?,
             None => {
                 return Err(Error::new(
@@ -483,9 +487,9 @@ impl Context {
             }
         };
         if self.poll.is_used() {
-            self.arm_receive(&mut feeding);
+            self.arm_receive(&mut rx_side);
         }
-        drop(feeding);
+        drop(rx_side);
         if count < out.len()
             && let Some(watch) = self.watch.as_ref().filter(|_| self.poll.is_used())
         {
@@ -499,13 +503,13 @@ impl Context {
 
     /// An empty frame, held by the caller. `ENOBUFS` where none is free now. Receiver's thread.
     pub fn frame_alloc(&self) -> Result<u32> {
-        let mut feeding = self.feed()?;
-        let feeding = &mut *feeding;
-        let frame = match &mut feeding.receiver {
+        let mut rx_side = self.lock_rx_side()?;
+        let rx_side = &mut *rx_side;
+        let frame = match &mut rx_side.receiver {
             Some(receiver) => receiver.allocate(),
             None => {
                 let mut frame = [0];
-                (self.frames.take(&mut feeding.cursor, &mut frame) == 1).then_some(frame[0])
+                (self.frames.take(&mut rx_side.cursor, &mut frame) == 1).then_some(frame[0])
             }
         };
         let frame = frame.ok_or_else(|| {
@@ -521,25 +525,25 @@ impl Context {
     /// Gives a held frame back. Any thread. `EINVAL`/`EBUSY` where the caller does not hold it.
     pub fn frame_release(&self, frame: u32) -> Result<()> {
         self.check_process()?;
-        let fate = self.frames.release(frame)?;
-        self.count_fate(frame, fate, 0);
+        let outcome = self.frames.release(frame)?;
+        self.count_outcome(frame, outcome, 0);
         self.wake_receiver();
         Ok(())
     }
 
-    fn count_fate(&self, frame: u32, fate: Fate, bytes: u32) {
-        match fate {
-            Fate::Empty => {}
-            Fate::Stored => {
-                self.fates.stored.add(1);
-                self.fates.stored_bytes.add(bytes.into());
+    fn count_outcome(&self, frame: u32, outcome: PacketOutcome, bytes: u32) {
+        match outcome {
+            PacketOutcome::Empty => {}
+            PacketOutcome::Stored => {
+                self.outcomes.stored.add(1);
+                self.outcomes.stored_bytes.add(bytes.into());
             }
-            Fate::Failed => {
-                self.fates.failed.add(1);
+            PacketOutcome::Failed => {
+                self.outcomes.failed.add(1);
                 probe::dropped(c"failed", 1, frame);
             }
-            Fate::Released => {
-                self.fates.released.add(1);
+            PacketOutcome::Released => {
+                self.outcomes.released.add(1);
                 probe::dropped(c"released", 1, frame);
             }
         }
@@ -560,7 +564,7 @@ impl Context {
 
     /// Entries submitted whose completions are not taken yet. Each entry gives one completion, so the indices tell.
     pub(crate) fn outstanding(&self) -> Result<u32> {
-        let submitted = self.feed()?.sq.tail();
+        let submitted = self.lock_rx_side()?.sq.tail();
         let taking = self.taking.try_lock().ok_or_else(|| busy("take"))?;
         Ok(submitted.wrapping_sub(taking.head()))
     }
@@ -623,7 +627,7 @@ impl Context {
         }
         if count > 0 {
             taking.release();
-            self.shore.cq_released();
+            self.shared.cq_released();
             if freed {
                 self.wake_receiver();
             }
@@ -650,13 +654,13 @@ impl Context {
                 if *now == 0 {
                     *now = monotonic_ns();
                 }
-                self.fates.latency.record(now.saturating_sub(arrival), 1);
+                self.outcomes.latency.record(now.saturating_sub(arrival), 1);
             }
             // The table, not the entry, says whether that frame was in flight; a lie is not followed.
             match self.frames.finish(frame, cqe.status == 0) {
                 Ok(None) => completion.frame = Some(frame),
-                Ok(Some(fate)) => {
-                    self.count_fate(frame, fate, cqe.len);
+                Ok(Some(outcome)) => {
+                    self.count_outcome(frame, outcome, cqe.len);
                     freed = true;
                 }
                 Err(_) => completion.result = -libc::EBADMSG,
@@ -719,19 +723,19 @@ impl Context {
         }
         // Blocks a receiver for the time of one system call at most.
         {
-            let mut feeding = self.feeding.lock();
-            if let Some(receiver) = &mut feeding.receiver {
+            let mut rx_side = self.rx_side.lock();
+            if let Some(receiver) = &mut rx_side.receiver {
                 stats.xsk = receiver
                     .statistics()
                     .map_err(|e| Error::os(&e, "reading the AF_XDP socket's statistics"))?;
                 stats.rx_pending = receiver.pending().into();
-                feeding.tell_dropped(stats.xsk);
+                rx_side.tell_dropped(stats.xsk);
             }
         }
         stats.fill(
             &self.rx_stats,
-            &self.fates,
-            &self.shore.stats,
+            &self.outcomes,
+            &self.shared.stats,
             self.frames.census(),
         );
         Ok(stats)
@@ -739,12 +743,12 @@ impl Context {
 
     /// From a packet's arrival until the completion of its first write was taken.
     pub fn packet_latency(&self) -> Latency {
-        self.fates.latency.snapshot()
+        self.outcomes.latency.snapshot()
     }
 
     /// From a command's submission to its completion in the CQ ring.
     pub fn command_latency(&self) -> Latency {
-        self.shore.stats.latency.snapshot()
+        self.shared.stats.latency.snapshot()
     }
 
     /// The interface's name, where there is one.
@@ -781,7 +785,7 @@ impl Context {
 
     /// Makes every waiting call return ESHUTDOWN, now and later. Control.
     pub fn close(&self) {
-        self.shore.end.close();
+        self.shared.end.close();
     }
 }
 
@@ -795,7 +799,7 @@ fn open_network(
     region: &Region,
     frames: &Arc<Frames>,
     rx_stats: &Arc<RxStats>,
-    fates: &Arc<FateStats>,
+    outcomes: &Arc<OutcomeStats>,
 ) -> Result<Network> {
     let xdp_config = XdpConfig {
         ports: config.ports.clone(),
@@ -830,7 +834,7 @@ fn open_network(
         KERNEL_HEADROOM + config.headroom,
         config.fill_ring,
         rx_stats.clone(),
-        fates.clone(),
+        outcomes.clone(),
     );
     let zero_copy = receiver
         .is_zero_copy()
@@ -868,7 +872,7 @@ impl Context {
         std::mem::forget(self.xdp.get_mut().take());
         std::mem::forget(self.thread.get_mut().take());
         std::mem::forget(self.inline.take());
-        std::mem::forget(self.feeding.get_mut().receiver.take());
+        std::mem::forget(self.rx_side.get_mut().receiver.take());
         std::mem::forget(self.region.mapping.clone());
     }
 }
@@ -927,7 +931,7 @@ impl Context {
         }
         {
             let _shield = SignalShield::new();
-            self.feeding.get_mut().receiver = None;
+            self.rx_side.get_mut().receiver = None;
         }
         if rest.failed == 0 && rest.unanswered == 0 {
             return Ok(());
@@ -952,9 +956,9 @@ impl Context {
     fn finish(&self, until: Instant) -> Rest {
         let mut rest = Rest::default();
         let submitted = {
-            let mut feeding = self.feeding.lock();
-            self.kick(&mut feeding);
-            feeding.sq.tail()
+            let mut rx_side = self.rx_side.lock();
+            self.kick(&mut rx_side);
+            rx_side.sq.tail()
         };
         let thread = self.thread.lock();
         if let Some(thread) = &*thread {
@@ -997,10 +1001,10 @@ impl Context {
                     }
                 }
                 None => {
-                    self.shore.taker_bell.clear();
+                    self.shared.taker_bell.clear();
                     let mut taking = self.taking.lock();
                     let asleep = taking.prepare_sleep().unwrap_or(true);
-                    !asleep || poll_readable(&[self.shore.taker_bell.fd()], Some(pause)).is_ok()
+                    !asleep || poll_readable(&[self.shared.taker_bell.fd()], Some(pause)).is_ok()
                 }
             };
             if !waited {
@@ -1032,7 +1036,7 @@ impl Context {
         // Also without any: what stands in the region may have been written over.
         taking.release();
         if taken {
-            self.shore.cq_released();
+            self.shared.cq_released();
         }
         taken
     }

@@ -31,14 +31,14 @@ const STATE: u8 = 0x03;
 const WRITES: u8 = 0x04;
 /// In flight, and the caller gets it back.
 const KEEP: u8 = 0x08;
-/// Holds a received packet whose fate (stored, failed, released) is not yet counted.
+/// Holds a received packet whose outcome (stored, failed, released) is not yet counted.
 const PACKET: u8 = 0x10;
 const STORED: u8 = 0x20;
 const FAILED: u8 = 0x40;
 
 /// What became of the packet in a frame that went back to the free ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
+pub enum PacketOutcome {
     /// There was no packet in it (allocated by the caller).
     Empty,
     Stored,
@@ -237,8 +237,8 @@ impl Frames {
     }
 
     /// The device is done with it. `None`: the caller has it back; else it is free, and that was the
-    /// fate of its packet.
-    pub fn finish(&self, frame: u32, success: bool) -> Result<Option<Fate>> {
+    /// outcome of its packet.
+    pub fn finish(&self, frame: u32, success: bool) -> Result<Option<PacketOutcome>> {
         let entry = self.entry(frame)?.load(Ordering::Relaxed);
         let set = match (entry & WRITES != 0, success) {
             (false, _) => 0,
@@ -252,22 +252,22 @@ impl Frames {
         self.free_from(frame, State::InFlight, set).map(Some)
     }
 
-    fn free_from(&self, frame: u32, from: State, set: u8) -> Result<Fate> {
+    fn free_from(&self, frame: u32, from: State, set: u8) -> Result<PacketOutcome> {
         let old = self.step(frame, from, State::Free, 0, !STATE)? | set;
         self.put(frame);
         Ok(if old & PACKET == 0 {
-            Fate::Empty
+            PacketOutcome::Empty
         } else if old & STORED != 0 {
-            Fate::Stored
+            PacketOutcome::Stored
         } else if old & FAILED != 0 {
-            Fate::Failed
+            PacketOutcome::Failed
         } else {
-            Fate::Released
+            PacketOutcome::Released
         })
     }
 
     /// The caller is done with it.
-    pub fn release(&self, frame: u32) -> Result<Fate> {
+    pub fn release(&self, frame: u32) -> Result<PacketOutcome> {
         self.free_from(frame, State::Held, 0)
     }
 
@@ -341,7 +341,7 @@ mod tests {
         assert!(out.iter().copied().eq(0..150));
         for frame in [3, 70, 140] {
             frames.allocate(frame).unwrap();
-            assert_eq!(frames.release(frame).unwrap(), Fate::Empty);
+            assert_eq!(frames.release(frame).unwrap(), PacketOutcome::Empty);
         }
         let mut rest = [0; 150];
         let n = frames.take(&mut cursor, &mut rest);
@@ -369,7 +369,7 @@ mod tests {
         frames.submit(0, true, false).unwrap();
         frames.unsubmit(0).unwrap();
         frames.submit(0, true, false).unwrap();
-        assert_eq!(frames.finish(0, true).unwrap(), Some(Fate::Stored));
+        assert_eq!(frames.finish(0, true).unwrap(), Some(PacketOutcome::Stored));
         assert_eq!(frames.finish(0, true).unwrap_err().errno(), libc::EINVAL);
         assert_eq!(frames.release(64).unwrap_err().errno(), libc::EINVAL);
     }
@@ -410,7 +410,7 @@ mod tests {
         for frame in 0..10 {
             frames.submit(frame, true, false).unwrap();
         }
-        assert_eq!(frames.release(15).unwrap(), Fate::Released);
+        assert_eq!(frames.release(15).unwrap(), PacketOutcome::Released);
         let c = frames.census();
         assert_eq!((c.free, c.filled, c.held, c.in_flight), (71, 10, 9, 10));
         assert_eq!((c.packets_held, c.packets_in_flight), (9, 10));

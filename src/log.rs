@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use once_cell::race::OnceBool;
 
-use crate::sys::fork::{Lock, Mark};
+use crate::sys::fork::{Lock, ProcessId};
 use crate::sys::limits::is_secure_execution;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,7 +36,7 @@ struct Current {
     call: Arc<Callback>,
     running: Arc<AtomicU32>,
     /// In a forked child the parent's calls do not run.
-    process: Option<Mark>,
+    process: Option<ProcessId>,
 }
 
 /// Held for a moment only, and never while a callback runs.
@@ -53,10 +53,10 @@ pub fn set_callback(callback: Option<Callback>) {
     let fresh = callback.map(|call| Current {
         call: Arc::new(call),
         running: Arc::default(),
-        process: Mark::of_this_process().ok(),
+        process: ProcessId::of_this_process().ok(),
     });
     let old = std::mem::replace(&mut *CALLBACK.lock_or_renew(|| None), fresh);
-    if let Some(old) = old.filter(|old| old.process == Mark::of_this_process().ok()) {
+    if let Some(old) = old.filter(|old| old.process == ProcessId::of_this_process().ok()) {
         while old.running.load(Ordering::Acquire) > 0 {
             std::thread::sleep(Duration::from_micros(100));
         }
@@ -71,7 +71,7 @@ impl Running {
         // Where the parent was just setting one, the child has none.
         let mut slot = CALLBACK.lock_or_renew(|| None);
         let current = slot.as_mut()?;
-        let process = Mark::of_this_process().ok();
+        let process = ProcessId::of_this_process().ok();
         if current.process != process {
             current.process = process;
             current.running = Arc::default();
@@ -166,7 +166,7 @@ pub fn to_stderr_if_asked() {
         *slot = Some(Current {
             call: Arc::new(call),
             running: Arc::default(),
-            process: Mark::of_this_process().ok(),
+            process: ProcessId::of_this_process().ok(),
         });
     }
 }

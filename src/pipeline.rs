@@ -11,7 +11,7 @@
 
 mod completions;
 mod packets;
-mod place;
+mod write_target;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use completions::completions;
 use packets::{Packets, moderation_of};
-use place::Place;
+use write_target::WriteTarget;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -186,21 +186,21 @@ impl Pipeline {
                 ));
             }
         }
-        let place = Place::open(&context, &config)?;
+        let target = WriteTarget::open(&context, &config)?;
         let progress = Arc::new(Progress {
             stop: AtomicBool::new(false),
             packets_done: AtomicBool::new(false),
             storage_done: AtomicBool::new(false),
             error: AtomicI32::new(0),
-            next_lba: AtomicU64::new(place.next_lba()),
-            wraps: AtomicU64::new(place.wraps()),
+            next_lba: AtomicU64::new(target.next_lba()),
+            wraps: AtomicU64::new(target.wraps()),
             submitted: AtomicU64::new(0),
             stored: Counter::default(),
             failed: Counter::default(),
             payload_bytes: Counter::default(),
             no_space: Counter::default(),
             empty: Counter::default(),
-            first_sequence: place.next_sequence(),
+            first_sequence: target.next_sequence(),
             completed: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             flushes: Counter::default(),
@@ -227,7 +227,7 @@ impl Pipeline {
             "unified-packet",
             |progress| &progress.packets_done,
             move |context, progress| {
-                Packets::new(context, progress, place, &config, moderation).run()
+                Packets::new(context, progress, target, &config, moderation).run()
             },
         )?;
         Ok(pipeline)

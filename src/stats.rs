@@ -70,7 +70,7 @@ pub struct RxStats {
 /// Fates of packets, and of the frames they came in; counted where the frame becomes free.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub struct FateStats {
+pub struct OutcomeStats {
     pub stored: Counter,
     pub stored_bytes: Counter,
     pub failed: Counter,
@@ -123,16 +123,22 @@ pub struct Statistics {
 
 impl Statistics {
     /// Fills in what the library itself counts; the kernel's part is there already.
-    pub fn fill(&mut self, rx: &RxStats, fates: &FateStats, engine: &EngineStats, frames: Census) {
+    pub fn fill(
+        &mut self,
+        rx: &RxStats,
+        outcomes: &OutcomeStats,
+        engine: &EngineStats,
+        frames: Census,
+    ) {
         self.received = rx.received.get();
         self.received_bytes = rx.received_bytes.get();
         self.sq_full = rx.sq_full.get();
         self.bad_descriptors = rx.bad_descriptors.get();
         self.misplaced = rx.misplaced.get();
-        self.stored = fates.stored.get();
-        self.stored_bytes = fates.stored_bytes.get();
-        self.failed = fates.failed.get();
-        self.released = fates.released.get();
+        self.stored = outcomes.stored.get();
+        self.stored_bytes = outcomes.stored_bytes.get();
+        self.failed = outcomes.failed.get();
+        self.released = outcomes.released.get();
         self.completed = engine.completed.get();
         self.submitted = engine.submitted.get();
         self.errors = engine.errors.get();
@@ -144,7 +150,7 @@ impl Statistics {
         self.spilled = engine.spilled.get();
         self.spilled_bytes = engine.spilled_bytes.get();
         self.sleeps = engine.sleeps.get();
-        self.packet_latency = fates.latency.snapshot();
+        self.packet_latency = outcomes.latency.snapshot();
         self.command_latency = engine.latency.snapshot();
         self.frames = frames;
         let known = self.xsk.rx_dropped + self.xsk.rx_ring_full + self.received + self.rx_pending;

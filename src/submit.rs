@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::context::{Context, Feeding};
+use crate::context::{Context, RxSide};
 use crate::error::{Error, Result};
 use crate::storage::command::{self, DSM_RANGE, MAX_BLOCKS, entry_flags, opcode};
 use crate::sys::abi::{NvmeUringCmd, UnifiedSqe};
@@ -26,7 +26,7 @@ pub struct Transfer {
     pub more: bool,
 }
 
-impl Feeding {
+impl RxSide {
     /// Once for all that is published together.
     #[inline(never)]
     fn look_at_clock(&mut self) {
@@ -43,15 +43,15 @@ impl Context {
     /// Writes a frame's bytes. The frame belongs to the library until its completion was taken; after an
     /// error the caller has it as before. `EINVAL` (lengths), `EBUSY` (in flight already), `EAGAIN` (SQ full).
     pub fn submit_write(&self, request: &Transfer) -> Result<()> {
-        let mut feeding = self.feed()?;
-        self.queue_transfer(&mut feeding, opcode::WRITE, request)
+        let mut rx_side = self.lock_rx_side()?;
+        self.queue_transfer(&mut rx_side, opcode::WRITE, request)
     }
 
     /// Reads whole blocks into a held frame: `len` is a multiple of the block.
     pub fn submit_read(&self, request: &Transfer) -> Result<()> {
-        let mut feeding = self.feed()?;
+        let mut rx_side = self.lock_rx_side()?;
         self.queue_transfer(
-            &mut feeding,
+            &mut rx_side,
             opcode::READ,
             &Transfer {
                 keep: true,
@@ -62,9 +62,9 @@ impl Context {
 
     /// Compares whole blocks with a held frame: Compare Failure (285h) where they differ.
     pub fn submit_compare(&self, request: &Transfer) -> Result<()> {
-        let mut feeding = self.feed()?;
+        let mut rx_side = self.lock_rx_side()?;
         self.queue_transfer(
-            &mut feeding,
+            &mut rx_side,
             opcode::COMPARE,
             &Transfer {
                 keep: true,
@@ -75,7 +75,7 @@ impl Context {
 
     pub(crate) fn queue_transfer(
         &self,
-        feeding: &mut Feeding,
+        rx_side: &mut RxSide,
         code: u8,
         request: &Transfer,
     ) -> Result<()> {
@@ -129,55 +129,55 @@ impl Context {
                 .data
                 .zero((offset + len) as usize, (padded - request.len) as usize);
         }
-        self.queue_framed(feeding, sqe, request)
+        self.queue_framed(rx_side, sqe, request)
     }
 
     // Inline: an entry is long enough that handing it on costs more than what is done with it.
     #[inline(always)]
     fn queue_framed(
         &self,
-        feeding: &mut Feeding,
+        rx_side: &mut RxSide,
         sqe: UnifiedSqe,
         request: &Transfer,
     ) -> Result<()> {
-        self.queue(feeding, sqe, request.more).inspect_err(|_| {
+        self.queue(rx_side, sqe, request.more).inspect_err(|_| {
             // Not submitted: the caller has the frame as before.
             let _ = self.frames.unsubmit(request.frame);
         })
     }
 
     #[inline(always)]
-    fn queue(&self, feeding: &mut Feeding, sqe: UnifiedSqe, more: bool) -> Result<()> {
-        let index = feeding.sq.tail();
-        if !feeding.sq.push(sqe)? {
+    fn queue(&self, rx_side: &mut RxSide, sqe: UnifiedSqe, more: bool) -> Result<()> {
+        let index = rx_side.sq.tail();
+        if !rx_side.sq.push(sqe)? {
             self.rx_stats.sq_full.add(1);
             // What is queued must be seen before room can come.
-            self.kick(feeding);
+            self.kick(rx_side);
             return Err(Error::new(
                 libc::EAGAIN,
                 "the SQ ring is full: take completions, then submit again",
             ));
         }
-        if feeding.submitted_at == 0 {
-            feeding.look_at_clock();
+        if rx_side.submitted_at == 0 {
+            rx_side.look_at_clock();
         }
-        self.shore.stamps.set(index, feeding.submitted_at);
+        self.shared.stamps.set(index, rx_side.submitted_at);
         if !more {
-            self.kick(feeding);
+            self.kick(rx_side);
         }
         Ok(())
     }
 
-    pub(crate) fn kick(&self, feeding: &mut Feeding) {
-        feeding.submitted_at = 0;
-        if feeding.sq.publish() {
-            self.shore.engine_bell.ring();
+    pub(crate) fn kick(&self, rx_side: &mut RxSide) {
+        rx_side.submitted_at = 0;
+        if rx_side.sq.publish() {
+            self.shared.engine_bell.ring();
         }
     }
 
     /// Makes visible what was submitted with `more`.
     pub fn submit_pending(&self) -> Result<()> {
-        self.kick(&mut *self.feed()?);
+        self.kick(&mut *self.lock_rx_side()?);
         Ok(())
     }
 
@@ -187,7 +187,7 @@ impl Context {
             user_data,
             ..command::flush()
         };
-        self.queue(&mut *self.feed()?, sqe, false)
+        self.queue(&mut *self.lock_rx_side()?, sqe, false)
     }
 
     fn check_blocks(&self, blocks: u32) -> Result<()> {
@@ -213,7 +213,7 @@ impl Context {
             user_data,
             ..command::write_zeroes(lba, blocks, fua)
         };
-        self.queue(&mut *self.feed()?, sqe, false)
+        self.queue(&mut *self.lock_rx_side()?, sqe, false)
     }
 
     /// Tells the device that it may forget blocks. Takes a free frame for the range (`ENOBUFS`).
@@ -229,8 +229,8 @@ impl Context {
         sqe.user_data = user_data;
         sqe.flags = entry_flags::FRAME;
         self.frames.submit(frame, false, false)?;
-        self.feed()
-            .and_then(|mut feeding| self.queue(&mut feeding, sqe, false))
+        self.lock_rx_side()
+            .and_then(|mut rx_side| self.queue(&mut rx_side, sqe, false))
             .inspect_err(|_| {
                 let _ = self.frames.unsubmit(frame);
                 let _ = self.frames.release(frame);
@@ -257,7 +257,7 @@ impl Context {
                     "a raw command with data needs a frame",
                 ));
             }
-            return self.queue(&mut *self.feed()?, sqe, false);
+            return self.queue(&mut *self.lock_rx_side()?, sqe, false);
         };
         let end = u64::from(at) + u64::from(cmd.data_len);
         if cmd.data_len == 0 || end > u64::from(self.info.frame_size) {
@@ -271,13 +271,13 @@ impl Context {
         }
         sqe.buf_offset = u64::from(frame) * u64::from(self.info.frame_size) + u64::from(at);
         sqe.flags = entry_flags::FRAME;
-        let mut feeding = self.feed()?;
+        let mut rx_side = self.lock_rx_side()?;
         self.frames
             .submit(frame, cmd.opcode == opcode::WRITE, true)?;
         let request = Transfer {
             frame,
             ..Transfer::default()
         };
-        self.queue_framed(&mut feeding, sqe, &request)
+        self.queue_framed(&mut rx_side, sqe, &request)
     }
 }

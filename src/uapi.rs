@@ -26,7 +26,9 @@ use crate::region::{Layout, MAX_ENTRIES, Region};
 use crate::ring::{Consumer, Producer};
 use crate::storage::Retry;
 use crate::storage::device::{Device, DeviceConfig};
-use crate::storage::engine::{Engine, EngineConfig, Shore, Turn, bounce_bytes, locked_bytes};
+use crate::storage::engine::{
+    Engine, EngineConfig, EngineShared, Turn, bounce_bytes, locked_bytes,
+};
 use crate::sys::abi::{RegionDesc, UnifiedOffsets, UnifiedReg};
 use crate::sys::mmap::{Mapping, is_mapped, same_origin};
 use crate::sys::shm::Shared;
@@ -299,7 +301,7 @@ impl Server {
                 layout.buffers_len
             ),
         );
-        let shore = Shore::new()?;
+        let shared = EngineShared::new()?;
         let mut engine = Engine::new(
             device,
             Consumer::new(region.sq.clone(), "SQ"),
@@ -315,7 +317,7 @@ impl Server {
                 registered: true,
                 retry: Retry::default(),
             },
-            shore.clone(),
+            shared.clone(),
         )?;
         // Not where the library maps it: the program computes its data pointers from its own mapping.
         engine.set_program_address(request.region.user_addr + layout.buffers as u64);
@@ -323,7 +325,7 @@ impl Server {
         let stop = Arc::new(AtomicBool::new(false));
         let mut service = Service {
             engine,
-            shore,
+            shared,
             fd,
             ring,
             address: addresses.0,
@@ -384,7 +386,7 @@ impl Drop for Server {
 /// What the thread owns: when it ends, the device is free again and the library's mapping is gone.
 struct Service {
     engine: Engine,
-    shore: Arc<Shore>,
+    shared: Arc<EngineShared>,
     fd: RawFd,
     ring: (u64, u64),
     address: usize,
@@ -415,7 +417,7 @@ impl Service {
                 ),
             );
         }
-        let stats = &self.shore.stats;
+        let stats = &self.shared.stats;
         log::log(
             Level::Info,
             format_args!(

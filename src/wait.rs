@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::context::{Context, Feeding, busy};
+use crate::context::{Context, RxSide, busy};
 use crate::error::{Error, Result};
 use crate::log;
 use crate::net::watch;
@@ -128,11 +128,11 @@ impl Context {
             fds[count] = fd;
             count += 1;
         };
-        watch(self.shore.end.fd());
+        watch(self.shared.end.fd());
         if roles.receiving.is_some() {
             let _held = log::hold();
-            let mut feeding = self.feeding.lock();
-            let Some(receiver) = &mut feeding.receiver else {
+            let mut rx_side = self.rx_side.lock();
+            let Some(receiver) = &mut rx_side.receiver else {
                 return Err(Error::new(
                     libc::ENOTCONN,
                     "this context has no interface to wait for",
@@ -143,7 +143,7 @@ impl Context {
             if receiver.pending() > 0 {
                 ready |= WAIT_RX;
             } else {
-                self.arm_receive(&mut feeding);
+                self.arm_receive(&mut rx_side);
             }
         }
         if let Some(taking) = &mut roles.taking {
@@ -152,7 +152,7 @@ impl Context {
                     engine.pump(true)?;
                     watch(engine.fd());
                 }
-                None => watch(self.shore.taker_bell.fd()),
+                None => watch(self.shared.taker_bell.fd()),
             }
             if taking.available()? > 0 || !self.arm_take(taking)? {
                 ready |= WAIT_COMPLETIONS;
@@ -170,7 +170,7 @@ impl Context {
             self.rx_bell.clear();
         }
         if what & WAIT_COMPLETIONS != 0 {
-            self.shore.taker_bell.clear();
+            self.shared.taker_bell.clear();
         }
         self.disarm_engine(what);
     }
@@ -187,8 +187,8 @@ impl Context {
     }
 
     /// Leaves the receiving side ready to sleep: fill ring full, or frames asked back for.
-    pub(crate) fn arm_receive(&self, feeding: &mut Feeding) {
-        if let Some(receiver) = &mut feeding.receiver {
+    pub(crate) fn arm_receive(&self, rx_side: &mut RxSide) {
+        if let Some(receiver) = &mut rx_side.receiver {
             while !receiver.prepare_sleep() {
                 self.frames.awake();
                 receiver.refill();
@@ -211,7 +211,7 @@ impl Context {
                 Ok(taking.available()? == 0)
             }
             None => {
-                self.shore.taker_bell.clear();
+                self.shared.taker_bell.clear();
                 taking.prepare_sleep()
             }
         }
@@ -233,25 +233,25 @@ impl Context {
                 .map_err(os("adding to the pollable descriptor"))
         };
         // Both roles, for whatever is armed here is theirs.
-        let mut feeding = self.feed()?;
+        let mut rx_side = self.lock_rx_side()?;
         let mut taking = self.taking.try_lock().ok_or_else(|| busy("take"))?;
-        add(self.shore.end.fd())?;
+        add(self.shared.end.fd())?;
         if let Some(watch) = &self.watch {
             add(watch.fd())?;
         }
-        if let Some(receiver) = &feeding.receiver {
+        if let Some(receiver) = &rx_side.receiver {
             add(receiver.fd())?;
             add(self.rx_bell.fd())?;
         }
         self.hear_frames();
-        self.arm_receive(&mut feeding);
+        self.arm_receive(&mut rx_side);
         match self.engine()? {
             Some(engine) => add(engine.fd())?,
-            None => add(self.shore.taker_bell.fd())?,
+            None => add(self.shared.taker_bell.fd())?,
         }
         self.poll.used.store(true, Ordering::Relaxed);
         if !self.arm_take(&mut taking)? && self.inline.is_none() {
-            self.shore.taker_bell.ring();
+            self.shared.taker_bell.ring();
         }
         let fd = epoll.fd();
         *slot = Some(epoll);

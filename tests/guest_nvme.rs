@@ -18,7 +18,7 @@ use unified::region::{Layout, Region};
 use unified::ring::{Consumer, Producer};
 use unified::storage::command::{self, opcode, status};
 use unified::storage::device::{Device, DeviceConfig, Kind};
-use unified::storage::engine::{Engine, EngineConfig, Shore, bounce_bytes};
+use unified::storage::engine::{Engine, EngineConfig, EngineShared, bounce_bytes};
 use unified::submit::Transfer;
 use unified::sys::abi::{CQE_BOUNCED, NvmeUringCmd};
 use unified::sys::mmap::Mapping;
@@ -684,7 +684,7 @@ fn longest(namespace: &Namespace, registered: bool) {
             registered,
             retry: Default::default(),
         },
-        Shore::new().unwrap(),
+        EngineShared::new().unwrap(),
     )
     .unwrap();
     if kernel() >= (6, 12) {

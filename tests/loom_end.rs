@@ -17,15 +17,15 @@ fn model(body: impl Fn() + Send + Sync + 'static) {
     builder.check(body);
 }
 
-struct Shore {
+struct EngineShared {
     end: End,
     taker_bell: Doorbell,
     /// A completion is there.
     done: AtomicBool,
 }
 
-fn shore() -> Arc<Shore> {
-    Arc::new(Shore {
+fn shared() -> Arc<EngineShared> {
+    Arc::new(EngineShared {
         end: End::new().unwrap(),
         taker_bell: Doorbell::new().unwrap(),
         done: AtomicBool::new(false),
@@ -33,38 +33,38 @@ fn shore() -> Arc<Shore> {
 }
 
 /// A waiter's steps up to its sleep: `true` where it goes to sleep.
-fn goes_to_sleep(shore: &Shore) -> bool {
-    if shore.end.is_closing() || shore.end.failure().is_some() {
+fn goes_to_sleep(shared: &EngineShared) -> bool {
+    if shared.end.is_closing() || shared.end.failure().is_some() {
         return false;
     }
-    shore.taker_bell.clear();
-    !shore.done.load(Ordering::Relaxed)
+    shared.taker_bell.clear();
+    !shared.done.load(Ordering::Relaxed)
 }
 
 /// Whether one that sleeps is woken.
-fn wakes(shore: &Shore) -> bool {
-    shore.taker_bell.is_readable() || shore.end.bell().is_readable()
+fn wakes(shared: &EngineShared) -> bool {
+    shared.taker_bell.is_readable() || shared.end.bell().is_readable()
 }
 
 /// The engine rings, and the context is closed, at any moment of a waiter that clears the engine's bell.
 #[test]
 fn a_close_is_missed_by_nobody() {
     model(|| {
-        let shore = shore();
+        let shared = shared();
         let closer = thread::spawn({
-            let shore = shore.clone();
-            move || shore.end.close()
+            let shared = shared.clone();
+            move || shared.end.close()
         });
         let engine = thread::spawn({
-            let shore = shore.clone();
-            move || shore.taker_bell.ring()
+            let shared = shared.clone();
+            move || shared.taker_bell.ring()
         });
-        let asleep = goes_to_sleep(&shore);
+        let asleep = goes_to_sleep(&shared);
         closer.join().unwrap();
         engine.join().unwrap();
-        assert!(!asleep || wakes(&shore), "it sleeps for ever");
+        assert!(!asleep || wakes(&shared), "it sleeps for ever");
         // Whoever comes later is not even asleep.
-        assert!(!goes_to_sleep(&shore));
+        assert!(!goes_to_sleep(&shared));
     });
 }
 
@@ -72,21 +72,21 @@ fn a_close_is_missed_by_nobody() {
 #[test]
 fn a_failure_is_missed_by_nobody() {
     model(|| {
-        let shore = shore();
+        let shared = shared();
         let engine = thread::spawn({
-            let shore = shore.clone();
-            move || shore.end.fail(5)
+            let shared = shared.clone();
+            move || shared.end.fail(5)
         });
         let other = thread::spawn({
-            let shore = shore.clone();
-            move || goes_to_sleep(&shore)
+            let shared = shared.clone();
+            move || goes_to_sleep(&shared)
         });
-        let asleep = goes_to_sleep(&shore);
-        shore.end.close();
+        let asleep = goes_to_sleep(&shared);
+        shared.end.close();
         let other = other.join().unwrap();
         engine.join().unwrap();
-        assert!(!(asleep || other) || wakes(&shore), "it sleeps for ever");
-        assert_eq!(shore.end.failure(), Some(5));
+        assert!(!(asleep || other) || wakes(&shared), "it sleeps for ever");
+        assert_eq!(shared.end.failure(), Some(5));
     });
 }
 
@@ -95,22 +95,22 @@ fn a_failure_is_missed_by_nobody() {
 #[test]
 fn a_ring_that_is_spared_is_no_ring_lost() {
     model(|| {
-        let shore = shore();
+        let shared = shared();
         let early = thread::spawn({
-            let shore = shore.clone();
-            move || shore.taker_bell.ring()
+            let shared = shared.clone();
+            move || shared.taker_bell.ring()
         });
         let late = thread::spawn({
-            let shore = shore.clone();
+            let shared = shared.clone();
             move || {
-                shore.done.store(true, Ordering::Relaxed);
-                shore.taker_bell.ring();
+                shared.done.store(true, Ordering::Relaxed);
+                shared.taker_bell.ring();
             }
         });
-        let asleep = goes_to_sleep(&shore);
+        let asleep = goes_to_sleep(&shared);
         early.join().unwrap();
         late.join().unwrap();
-        assert!(!asleep || wakes(&shore), "it sleeps for ever");
+        assert!(!asleep || wakes(&shared), "it sleeps for ever");
     });
 }
 
@@ -119,17 +119,17 @@ fn a_ring_that_is_spared_is_no_ring_lost() {
 #[should_panic(expected = "it sleeps for ever")]
 fn a_close_that_rings_the_takers_bell_is_missed() {
     model(|| {
-        let shore = shore();
+        let shared = shared();
         let closing = Arc::new(AtomicBool::new(false));
         let closer = thread::spawn({
-            let (shore, closing) = (shore.clone(), closing.clone());
+            let (shared, closing) = (shared.clone(), closing.clone());
             move || {
                 closing.store(true, Ordering::SeqCst);
-                shore.taker_bell.ring();
+                shared.taker_bell.ring();
             }
         });
-        let asleep = !closing.load(Ordering::SeqCst) && goes_to_sleep(&shore);
+        let asleep = !closing.load(Ordering::SeqCst) && goes_to_sleep(&shared);
         closer.join().unwrap();
-        assert!(!asleep || wakes(&shore), "it sleeps for ever");
+        assert!(!asleep || wakes(&shared), "it sleeps for ever");
     });
 }

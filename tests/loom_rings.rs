@@ -8,7 +8,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
-use unified::frame::{Fate, Frames};
+use unified::frame::{Frames, PacketOutcome};
 use unified::ring::{Consumer, Producer};
 use unified::sys::abi::UnifiedCqe;
 use unified::sys::shm::SharedRing;
@@ -193,7 +193,10 @@ fn a_frame_has_one_owner() {
             move || {
                 for frame in out {
                     bytes[frame as usize].touch();
-                    assert_eq!(frames.finish(frame, true).unwrap(), Some(Fate::Stored));
+                    assert_eq!(
+                        frames.finish(frame, true).unwrap(),
+                        Some(PacketOutcome::Stored)
+                    );
                 }
             }
         });

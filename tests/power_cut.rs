@@ -8,7 +8,7 @@
 mod common;
 
 // What the sender sends.
-#[path = "../traffic/src/payload.rs"]
+#[path = "../tools/traffic/src/payload.rs"]
 #[allow(dead_code)]
 mod sent;
 
@@ -139,23 +139,25 @@ fn read_log(path: &str) -> Vec<Entry> {
 
 /// How much of an entry that no flush has covered arrives.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Fate {
+enum PacketOutcome {
     All,
     None,
     /// Any of its sectors.
     Torn,
 }
 
-fn apply(image: &mut [u8], entry: &Entry, fate: Fate, random: &mut StdRng) {
+fn apply(image: &mut [u8], entry: &Entry, outcome: PacketOutcome, random: &mut StdRng) {
     match entry {
         Entry::Write { at, data, .. } => {
             for (i, sector) in data.chunks(SECTOR).enumerate() {
-                if fate == Fate::All || fate == Fate::Torn && random.random() {
+                if outcome == PacketOutcome::All
+                    || outcome == PacketOutcome::Torn && random.random()
+                {
                     image[at + i * SECTOR..][..SECTOR].copy_from_slice(sector);
                 }
             }
         }
-        Entry::Discard { at, len } if fate == Fate::All => image[*at..at + len].fill(0),
+        Entry::Discard { at, len } if outcome == PacketOutcome::All => image[*at..at + len].fill(0),
         _ => {}
     }
 }
@@ -265,7 +267,7 @@ fn what_was_durable_survives_every_power_cut() {
         let flushed = past.iter().rposition(|e| matches!(e, Entry::Flush));
         if let Some(flushed) = flushed {
             for entry in &past[..flushed] {
-                apply(&mut image, entry, Fate::All, &mut random);
+                apply(&mut image, entry, PacketOutcome::All, &mut random);
             }
             covered += flushed + 1;
         }
@@ -275,12 +277,13 @@ fn what_was_durable_survives_every_power_cut() {
         let mut left = image.clone();
         let open = &entries[covered..=*moment];
         for entry in open {
-            let fate = match entry {
-                Entry::Write { fua: true, .. } => Fate::All,
-                _ => [Fate::All, Fate::None, Fate::Torn][random.random_range(0..3)],
+            let outcome = match entry {
+                Entry::Write { fua: true, .. } => PacketOutcome::All,
+                _ => [PacketOutcome::All, PacketOutcome::None, PacketOutcome::Torn]
+                    [random.random_range(0..3)],
             };
-            torn += usize::from(fate == Fate::Torn);
-            apply(&mut left, entry, fate, &mut random);
+            torn += usize::from(outcome == PacketOutcome::Torn);
+            apply(&mut left, entry, outcome, &mut random);
         }
         file.write_all_at(&left, 0).unwrap();
         let what = format!("cut at entry {moment}, {} open", open.len());
@@ -293,7 +296,7 @@ fn what_was_durable_survives_every_power_cut() {
     // A drive whose flushes had not covered what they must is found out.
     let mut lie = vec![0; len];
     for entry in &entries[..entries.len() / 2] {
-        apply(&mut lie, entry, Fate::All, &mut random);
+        apply(&mut lie, entry, PacketOutcome::All, &mut random);
     }
     let lying = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "power-cut-lie");
     std::fs::write(lying.path(), &lie).unwrap();

@@ -12,7 +12,7 @@ use common::{Veth, check_sums, is_root, payload};
 use unified::config::{Config, Drive};
 use unified::context::{Completion, Context};
 use unified::net::rx::Received;
-use unified::storage::engine::Shore;
+use unified::storage::engine::EngineShared;
 use unified::submit::Transfer;
 use unified::sys::event::poll_readable;
 use unified::wait::{WAIT_COMPLETIONS, WAIT_RX};
@@ -144,7 +144,7 @@ fn a_close_and_a_failure_wake_every_waiter() {
             });
             std::thread::sleep(Duration::from_millis(20));
             if fails {
-                context.engine_shore().end.fail(libc::EIO);
+                context.engine_shared().end.fail(libc::EIO);
             } else {
                 context.close();
             }
@@ -160,10 +160,10 @@ fn a_close_and_a_failure_wake_every_waiter() {
             assert!(poll_readable(&[fd], Some(Duration::ZERO)).unwrap());
         }
     }
-    let shore: Arc<Shore> = Shore::new().unwrap();
-    shore.end.fail(libc::EIO);
-    shore.end.fail(libc::ENODEV);
-    assert_eq!(shore.failure(), Some(libc::EIO), "the first tells why");
+    let shared: Arc<EngineShared> = EngineShared::new().unwrap();
+    shared.end.fail(libc::EIO);
+    shared.end.fail(libc::ENODEV);
+    assert_eq!(shared.failure(), Some(libc::EIO), "the first tells why");
     // Through C: the descriptor ends with the context, and its waiter is woken before.
     let ctx = c::Handle::create(0);
     let fd = ctx.poll_fd();

@@ -22,7 +22,7 @@ use crate::net::socket::ZeroCopy;
 use crate::net::wire::Event;
 use crate::net::xdp::XdpMode;
 use crate::storage::device::Kind;
-use crate::sys::fork::Mark;
+use crate::sys::fork::ProcessId;
 
 const KNOWN_FLAGS: u32 = UNIFIED_HUGE_PAGES
     | UNIFIED_FORCE
@@ -175,7 +175,7 @@ pub unsafe extern "C" fn unified_ctx_create(
             let config = config_of(&get_sized(config, "the configuration")?)?;
             let context = Arc::new(Context::open(&config)?);
             let born =
-                Mark::of_this_process().map_err(|e| Error::os(&e, "marking this process"))?;
+                ProcessId::of_this_process().map_err(|e| Error::os(&e, "marking this process"))?;
             let handle = keep(unified_ctx {
                 stage: AtomicU8::new(OPEN),
                 context: RwLock::new(Some(context)),

@@ -30,7 +30,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::pipeline::Pipeline;
-use crate::sys::fork::Mark;
+use crate::sys::fork::ProcessId;
 
 /// What stands behind a handle: never freed, so that a handle which is used after its end is told instead of being followed
 /// into freed memory. All of them are in a list, so that tools which look for leaks find them, and no suppression has
@@ -101,7 +101,7 @@ pub struct unified_ctx {
     context: RwLock<Option<Arc<Context>>>,
     pipeline: Mutex<Option<Pipeline>>,
     /// A child of fork must not touch its parent's rings.
-    born: Mark,
+    born: ProcessId,
 }
 
 /// Stages of a handle, in this order.

@@ -14,7 +14,7 @@ use super::{guard, remember};
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use crate::sys::abi::{RegionDesc, UnifiedReg};
-use crate::sys::fork::Mark;
+use crate::sys::fork::ProcessId;
 use crate::sys::{limits, user};
 use crate::uapi::{Registration, Registrations};
 
@@ -101,7 +101,7 @@ unsafe fn real_syscall(number: c_long, a: Arguments) -> c_long {
 /// The registrations of this process. A forked child starts with none: its parent's threads are not there.
 fn registrations() -> &'static Registrations {
     struct Owned {
-        process: Option<Mark>,
+        process: Option<ProcessId>,
         registrations: Registrations,
     }
     static CURRENT: AtomicPtr<Owned> = AtomicPtr::new(ptr::null_mut());
@@ -110,12 +110,12 @@ fn registrations() -> &'static Registrations {
         // SAFETY: null, or a box that was leaked below and is never freed. In a child its lock may be
         // held for ever, so only the number is looked at before it is known to be ours.
         if let Some(owned) = unsafe { current.as_ref() }
-            && owned.process.is_some_and(Mark::is_current)
+            && owned.process.is_some_and(ProcessId::is_current)
         {
             return &owned.registrations;
         }
         let fresh = Box::into_raw(Box::new(Owned {
-            process: Mark::of_this_process().ok(),
+            process: ProcessId::of_this_process().ok(),
             registrations: Registrations::new(),
         }));
         // Release: whoever loads the pointer sees what it points to.

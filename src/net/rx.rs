@@ -12,9 +12,9 @@ use super::clock::StampOffset;
 use super::packet::{self, Headers};
 use super::wire::{META_LEN, Meta};
 use crate::error::Result;
-use crate::frame::{Fate, Frames};
+use crate::frame::{Frames, PacketOutcome};
 use crate::log::{self, Level};
-use crate::stats::{FateStats, RxStats};
+use crate::stats::{OutcomeStats, RxStats};
 use crate::sys::event::monotonic_ns;
 use crate::sys::probe;
 use crate::sys::shm::Shared;
@@ -52,7 +52,7 @@ pub struct Receiver {
     /// For packets without a metadata record.
     whole: Box<[u8]>,
     stats: Arc<RxStats>,
-    fates: Arc<FateStats>,
+    outcomes: Arc<OutcomeStats>,
 }
 
 impl Receiver {
@@ -65,7 +65,7 @@ impl Receiver {
         expected_start: u32,
         fill_ring: u32,
         stats: Arc<RxStats>,
-        fates: Arc<FateStats>,
+        outcomes: Arc<OutcomeStats>,
     ) -> Receiver {
         let mut receiver = Receiver {
             xsk,
@@ -81,7 +81,7 @@ impl Receiver {
             descriptors: [RxDescriptor::default(); BATCH],
             whole: vec![0; frame_size as usize].into(),
             stats,
-            fates,
+            outcomes,
         };
         receiver.refill();
         receiver
@@ -168,9 +168,9 @@ impl Receiver {
                 if self
                     .frames
                     .release(frame)
-                    .is_ok_and(|fate| fate == Fate::Released)
+                    .is_ok_and(|outcome| outcome == PacketOutcome::Released)
                 {
-                    self.fates.released.add(1);
+                    self.outcomes.released.add(1);
                     probe::dropped(c"malformed", 1, frame);
                 }
                 return None;

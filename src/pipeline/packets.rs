@@ -5,7 +5,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::place::Place;
+use super::write_target::WriteTarget;
 use super::{BATCH, FLUSH, PipelineConfig, Progress, SUPERBLOCK, TICK};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -81,7 +81,7 @@ const LOSS_TICK: Duration = Duration::from_secs(1);
 pub(super) struct Packets<'a> {
     context: &'a Context,
     progress: &'a Progress,
-    place: Place,
+    target: WriteTarget,
     flusher: Flusher,
     /// The longest between two looks while packets come.
     moderation: Duration,
@@ -94,14 +94,14 @@ impl<'a> Packets<'a> {
     pub fn new(
         context: &'a Context,
         progress: &'a Progress,
-        place: Place,
+        target: WriteTarget,
         config: &PipelineConfig,
         moderation: Duration,
     ) -> Packets<'a> {
         Packets {
             context,
             progress,
-            place,
+            target,
             flusher: Flusher {
                 writes: config.flush_writes.map(u64::from),
                 interval: config.flush_interval,
@@ -167,7 +167,7 @@ impl<'a> Packets<'a> {
         let completed = self.progress.completed.load(Ordering::Acquire);
         let p = self.progress;
         let failed = p.failed.get() - p.failures_covered.load(Ordering::Relaxed);
-        if let Place::Log(log) = &mut self.place {
+        if let WriteTarget::Log(log) = &mut self.target {
             let mut due = log.wants_checkpoint(failed);
             if self.losses_seen.elapsed() >= LOSS_TICK {
                 self.losses_seen = Instant::now();
@@ -189,7 +189,7 @@ impl<'a> Packets<'a> {
         let Ok(frame) = self.context.frame_alloc() else {
             return Ok(false);
         };
-        let Place::Log(log) = &mut self.place else {
+        let WriteTarget::Log(log) = &mut self.target else {
             return self.context.frame_release(frame).map(|()| true);
         };
         let failed = self.progress.failed.get();
@@ -221,9 +221,9 @@ impl<'a> Packets<'a> {
         self.wait_for(|p| {
             p.completed.load(Ordering::Acquire) == p.submitted.load(Ordering::Acquire)
         })?;
-        let is_log = match &mut self.place {
-            Place::Log(log) => log.look_at_losses(self.context).map(|_| true)?,
-            Place::Range(_) => false,
+        let is_log = match &mut self.target {
+            WriteTarget::Log(log) => log.look_at_losses(self.context).map(|_| true)?,
+            WriteTarget::Range(_) => false,
         };
         if is_log && !self.superblock(self.progress.completed.load(Ordering::Acquire))? {
             log::log(
@@ -261,9 +261,9 @@ impl<'a> Packets<'a> {
     /// Submits packets; `done` counts those whose frames are in other hands.
     fn submit(&mut self, batch: &[Received], done: &mut usize) -> Result<()> {
         let (context, progress) = (self.context, self.progress);
-        let mut feeding = context.feed()?;
+        let mut rx_side = context.lock_rx_side()?;
         let mut number = progress.submitted.load(Ordering::Acquire);
-        if let Place::Log(log) = &mut self.place {
+        if let WriteTarget::Log(log) = &mut self.target {
             log.look_at_clock();
         }
         let mut transfer = Transfer {
@@ -271,24 +271,24 @@ impl<'a> Packets<'a> {
             ..Transfer::default()
         };
         for packet in batch {
-            if packet.headers.payload_len == 0 && matches!(self.place, Place::Range(_)) {
+            if packet.headers.payload_len == 0 && matches!(self.target, WriteTarget::Range(_)) {
                 progress.empty.add(1);
                 context.frame_release(packet.frame)?;
                 *done += 1;
                 continue;
             }
-            let most = self.place.outstanding_before(context, packet);
+            let most = self.target.outstanding_before(context, packet);
             if number - self.completed > most {
                 self.completed = progress.completed.load(Ordering::Acquire);
                 if number - self.completed > most {
-                    context.kick(&mut feeding);
-                    drop(feeding);
+                    context.kick(&mut rx_side);
+                    drop(rx_side);
                     self.wait_for(|p| number - p.completed.load(Ordering::Acquire) <= most)?;
                     self.completed = progress.completed.load(Ordering::Acquire);
-                    feeding = context.feed()?;
+                    rx_side = context.lock_rx_side()?;
                 }
             }
-            if !self.place.write(context, packet, &mut transfer) {
+            if !self.target.write(context, packet, &mut transfer) {
                 progress.fail(libc::ENOSPC);
                 progress.no_space.add(1);
                 context.frame_release(packet.frame)?;
@@ -301,10 +301,10 @@ impl<'a> Packets<'a> {
             progress
                 .payload_bytes
                 .add(packet.headers.payload_len.into());
-            while let Err(error) = context.queue_transfer(&mut feeding, opcode::WRITE, &transfer) {
-                drop(feeding);
-                let again = retry(progress, error).and_then(|()| context.feed());
-                feeding = again.inspect_err(|_| {
+            while let Err(error) = context.queue_transfer(&mut rx_side, opcode::WRITE, &transfer) {
+                drop(rx_side);
+                let again = retry(progress, error).and_then(|()| context.lock_rx_side());
+                rx_side = again.inspect_err(|_| {
                     progress.submitted.fetch_sub(1, Ordering::AcqRel);
                 })?;
             }
@@ -313,9 +313,9 @@ impl<'a> Packets<'a> {
         }
         progress
             .next_lba
-            .store(self.place.next_lba(), Ordering::Relaxed);
-        progress.wraps.store(self.place.wraps(), Ordering::Relaxed);
-        context.kick(&mut feeding);
+            .store(self.target.next_lba(), Ordering::Relaxed);
+        progress.wraps.store(self.target.wraps(), Ordering::Relaxed);
+        context.kick(&mut rx_side);
         Ok(())
     }
 }

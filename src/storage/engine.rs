@@ -13,7 +13,7 @@
 mod bounce;
 mod overflow;
 mod run;
-mod shore;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -27,12 +27,12 @@ use bounce::BouncePool;
 pub use bounce::{bounce_bytes, bounce_piece, locked_bytes};
 use overflow::Overflow;
 use run::Run;
-pub use shore::Shore;
+pub use shared::EngineShared;
 pub use thread::{EngineThread, LONGEST_STUCK};
 
 use super::command::{self, Command, Rules, entry_flags, opcode};
 use super::device::{Device, Kind, Limits};
-use super::merge::{self, Bounds, Habit};
+use super::merge::{self, AccessPattern, Bounds};
 use super::nvme;
 use super::{Backend, MAX_BACKOFF_US, Memory, Outcome, Retry, Step, Task};
 use crate::error::{Error, Result};
@@ -146,7 +146,7 @@ pub struct Engine {
     gathers: bool,
     /// Grows while the device is busy.
     run: Option<Run>,
-    habit: Habit,
+    pattern: AccessPattern,
     /// Operations that the device has.
     operating: u32,
     /// An entry that waits for a bounce piece.
@@ -160,7 +160,7 @@ pub struct Engine {
     spill: Option<Overflow>,
     bell_file: u32,
     bell_armed: bool,
-    shore: Arc<Shore>,
+    shared: Arc<EngineShared>,
     // Kept open as long as the engine may use its files.
     _device: Device,
 }
@@ -186,7 +186,7 @@ impl Engine {
         data: Shared,
         bounce: Shared,
         config: EngineConfig,
-        shore: Arc<Shore>,
+        shared: Arc<EngineShared>,
     ) -> Result<Engine> {
         let limits = device.limits;
         let backend = Backend::of(&device)?;
@@ -199,7 +199,7 @@ impl Engine {
         let mut files = device.duplicate_files()?;
         let bell_file = files.len() as u32;
         files.push(
-            shore
+            shared
                 .engine_bell
                 .duplicate()
                 .map_err(|e| Error::os(&e, "duplicating the engine's doorbell"))?,
@@ -258,7 +258,7 @@ impl Engine {
             bounds: Bounds::of(&limits, device.kind != Kind::Nvme),
             gathers: backend.gathers() && ring.gathers() && in_pieces,
             run: None,
-            habit: Habit::default(),
+            pattern: AccessPattern::default(),
             operating: 0,
             sq,
             cq,
@@ -281,7 +281,7 @@ impl Engine {
             spill,
             bell_file,
             bell_armed: false,
-            shore,
+            shared,
             _device: device,
         })
     }
@@ -315,7 +315,7 @@ impl Engine {
     pub fn pump(&mut self, submit: bool) -> Result<Turn> {
         let result = self.turn(submit);
         if let Err(error) = &result {
-            self.shore.end.fail(error.errno());
+            self.shared.end.fail(error.errno());
         }
         result
     }
@@ -326,7 +326,7 @@ impl Engine {
         // Also before an error: what was done until then is told.
         if turn.taken > 0 {
             self.sq.release();
-            self.shore.stats.submitted.add(turn.taken.into());
+            self.shared.stats.submitted.add(turn.taken.into());
         }
         self.publish(&mut turn);
         result?;
@@ -341,7 +341,7 @@ impl Engine {
         self.take(turn)?;
         // Plugging: a run grows while the device is busy, and goes when it has room again. Where nothing ever
         // joins one, waiting would only cost the device a command.
-        if reaped || self.operating == 0 || self.habit.is_scattered() {
+        if reaped || self.operating == 0 || self.pattern.is_scattered() {
             self.unplug(turn)?;
         }
         Ok(())
@@ -350,9 +350,9 @@ impl Engine {
     fn publish(&mut self, turn: &mut Turn) {
         if turn.completed > 0 {
             self.time(turn);
-            self.shore.stats.completed.add(turn.completed.into());
+            self.shared.stats.completed.add(turn.completed.into());
             if self.cq.publish() {
-                self.shore.taker_bell.ring();
+                self.shared.taker_bell.ring();
             }
         }
     }
@@ -368,7 +368,7 @@ impl Engine {
         for done in &reaped {
             if done.user_data == DOORBELL_DATA {
                 self.bell_armed = false;
-                self.shore.engine_bell.clear();
+                self.shared.engine_bell.clear();
                 continue;
             }
             let slot = done.user_data as u16;
@@ -431,7 +431,7 @@ impl Engine {
             turn.taken += 1;
             tell_submitted(sqe);
             // Before the slot is released, behind which its producer may write the next stamp.
-            self.submitted = self.shore.stamps.get(index);
+            self.submitted = self.shared.stamps.get(index);
         }
         Ok(taken)
     }
@@ -495,7 +495,7 @@ impl Engine {
         slot.data = slot.task.data;
         self.slots[index as usize] = slot;
         self.times[index as usize] = self.submitted;
-        self.habit.see(&command);
+        self.pattern.see(&command);
         if self.joins_run(index) {
             return Ok(true);
         }
@@ -538,7 +538,7 @@ impl Engine {
                     // The device has nothing to do with a pause.
                     if !matches!(op, Op::Pause { .. }) {
                         self.operating += 1;
-                        self.shore.stats.operations.add(1);
+                        self.shared.stats.operations.add(1);
                     }
                     return Ok(());
                 }
@@ -611,7 +611,8 @@ impl Engine {
 
     fn queue(&mut self, op: &Op, user_data: u64) -> Result<()> {
         let queued = self.ring.queued();
-        if self.habit.is_scattered() && queued >= FEED && (self.operating as usize) < FED + queued {
+        if self.pattern.is_scattered() && queued >= FEED && (self.operating as usize) < FED + queued
+        {
             self.ring.submit(0, None)?;
         }
         match self.ring.push(op, user_data) {
@@ -632,7 +633,7 @@ impl Engine {
         outcome: Outcome,
         turn: &mut Turn,
     ) -> Result<()> {
-        let stats = &self.shore.stats;
+        let stats = &self.shared.stats;
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
         if outcome.status == 0 {
             match answer.opcode {
@@ -684,7 +685,7 @@ impl Engine {
         }
         // What was submitted after that look took no time.
         let latency = turn.now.saturating_sub(turn.submitted);
-        self.shore.stats.latency.record(latency, count);
+        self.shared.stats.latency.record(latency, count);
     }
 
     /// Makes ready to sleep: arms the doorbell and says so to the SQ's producer (unless enough is in
@@ -702,7 +703,7 @@ impl Engine {
         }
         let blocked = self.stalled.is_some() || self.free_slots.is_empty();
         if !self.cq_room()? {
-            self.shore.cq_starved.store(true, Ordering::Relaxed);
+            self.shared.cq_starved.store(true, Ordering::Relaxed);
             fence(Ordering::SeqCst);
             return Ok(!self.cq_room()?);
         }
@@ -716,7 +717,7 @@ impl Engine {
     /// Undoes `prepare_sleep`.
     pub fn awake(&mut self) {
         self.sq.awake();
-        self.shore.cq_starved.store(false, Ordering::Relaxed);
+        self.shared.cq_starved.store(false, Ordering::Relaxed);
     }
 
     /// Hands queued operations to the kernel; for a sleeper that polls `fd` itself.

@@ -105,13 +105,13 @@ const STRANGERS: u32 = 16;
 
 /// Whether entries go on from one another on the device, by those that came last.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Habit {
+pub struct AccessPattern {
     opcode: u8,
     next_lba: u64,
     strangers: u32,
 }
 
-impl Habit {
+impl AccessPattern {
     /// Looks at the next entry. Those that never merge say nothing.
     pub fn see(&mut self, command: &Command) {
         if !mergeable(command) {
@@ -234,10 +234,10 @@ mod tests {
 
     #[test]
     fn one_neighbour_ends_the_habit_of_scattering() {
-        let mut habit = Habit::default();
+        let mut pattern = AccessPattern::default();
         let mut see = |code, lba| {
-            habit.see(&command(code, lba, 4, 0, false).0);
-            habit.is_scattered()
+            pattern.see(&command(code, lba, 4, 0, false).0);
+            pattern.is_scattered()
         };
         for lba in 1..STRANGERS {
             assert!(!see(opcode::WRITE, u64::from(lba) * 100));

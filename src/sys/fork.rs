@@ -20,7 +20,7 @@ static LAST: AtomicU32 = AtomicU32::new(0);
 
 /// The mark of the process that asked for it first; not current in its children.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark(u32);
+pub struct ProcessId(u32);
 
 fn page() -> io::Result<&'static AtomicU32> {
     let mut page = PAGE.load(Ordering::Acquire);
@@ -59,19 +59,19 @@ fn page() -> io::Result<&'static AtomicU32> {
     Ok(unsafe { &*page })
 }
 
-impl Mark {
+impl ProcessId {
     /// This process's.
-    pub fn of_this_process() -> io::Result<Mark> {
+    pub fn of_this_process() -> io::Result<ProcessId> {
         let word = page()?;
         let there = word.load(Ordering::Acquire);
         if there != 0 {
-            return Ok(Mark(there));
+            return Ok(ProcessId(there));
         }
         // In a child the page reads zero again, and its marks go on where its parent's ended.
         let next = (LAST.fetch_add(1, Ordering::AcqRel) + 1) & !WAITED;
         match word.compare_exchange(0, next, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => Ok(Mark(next)),
-            Err(there) => Ok(Mark(there)),
+            Ok(_) => Ok(ProcessId(next)),
+            Err(there) => Ok(ProcessId(there)),
         }
     }
 
@@ -123,7 +123,7 @@ impl<T> Lock<T> {
 
     /// Waits for other threads of this process.
     pub fn lock(&self) -> Result<Guard<'_, T>, Inherited> {
-        let me = Mark::of_this_process().map_or(UNMARKED, |mark| mark.0);
+        let me = ProcessId::of_this_process().map_or(UNMARKED, |mark| mark.0);
         // Whoever has waited does not know whether others still do.
         let mut take = me;
         loop {
@@ -166,7 +166,7 @@ impl<T> Lock<T> {
                 Ok(guard) => return guard,
                 Err(Inherited(word)) => word,
             };
-            let me = Mark::of_this_process().map_or(UNMARKED, |mark| mark.0);
+            let me = ProcessId::of_this_process().map_or(UNMARKED, |mark| mark.0);
             if self
                 .owner
                 .compare_exchange(inherited, me, Ordering::Acquire, Ordering::Relaxed)
@@ -292,10 +292,10 @@ mod tests {
 
     #[test]
     fn a_childs_mark_is_none_of_its_ancestors() {
-        let mine = Mark::of_this_process().unwrap();
+        let mine = ProcessId::of_this_process().unwrap();
         let code = forked(|| {
-            let childs = Mark::of_this_process().unwrap();
-            let again = Mark::of_this_process().unwrap();
+            let childs = ProcessId::of_this_process().unwrap();
+            let again = ProcessId::of_this_process().unwrap();
             i32::from(mine.is_current() || childs == mine || childs != again)
         });
         assert_eq!(code, Some(0));

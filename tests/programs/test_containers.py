@@ -260,7 +260,7 @@ def test_bad_arguments_are_told(network, place):
 
 def instructions() -> list:
     """The Dockerfile's, each with its words; lines that go on are one."""
-    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.M)
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "packaging/Dockerfile").read_text(), flags=re.M)
     return [tuple(line.split(None, 1)) for line in re.sub(r"\\\n\s*", " ", text).splitlines() if line.strip()]
 
 

@@ -82,7 +82,7 @@ def test_a_release_is_a_commit_a_tag_and_an_archive(repository, tmp_path):
     assert repository.git("status", "--porcelain") == ""
 
     changed = set(repository.git("diff", "--name-only", before, "HEAD").split())
-    assert changed == {"CHANGELOG.md", "Cargo.toml", "Cargo.lock", "export/Cargo.toml", "traffic/Cargo.toml", "top/Cargo.toml",
+    assert changed == {"CHANGELOG.md", "Cargo.toml", "Cargo.lock", "tools/export/Cargo.toml", "tools/traffic/Cargo.toml", "tools/top/Cargo.toml",
                        "fuzz/Cargo.lock", "bindings/python/pyproject.toml", "bindings/node/package.json", "bindings/node/package-lock.json", "abi/libunified.abi"}
     # One line for another each: nothing but the version was touched in the manifests.
     for line in repository.git("diff", "--numstat", before, "HEAD", "--", *changed - {"CHANGELOG.md", "abi/libunified.abi"}).splitlines():

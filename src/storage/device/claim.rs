@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use super::claim_patiently;
 use crate::sys::file::{self as sysfile, LockApart};
-use crate::sys::fork::Mark;
+use crate::sys::fork::ProcessId;
 
 /// `f_type` of file systems that make flock and fcntl locks one kind at their server: NFS, SMB, CIFS.
 const ONE_KIND_OF_LOCK: [u64; 3] = [0x6969, 0xfe53_4d42, 0xff53_4d42];
@@ -22,7 +22,7 @@ const ONE_KIND_OF_LOCK: [u64; 3] = [0x6969, 0xfe53_4d42, 0xff53_4d42];
 /// Dropping it gives the device free at once, also if a child that is just being started still has the descriptors.
 #[derive(Debug)]
 pub struct Claim {
-    owner: Mark,
+    owner: ProcessId,
     held: Vec<Held>,
     /// Open with O_EXCL.
     _node: Option<File>,
@@ -42,7 +42,7 @@ impl Claim {
     /// Of nothing yet.
     pub fn new() -> io::Result<Claim> {
         Ok(Claim {
-            owner: Mark::of_this_process()?,
+            owner: ProcessId::of_this_process()?,
             held: Vec::new(),
             _node: None,
         })

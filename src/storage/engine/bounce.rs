@@ -96,8 +96,8 @@ impl Engine {
                 .copy_to(at, &self.memory.bounce, range.offset, valid);
             self.memory.bounce.zero(range.offset + valid, len - valid);
         }
-        self.shore.stats.bounced.add(1);
-        self.shore.stats.bounced_bytes.add(command.len.into());
+        self.shared.stats.bounced.add(1);
+        self.shared.stats.bounced_bytes.add(command.len.into());
         probe::bounced(command.opcode, command.lba, command.len, command.offset);
         Ok(true)
     }

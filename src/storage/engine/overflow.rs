@@ -92,7 +92,7 @@ impl Engine {
         }
         slot.spilled = true;
         spill.dirty = true;
-        let stats = &self.shore.stats;
+        let stats = &self.shared.stats;
         if stats.spilled.get() == 0 {
             log::log(
                 Level::Warn,

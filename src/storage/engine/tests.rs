@@ -23,7 +23,7 @@ struct Rig {
     cq: Consumer<UnifiedCqe>,
     faults: Faults,
     path: std::path::PathBuf,
-    shore: Arc<Shore>,
+    shared: Arc<EngineShared>,
 }
 
 impl Rig {
@@ -50,7 +50,7 @@ impl Rig {
         }
         let len = bounce_bytes(&device.limits, 64);
         let bounce = Arc::new(Mapping::anonymous(len, false).unwrap());
-        let shore = Shore::timed(64).unwrap();
+        let shared = EngineShared::timed(64).unwrap();
         let mut engine = Engine::new(
             device,
             Consumer::new(region.sq.clone(), "SQ"),
@@ -66,7 +66,7 @@ impl Rig {
                 registered: true,
                 retry,
             },
-            shore.clone(),
+            shared.clone(),
         )
         .unwrap();
         let faults = Faults::default();
@@ -87,7 +87,7 @@ impl Rig {
             region,
             faults,
             path,
-            shore,
+            shared,
         }
     }
 
@@ -110,7 +110,7 @@ impl Rig {
     }
 
     fn push(&mut self, sqe: UnifiedSqe) {
-        self.shore.stamps.set(self.sq.tail(), monotonic_ns());
+        self.shared.stamps.set(self.sq.tail(), monotonic_ns());
         assert!(self.sq.push(sqe).unwrap());
     }
 
@@ -159,8 +159,8 @@ impl Drop for Rig {
             assert_eq!(self.engine.bounce.free.len(), 64, "every piece came back");
             assert!(self.engine.ring.all_tables_are_free());
             assert_eq!(
-                self.shore.stats.submitted.get(),
-                self.shore.stats.completed.get()
+                self.shared.stats.submitted.get(),
+                self.shared.stats.completed.get()
             );
             assert!(self.faults.lock().is_empty(), "every fault happened");
         }
@@ -303,7 +303,7 @@ fn what_the_device_fails_is_in_the_spill_and_a_flush_covers_it() {
     let spilled = |i| (i, 0, BLOCK, CQE_SPILLED);
     let written = |i| (i, 0, BLOCK, 0);
     assert_eq!(flags, [spilled(0), written(1), spilled(2), written(3)]);
-    let stats = &rig.shore.stats;
+    let stats = &rig.shared.stats;
     assert_eq!((stats.spilled.get(), stats.spilled_bytes.get()), (2, 1024));
     assert_eq!((stats.errors.get(), stats.bytes_written.get()), (0, 1024));
     let there = std::fs::read(&path).unwrap();
@@ -322,7 +322,7 @@ fn what_the_device_fails_is_in_the_spill_and_a_flush_covers_it() {
     assert!(rig.sq.push(beyond).unwrap());
     let _ = rig.sq.publish();
     assert_eq!(rig.take(1)[0].status as u16, status::LBA_OUT_OF_RANGE);
-    assert_eq!(rig.shore.stats.spilled.get(), 2);
+    assert_eq!(rig.shared.stats.spilled.get(), 2);
     std::fs::remove_file(&path).unwrap();
 }
 
@@ -387,7 +387,7 @@ fn a_spill_that_fails_too_leaves_the_devices_error() {
         (status::WRITE_FAULT, -libc::EIO)
     );
     assert_eq!(done.flags & CQE_SPILLED, 0);
-    let stats = &rig.shore.stats;
+    let stats = &rig.shared.stats;
     assert_eq!((stats.spilled.get(), stats.errors.get()), (0, 1));
 }
 
@@ -435,9 +435,9 @@ fn with_a_backoff_it_waits_longer_each_time_and_others_go_on() {
         "{:?}",
         start.elapsed()
     );
-    assert_eq!(rig.shore.stats.operations.get(), 5);
+    assert_eq!(rig.shared.stats.operations.get(), 5);
     // The flush was quick, and the write took as long as its pauses.
-    let latency = rig.shore.stats.latency.snapshot();
+    let latency = rig.shared.stats.latency.snapshot();
     assert_eq!(latency.count(), 2);
     assert!(latency.quantile(0.5) < 140_000_000, "{latency:?}");
     let passed = start.elapsed().as_nanos() as u64;
@@ -504,22 +504,22 @@ fn a_broken_ring_frees_every_slot() {
         for drains in [true, false] {
             let mut rig = Rig::new("broken", Retry::default());
             rig.write(0..32);
-            while rig.shore.stats.completed.get() < 32 {
+            while rig.shared.stats.completed.get() < 32 {
                 rig.engine.pump(true).unwrap();
             }
             rig.region.cq.consumer().store(bad, Ordering::Relaxed);
             rig.write(0..40);
             let error = rig.engine.pump(true).unwrap_err();
             assert_eq!(error.errno(), libc::EBADMSG, "{error}");
-            assert_eq!(rig.shore.failure(), Some(libc::EBADMSG));
-            let taken = rig.shore.stats.submitted.get();
+            assert_eq!(rig.shared.failure(), Some(libc::EBADMSG));
+            let taken = rig.shared.stats.submitted.get();
             assert_eq!((taken, rig.engine.in_flight()), (64, 32), "a slot for each");
             let start = Instant::now();
             if drains {
                 rig.engine.drain().unwrap();
             } else {
                 rig.engine.abandon().unwrap();
-                rig.shore.stats.completed.add(32);
+                rig.shared.stats.completed.add(32);
             }
             assert!(start.elapsed() < Duration::from_secs(5));
         }
@@ -530,7 +530,7 @@ fn a_broken_ring_frees_every_slot() {
 fn a_consumer_that_goes_back_is_noticed_and_frees_every_slot() {
     let mut rig = Rig::new("back", Retry::default());
     rig.write(0..32);
-    while rig.shore.stats.completed.get() < 32 {
+    while rig.shared.stats.completed.get() < 32 {
         rig.engine.pump(true).unwrap();
     }
     rig.region
@@ -547,7 +547,7 @@ fn a_consumer_that_goes_back_is_noticed_and_frees_every_slot() {
     };
     assert_eq!(error.errno(), libc::EBADMSG, "{error}");
     assert_eq!(rig.engine.in_flight(), 0);
-    let stats = &rig.shore.stats;
+    let stats = &rig.shared.stats;
     assert_eq!(
         (stats.submitted.get(), stats.completed.get()),
         (64, 32 + 11)

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{Engine, Shore};
+use super::{Engine, EngineShared};
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use crate::sys::event::block_signals;
@@ -42,7 +42,7 @@ struct Control {
 }
 
 /// Tells whoever waits for the end of the thread, also when it panics.
-struct Ended(Arc<Control>, Arc<Shore>);
+struct Ended(Arc<Control>, Arc<EngineShared>);
 
 impl Drop for Ended {
     fn drop(&mut self) {
@@ -54,22 +54,22 @@ impl Drop for Ended {
 /// The library's own thread around an engine. Dropping it stops it: what is in flight is finished first.
 pub struct EngineThread {
     control: Arc<Control>,
-    shore: Arc<Shore>,
+    shared: Arc<EngineShared>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl EngineThread {
-    pub fn spawn(mut engine: Engine, shore: Arc<Shore>) -> Result<EngineThread> {
+    pub fn spawn(mut engine: Engine, shared: Arc<EngineShared>) -> Result<EngineThread> {
         let control = Arc::new(Control::default());
         let seen = control.clone();
         let thread = std::thread::Builder::new()
             .name("unified-engine".into())
             .spawn(move || {
                 block_signals();
-                let _ended = Ended(seen.clone(), engine.shore.clone());
+                let _ended = Ended(seen.clone(), engine.shared.clone());
                 if let Err(error) = run(&mut engine, &seen) {
                     // First: whoever waits must not do so for a device that may never answer.
-                    engine.shore.end.fail(error.errno());
+                    engine.shared.end.fail(error.errno());
                     log::log(Level::Error, format_args!("engine stopped: {error}"));
                     // Nothing may touch the region when the thread has ended.
                     if engine.abandon().is_err() && engine.in_flight() > 0 {
@@ -80,7 +80,7 @@ impl EngineThread {
             .map_err(|e| Error::os(&e, "starting the engine's thread"))?;
         Ok(EngineThread {
             control,
-            shore,
+            shared,
             thread: Some(thread),
         })
     }
@@ -90,7 +90,7 @@ impl EngineThread {
     fn stop(&self) {
         // Release: whatever the stopper did before is seen by the engine's last turns.
         self.control.stop.store(true, Ordering::Release);
-        self.shore.engine_bell.ring();
+        self.shared.engine_bell.ring();
     }
 
     /// Tells it to carry out what stands in the SQ ring and then to end, while the caller empties the CQ ring.
@@ -183,7 +183,7 @@ impl Engine {
             self.prepare_sleep()?
         };
         if ready {
-            self.shore.stats.sleeps.add(1);
+            self.shared.stats.sleeps.add(1);
             self.ring.submit(1, None)?;
         }
         self.awake();

@@ -13,7 +13,7 @@ use crate::sys::event::Doorbell;
 
 /// What the engine shares with those who feed it and empty it.
 #[derive(Debug)]
-pub struct Shore {
+pub struct EngineShared {
     /// Rung by the SQ's producer and, when the CQ was full, by its consumer.
     pub engine_bell: Doorbell,
     /// Rung by the engine when the CQ's flag asks for it.
@@ -27,16 +27,16 @@ pub struct Shore {
     pub stamps: Stamps,
 }
 
-impl Shore {
+impl EngineShared {
     /// For rings that a program writes itself: nobody says when it submitted, and no times are kept.
-    pub fn new() -> Result<Arc<Shore>> {
+    pub fn new() -> Result<Arc<EngineShared>> {
         Self::timed(0)
     }
 
     /// For an SQ ring of so many entries, whose producer stamps them.
-    pub fn timed(sq_entries: u32) -> Result<Arc<Shore>> {
+    pub fn timed(sq_entries: u32) -> Result<Arc<EngineShared>> {
         let bell = || Doorbell::new().map_err(|e| Error::os(&e, "creating an eventfd"));
-        Ok(Arc::new(Shore {
+        Ok(Arc::new(EngineShared {
             engine_bell: bell()?,
             taker_bell: bell()?,
             cq_starved: AtomicBool::new(false),

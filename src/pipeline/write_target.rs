@@ -49,7 +49,7 @@ fn check_range(context: &Context, config: &PipelineConfig) -> Result<u64> {
 }
 
 /// Where the next write goes.
-pub(super) enum Place {
+pub(super) enum WriteTarget {
     Range(Range),
     Log(Box<Recorder>),
 }
@@ -90,14 +90,14 @@ impl Range {
     }
 }
 
-impl Place {
+impl WriteTarget {
     /// `EINVAL`: the range is not on the device, or no log fits into it. `ENOTCONN`, `EROFS`: nothing to
     /// receive from, or to write to.
-    pub fn open(context: &Context, config: &PipelineConfig) -> Result<Place> {
+    pub fn open(context: &Context, config: &PipelineConfig) -> Result<WriteTarget> {
         let end = check_range(context, config)?;
         let start = config.start_lba;
         Ok(match config.layout {
-            Layout::Payload => Place::Range(Range {
+            Layout::Payload => WriteTarget::Range(Range {
                 start,
                 end,
                 next: start,
@@ -106,7 +106,7 @@ impl Place {
                 wraps: 0,
                 fua: config.fua,
             }),
-            Layout::Slot => Place::Log(Box::new(Recorder::open(
+            Layout::Slot => WriteTarget::Log(Box::new(Recorder::open(
                 context,
                 start,
                 end - start,
@@ -119,22 +119,22 @@ impl Place {
 
     pub fn next_lba(&self) -> u64 {
         match self {
-            Place::Range(range) => range.next,
-            Place::Log(log) => log.superblock().lba_of(log.next_sequence()),
+            WriteTarget::Range(range) => range.next,
+            WriteTarget::Log(log) => log.superblock().lba_of(log.next_sequence()),
         }
     }
 
     pub fn next_sequence(&self) -> u64 {
         match self {
-            Place::Range(_) => 0,
-            Place::Log(log) => log.next_sequence(),
+            WriteTarget::Range(_) => 0,
+            WriteTarget::Log(log) => log.next_sequence(),
         }
     }
 
     pub fn wraps(&self) -> u64 {
         match self {
-            Place::Range(range) => range.wraps,
-            Place::Log(log) => log.wraps(),
+            WriteTarget::Range(range) => range.wraps,
+            WriteTarget::Log(log) => log.wraps(),
         }
     }
 
@@ -142,14 +142,14 @@ impl Place {
     /// which the device could carry out after it.
     pub fn outstanding_before(&self, context: &Context, packet: &Received) -> u64 {
         match self {
-            Place::Range(range) => {
+            WriteTarget::Range(range) => {
                 let len = u32::from(packet.headers.payload_len);
                 match range.wraps_with(context.blocks_of(len).into()) {
                     true => 0,
                     false => WINDOW - 1,
                 }
             }
-            Place::Log(log) => (log.superblock().slots - 1).min(WINDOW - 1),
+            WriteTarget::Log(log) => (log.superblock().slots - 1).min(WINDOW - 1),
         }
     }
 
@@ -157,7 +157,7 @@ impl Place {
     /// was just written in other widths, which waits until the frame's zeroes have left the store buffer.
     pub fn write(&mut self, context: &Context, packet: &Received, write: &mut Transfer) -> bool {
         match self {
-            Place::Range(range) => {
+            WriteTarget::Range(range) => {
                 let len = u32::from(packet.headers.payload_len);
                 let Some(lba) = range.take(context.blocks_of(len).into()) else {
                     return false;
@@ -168,8 +168,8 @@ impl Place {
                 write.lba = lba;
                 write.fua = range.fua;
             }
-            Place::Log(log) if log.is_full() => return false,
-            Place::Log(log) => log.record(packet, write),
+            WriteTarget::Log(log) if log.is_full() => return false,
+            WriteTarget::Log(log) => log.record(packet, write),
         }
         true
     }
