@@ -163,7 +163,7 @@ static int listen_at(uid_t uid)
 	umask(mask);
 	if (ret < 0)
 		return complain("listening at", path, errno);
-	if (lstat(path, &made) < 0 || lchown(path, uid, -1) < 0 || listen(fd, 4) < 0) {
+	if (lstat(path, &made) < 0 || lchown(path, uid, -1) < 0 || listen(fd, 64) < 0) {
 		ret = errno;
 		remove_socket();
 		return complain("listening at", path, ret);

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import stat
+import struct
 import tempfile
 import threading
 import time
@@ -97,8 +98,10 @@ def test_without_the_descriptors_there_is_no_way(network, place, start):
 class Peer:
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(10)
+        # With a timeout a full backlog would be an error and no wait.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 10, 0))
         self.socket.connect(str(path))
+        self.socket.settimeout(10)
 
     def ask(self, words: str):
         self.socket.send(words.encode())

@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -186,6 +187,11 @@ def test_a_log_is_never_its_own_output(network, device, start, tmp_path):
         other.write_text("precious")
         assert call(EXPORT, "pcapng", symbolic, other, "--spill", other).returncode == 2
         assert other.read_text() == "precious"
+        # A mistyped device is no file in memory.
+        mistyped = Path("/dev/unified-nvme9n1")
+        refused = call(EXPORT, "pcapng", device, mistyped)
+        assert refused.returncode == 2 and "a file is not made there" in refused.stdout and not mistyped.exists()
+        assert call(EXPORT, "pcapng", device, "/dev/null").returncode == 0
     finally:
         hard.unlink()
     assert device.read_bytes() == before

@@ -7,6 +7,8 @@ use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use unified::storage::device::check_place;
+
 use crate::Outcome;
 
 /// What a path leads to, through links of both kinds: a device, or a file of a file system.
@@ -79,6 +81,10 @@ pub fn create<'a>(path: &Path, inputs: impl Iterator<Item = &'a Path>) -> Outcom
     }
     if stdout {
         return Ok(Box::new(io::stdout()));
+    }
+    // A mistyped device, say: a file there would be in memory.
+    if metadata.is_none_or(|metadata| metadata.is_file()) {
+        check_place(path)?;
     }
     let file = OpenOptions::new()
         .write(true)
