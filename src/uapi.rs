@@ -9,7 +9,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -70,33 +70,33 @@ pub struct Registration {
     pub reg: UnifiedReg,
     pub region: RegionDesc,
     pub device: String,
+    /// The ring was made with IORING_SETUP_CLAMP.
+    pub clamp: bool,
 }
 
 impl Registration {
-    /// The part of the checks that needs only the first structure. `EINVAL`.
-    pub fn layout(reg: &UnifiedReg) -> Result<Layout> {
+    /// The part of the checks that needs only the first structure. With `clamp`, a count above `MAX_ENTRIES`
+    /// becomes `MAX_ENTRIES`. `EINVAL`.
+    pub fn layout(reg: &UnifiedReg, clamp: bool) -> Result<Layout> {
         if reg.flags != 0 || reg.reserved != [0; 3] {
             return Err(invalid("flags and reserved fields must be zero"));
         }
-        let count = |name: &str, count: u32| match count.checked_next_power_of_two() {
-            Some(rounded) if count > 0 && rounded <= MAX_ENTRIES => Ok(rounded),
+        let count = |name: &str, count: u32| match count {
+            1..=MAX_ENTRIES => Ok(count.next_power_of_two()),
+            // No entries are wrong with the flag too, as for io_uring_setup.
+            1.. if clamp => Ok(MAX_ENTRIES),
+            0 => Err(invalid(format_args!(
+                "0 {name} entries; 1 to {MAX_ENTRIES} are possible"
+            ))),
             _ => Err(invalid(format_args!(
-                "{count} {name} entries; 1 to {MAX_ENTRIES} are possible"
+                "{count} {name} entries; 1 to {MAX_ENTRIES} are possible: make the io_uring with \
+                 IORING_SETUP_CLAMP to get {MAX_ENTRIES} instead"
             ))),
         };
         let (sq, cq) = (count("SQ", reg.sq_entries)?, count("CQ", reg.cq_entries)?);
         let buffers = u64::from(reg.buffer_entries) * u64::from(reg.buffer_entry_size);
         let buffers = usize::try_from(buffers).map_err(|_| invalid("the buffers are too long"))?;
         Layout::new(sq, cq, buffers)
-    }
-
-    /// As a ring that was set up with IORING_SETUP_CLAMP wants it: too many entries are as many as there can be.
-    pub fn clamped(reg: UnifiedReg) -> UnifiedReg {
-        UnifiedReg {
-            sq_entries: reg.sq_entries.min(MAX_ENTRIES),
-            cq_entries: reg.cq_entries.min(MAX_ENTRIES),
-            ..reg
-        }
     }
 
     fn check_region(&self) -> Result<()> {
@@ -152,8 +152,9 @@ impl Registration {
 #[derive(Debug, Default)]
 pub struct Registrations {
     rings: Mutex<HashMap<RawFd, Server>>,
-    /// io_urings of this process that were set up with IORING_SETUP_CLAMP.
-    clamping: Mutex<HashSet<RawFd>>,
+    /// The rings made with IORING_SETUP_CLAMP, by descriptor: the kernel tells nobody its setup flags later.
+    /// A descriptor may be another file by now, so its identity is compared.
+    clamping: Mutex<HashMap<RawFd, (u64, u64)>>,
 }
 
 impl Registrations {
@@ -162,18 +163,17 @@ impl Registrations {
         Registrations::default()
     }
 
-    /// An io_uring was set up as this descriptor.
-    pub fn was_set_up(&self, fd: RawFd, clamps: bool) {
-        let mut clamping = self.clamping.lock();
-        match clamps {
-            true => clamping.insert(fd),
-            // An earlier one's number.
-            false => clamping.remove(&fd),
-        };
+    /// Remembers that this ring was made with IORING_SETUP_CLAMP. `EBADF`.
+    pub fn note_clamp(&self, fd: RawFd) -> Result<()> {
+        let ring = identity(fd)?;
+        self.clamping.lock().insert(fd, ring);
+        Ok(())
     }
 
-    pub fn clamps(&self, fd: RawFd) -> bool {
-        self.clamping.lock().contains(&fd)
+    /// Whether this ring was made with IORING_SETUP_CLAMP, also if the descriptor is a copy. `EBADF`.
+    pub fn clamps(&self, fd: RawFd) -> Result<bool> {
+        let ring = identity(fd)?;
+        Ok(self.clamping.lock().values().any(|known| *known == ring))
     }
 
     /// `EBADF`, `EOPNOTSUPP` where the descriptor is not an io_uring, `EBUSY` where something is
@@ -214,7 +214,7 @@ impl Registrations {
     /// `EINVAL` `EFAULT` (the region), `ENOMEM` (locked memory), `EPERM`, and what `Device::open` says.
     pub fn register(&self, fd: RawFd, request: &Registration) -> Result<UnifiedOffsets> {
         self.check_ring(fd)?;
-        let layout = Registration::layout(&request.reg)?;
+        let layout = Registration::layout(&request.reg, request.clamp)?;
         request.check_region()?;
         let region = request.map(layout)?;
         let device = Device::open(&DeviceConfig {
@@ -536,7 +536,7 @@ mod tests {
 
     #[test]
     fn counts_are_rounded_up_and_bounded() {
-        let layout = Registration::layout(&reg()).unwrap();
+        let layout = Registration::layout(&reg(), false).unwrap();
         assert_eq!((layout.sq_count, layout.cq_count), (256, 256));
         assert_eq!(layout.buffers, 36864);
         type Change = fn(&mut UnifiedReg);
@@ -556,7 +556,7 @@ mod tests {
         for (name, change) in wrong {
             let mut reg = reg();
             change(&mut reg);
-            let error = Registration::layout(&reg).unwrap_err();
+            let error = Registration::layout(&reg, false).unwrap_err();
             assert_eq!(error.errno(), libc::EINVAL, "{name}: {error}");
         }
         let longest = UnifiedReg {
@@ -564,7 +564,35 @@ mod tests {
             cq_entries: 32767,
             ..reg()
         };
-        assert_eq!(Registration::layout(&longest).unwrap().cq_count, 32768);
+        let layout = Registration::layout(&longest, false).unwrap();
+        assert_eq!(layout.cq_count, 32768);
+    }
+
+    #[test]
+    fn counts_are_clamped_for_a_ring_that_asked_for_it() {
+        for (sq, cq, want) in [
+            (32769, 1, (32768, 1)),
+            (200, u32::MAX, (256, 32768)),
+            (1 << 31, 65536, (32768, 32768)),
+            (129, 255, (256, 256)),
+        ] {
+            let reg = UnifiedReg {
+                sq_entries: sq,
+                cq_entries: cq,
+                ..reg()
+            };
+            let layout = Registration::layout(&reg, true).unwrap();
+            assert_eq!((layout.sq_count, layout.cq_count), want);
+        }
+        for (sq, cq) in [(0, 256), (256, 0)] {
+            let reg = UnifiedReg {
+                sq_entries: sq,
+                cq_entries: cq,
+                ..reg()
+            };
+            let error = Registration::layout(&reg, true).unwrap_err();
+            assert_eq!(error.errno(), libc::EINVAL);
+        }
     }
 
     #[test]

@@ -22,9 +22,10 @@ use crate::uapi::{Registration, Registrations};
 /// (RESIZE_RINGS and MEM_REGION); the second can be told apart by its argument.
 const REGISTER: c_uint = 33;
 const UNREGISTER: c_uint = 34;
-const SETUP_CLAMP: u32 = 1 << 4;
 const SETUP_SINGLE_ISSUER: u32 = 1 << 12;
 const SETUP_DEFER_TASKRUN: u32 = 1 << 13;
+const SETUP_CLAMP: u32 = 1 << 4;
+const SETUP_REGISTERED_FD_ONLY: u32 = 1 << 15;
 /// Bytes of struct io_uring_params, and where its flags are.
 const PARAMS_LEN: usize = 120;
 const PARAMS_FLAGS: usize = 8;
@@ -152,34 +153,40 @@ pub unsafe extern "C" fn __wrap_syscall(
             _ => {}
         }
     }
+    let before = errno();
     // SAFETY: the caller's promise; it is the same call.
     let mut result = unsafe { real_syscall(number, arguments) };
     if number == libc::SYS_io_uring_setup {
         if result < 0 && errno() == libc::EINVAL {
             // SAFETY: as above.
             result = unsafe { setup_single_issuer(arguments) };
+            if result >= 0 {
+                // The refusal that the program did not see is none of its business.
+                set_errno(before);
+            }
         }
         if result >= 0 {
-            let flags = setup_flags(arguments[1] as u64).unwrap_or(0);
-            // Success leaves errno as it was.
-            let before = errno();
-            let clamps = flags & SETUP_CLAMP != 0;
-            let _ = guard(|| {
-                registrations().was_set_up(result as RawFd, clamps);
-                Ok(0)
-            });
-            set_errno(before);
+            note_clamp(result as RawFd, b as u64);
         }
     }
     result
 }
 
-/// The flags in the parameters of an io_uring_setup.
-fn setup_flags(params: u64) -> Option<u32> {
-    let mut bytes = [0u8; PARAMS_LEN];
-    user::copy_in(params, &mut bytes).ok()?;
-    let flags = bytes[PARAMS_FLAGS..].first_chunk()?;
-    Some(u32::from_ne_bytes(*flags))
+/// Registrations clamp their entry counts if the ring was made with IORING_SETUP_CLAMP.
+fn note_clamp(fd: RawFd, params: u64) {
+    let mut head = [0u8; PARAMS_FLAGS + 4];
+    if user::copy_in(params, &mut head).is_err() {
+        return;
+    }
+    let mut flags = [0; 4];
+    flags.copy_from_slice(&head[PARAMS_FLAGS..]);
+    let flags = u32::from_ne_bytes(flags);
+    // With REGISTERED_FD_ONLY the kernel answers with an index of its own instead of a descriptor.
+    if flags & SETUP_CLAMP == 0 || flags & SETUP_REGISTERED_FD_ONLY != 0 {
+        return;
+    }
+    // The ring is there, whatever comes of this: without the note its registrations are refused, not clamped.
+    wrapped(|| registrations().note_clamp(fd).map(|()| 0));
 }
 
 /// Kernels want SINGLE_ISSUER beside DEFER_TASKRUN; programs of the interface may leave it out. It binds
@@ -255,12 +262,8 @@ fn register(fd: RawFd, address: u64, count: c_uint) -> c_int {
             }
             // SAFETY: integers only, sizes asserted in abi.rs.
             let reg: UnifiedReg = unsafe { structure(address, "io_unified_reg")? };
-            let asked = reg;
-            let reg = match registrations.clamps(fd) {
-                true => Registration::clamped(asked),
-                false => asked,
-            };
-            Registration::layout(&reg)?;
+            let clamp = registrations.clamps(fd)?;
+            Registration::layout(&reg, clamp)?;
             // SAFETY: as above.
             let region: RegionDesc = unsafe { structure(reg.region_ptr, "its region_ptr")? };
             let device =
@@ -275,9 +278,10 @@ fn register(fd: RawFd, address: u64, count: c_uint) -> c_int {
                 reg,
                 region,
                 device,
+                clamp,
             };
             let offsets = registrations.register(fd, &request)?;
-            let filled = UnifiedReg { offsets, ..asked };
+            let filled = UnifiedReg { offsets, ..reg };
             // SAFETY: integers only, without padding.
             let bytes = unsafe {
                 std::slice::from_raw_parts(
