@@ -6,13 +6,13 @@
 # tests/programs/test_containers.py follows these steps in a Debian of its own; it knows the instructions that are here.
 
 FROM debian:12 AS build
-RUN apt-get update -q && apt-get install -q -y --no-install-recommends \
-	gcc libc6-dev make clang llvm m4 libelf-dev zlib1g-dev libxdp-dev pkg-config binutils python3 curl ca-certificates debhelper
 ENV PATH=/root/.cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-# Debian 12's own compiler is too old.
-RUN command -v cargo || curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal
-COPY . /src
 WORKDIR /src
+# These first, so that what is installed is not installed again after each change of the sources. Rust is rustup's.
+COPY Cargo.toml /src/
+COPY packaging /src/packaging
+RUN packaging/deps install build deb
+COPY . /src
 RUN make -f Makefile.full-stack deb
 
 FROM debian:12
