@@ -109,7 +109,11 @@ static int show(const char *device, int seconds)
 		record.size = sizeof(record);
 	}
 	unified_log_close(log);
-	return ret < 0 ? fail("Reading") : 0;
+	if (ret < 0)
+		return fail("Reading");
+	if (fflush(stdout) != 0 || ferror(stdout))
+		return perror("Writing the standard output"), 1;
+	return 0;
 }
 
 int main(int argc, char **argv)

@@ -34,7 +34,8 @@ def need(*tools: str) -> None:
     """A tool that is not there is a failure where everything must run."""
     for tool in tools:
         if not shutil.which(tool):
-            reason = f"{tool} is not installed: make -f Makefile.full-stack install-deps SETS=languages"
+            named = must(ROOT / "packaging/deps", "set-of", tool).strip()
+            reason = f"{tool} is not installed" + (f": make -f Makefile.full-stack install-deps SETS={named}" if named else "")
             if os.environ.get("UNIFIED_REQUIRE_ROOT"):
                 pytest.fail(reason, pytrace=False)
             pytest.skip(reason)

@@ -305,15 +305,21 @@ def test_the_dockerfile_makes_an_image_that_records_as_nobody(network, start):
                 env[name] = value
             elif verb == "WORKDIR":
                 where = rest
+                (root / where.lstrip("/")).mkdir(parents=True, exist_ok=True)
             elif verb == "COPY" and rest.startswith("--from="):
                 source, pattern, to = rest.removeprefix("--from=").split()
                 found = list(stages[source].glob(pattern.lstrip("/")))
                 assert found, pattern
                 for path in found:
                     shutil.copy(path, root / to.lstrip("/"))
-            elif verb == "COPY":
-                assert rest.split()[0] == "."
+            elif verb == "COPY" and rest.split()[0] == ".":
                 copy_tree(root / rest.split()[1].lstrip("/"))
+            elif verb == "COPY":
+                source, to = ROOT / rest.split()[0], root / rest.split()[1].lstrip("/")
+                if source.is_dir():
+                    shutil.copytree(source, to)
+                else:
+                    shutil.copy(source, to)
             elif verb == "USER":
                 user = rest.split(":")
             else:

@@ -1,9 +1,11 @@
 """What is to be installed, and for what: packaging/deps, with package managers and compilers that are made up."""
 
+import re
 import shutil
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, call
+from conftest import ROOT, call, must
 
 DEPS = ROOT / "packaging/deps"
 # No rustup is here, and none of this machine's is asked.
@@ -122,3 +124,111 @@ def test_a_package_manager_that_fails_ends_it(machine):
     machine.command("apt-get", "exit 0")
     said = machine.run("install", "demo")
     assert said.returncode == 1 and "installing packages takes root: apt-get install" in said.stdout
+
+
+RUST = 'mkdir -p "$BIN"; printf "#!/bin/sh\\necho cargo 1.95.1\\n" >"$BIN/cargo"; chmod +x "$BIN/cargo"'
+
+
+def installer(machine, place):
+    """curl that brings an installer which puts cargo into this place."""
+    machine.command("curl", f'while [ "$1" != -o ]; do shift; done\ncat >"$2" <<\'END\'\nBIN={place}\n{RUST}\nEND')
+
+
+def test_rust_is_looked_for_where_rustup_puts_it(machine, builder, tmp_path):
+    installer(machine, '"$CARGO_HOME/bin"')
+    env = machine.env | {"CARGO_HOME": str(tmp_path / "elsewhere")}
+    for action in ("install", "check"):
+        said = call("/bin/sh", DEPS, action, "build", env=env)
+        assert said.returncode == 0, said.stdout
+    made = call("make", "-s", "-f", "Makefile.full-stack", "check-deps", cwd=ROOT, env=env)
+    assert made.returncode == 0 and "nothing is missing" in made.stdout, made.stdout
+
+
+def test_an_installation_that_is_not_the_one_in_use_is_no_success(machine, builder):
+    machine.command("cargo", "echo cargo 1.63.0")
+    installer(machine, '"$HOME/.cargo/bin"')
+    old = machine.bin / "cargo"
+    said = call("/bin/sh", DEPS, "install", "build", env=machine.env | {"CARGO": str(old)})
+    assert said.returncode == 1 and f"this is missing: {old}-1.95(here-is-1.63)" in said.stdout, said.stdout
+
+
+def test_an_old_rustc_beside_a_new_cargo_is_told(machine, builder):
+    machine.command("cargo", "echo cargo 1.95.0")
+    machine.command("rustc", "echo 'rustc 1.63.0 (4b91a6ea7 2022-08-08)'")
+    said = machine.run("check", "build")
+    assert said.returncode == 1 and "rustc-1.95(here-is-1.63)" in said.stdout and "Rust is too old" in said.stdout
+
+
+def test_rust_alone_is_not_installed_for_root(machine, builder):
+    """Another user's builds would not find it in root's home."""
+    machine.command("cargo", "echo cargo 1.63.0")
+    said = machine.run("check", "build")
+    assert "run, as the user who builds: make -f Makefile.full-stack install-deps" in said.stdout and "as root" not in said.stdout
+    (machine.bin / "m4").unlink()
+    machine.command("id", "echo 1000")
+    said = machine.run("check", "build")
+    assert "it says which packages root has to install" in said.stdout
+
+
+@pytest.mark.parametrize("words", [{"CC": "cc -O1"}, {"CC": "env cc"}, {"CARGO": "cargo --offline"}])
+def test_commands_of_several_words(machine, builder, words):
+    machine.links(["env"])
+    machine.command("cargo", "echo cargo 1.95.0")
+    said = call("/bin/sh", DEPS, "check", "build", env=machine.env | words)
+    assert said.returncode == 0, said.stdout
+
+
+def test_a_plain_user_need_not_have_sbin_in_the_path(machine, builder):
+    for tool in ("ethtool", "sysctl"):
+        if not shutil.which(tool, path="/usr/local/sbin:/usr/sbin:/sbin"):
+            pytest.skip(f"{tool} is not in /usr/sbin here")
+        (machine.bin / tool).unlink()
+    assert "ethtool sysctl" in machine.run("check", "demo").stdout
+    machine.command("id", "echo 1000")
+    said = machine.run("check", "demo")
+    assert said.returncode == 0, said.stdout
+
+
+def test_npm_is_installed_also_where_node_is(machine):
+    machine.command("node", "")
+    assert machine.run("install", "languages").returncode == 0
+    assert "npm" in machine.calls
+    machine.log.unlink()
+    machine.command("npm", "")
+    assert machine.run("install", "languages").returncode == 0
+    assert "nodejs" in machine.calls and "npm" not in machine.calls
+
+
+def test_a_tool_is_told_with_the_set_that_has_it(machine):
+    for tool, name in [("dh", "deb"), ("lintian", "deb-test"), ("mandoc", "languages"), ("tmux", "test"), ("no-such-tool", "")]:
+        said = machine.run("set-of", tool)
+        assert said.returncode == 0 and said.stdout.strip() == name, said.stdout
+    assert machine.run("set-of").returncode == 2
+
+
+def test_making_packages_says_what_is_missing_before_it_builds(machine, builder):
+    machine.command("cargo", f"echo built >>{machine.log}; echo cargo 1.95.0")
+    made = call("make", "-f", "Makefile.full-stack", "deb", cwd=ROOT, env=machine.env)
+    assert made.returncode != 0 and "missing: dh dh_python3 dpkg-deb" in made.stdout and "SETS='deb'" in made.stdout, made.stdout
+    assert machine.calls == [], "it was built before"
+    (machine.bin / "apt-get").unlink()
+    made = call("make", "-f", "Makefile.full-stack", "deb", cwd=ROOT, env=machine.env)
+    assert made.returncode != 0 and "Debian packages are made on Debian" in made.stdout, made.stdout
+    assert machine.calls == []
+
+
+def test_a_build_by_an_old_cargo_says_so(machine, builder):
+    machine.command("cargo", '[ "$1" = --version ] && { echo cargo 1.63.0; exit; }\necho "failed to parse manifest" >&2; exit 101')
+    made = call("make", "-f", "Makefile.full-stack", "lib", cwd=ROOT, env=machine.env)
+    assert made.returncode != 0 and "Rust is too old: 1.95 or later is needed" in made.stdout, made.stdout
+
+
+def test_nothing_is_piped_from_the_network_into_a_shell():
+    """A pipe hides that nothing came."""
+    texts = [ROOT / name for name in must("git", "ls-files", cwd=ROOT).splitlines()]
+    texts = {path: path.read_text(errors="ignore") for path in texts if path.is_file() and path.stat().st_size < 1 << 20}
+    assert DEPS in texts and ROOT / "Dockerfile" in texts
+    piped = re.compile(r"\b(curl|wget)\b[^\n|]*(\\\n[^\n|]*)*\|\s*(sudo\s+)?(ba|da)?sh\b")
+    assert piped.search("curl -sSf https://x \\\n\t-o - | sh -s -- -y")
+    assert not [str(path) for path, text in texts.items() if piped.search(text) and path != Path(__file__)]
+    assert "RUN packaging/deps install build deb" in texts[ROOT / "Dockerfile"]

@@ -316,6 +316,21 @@ def test_a_reader_may_have_seen_enough(network, device, start):
         assert "panicked" not in done.stderr, done.stderr
 
 
+def test_a_full_disk_is_told_and_nothing_panics(network, device, start, tmp_path):
+    record(start, network, device, 300)
+    verify = [OUT / "bin/unified-traffic", "verify", "--stored", 1, device]
+    for words in ([EXPORT, "report", device], [EXPORT, "pcapng", device, "-"], [EXPORT, "pcapng", device, "/dev/full"],
+                  [RECORDER, "show", device], verify, [OUT / "bin/unified-export", "report", "/nonexistent"]):
+        for stream in ("stdout", "stderr"):
+            with open("/dev/full", "w") as full:
+                streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: full}
+                done = subprocess.run([str(word) for word in words], timeout=20, **streams)
+            said = (done.stderr or b"").decode()
+            assert 0 <= done.returncode <= 2 and "panicked" not in said, (words, said)
+            if stream == "stdout" and "/nonexistent" not in words:
+                assert done.returncode > 0 and "No space left on device" in said, (words, said)
+
+
 def test_the_library_says_what_it_does_if_asked(network, device, start):
     said = call("env", "UNIFIED_LOG=info", RECORDER, "record", network.near, device, 0)
     assert re.search("^unified: ", said.stdout, re.M), said.stdout

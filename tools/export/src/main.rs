@@ -3,7 +3,8 @@
 
 mod output;
 
-use std::io::{BufWriter, Write};
+use std::fmt;
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,7 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
-use pcap_file::DataLink;
 use pcap_file::pcapng::PcapNgWriter;
 use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketBlock;
 use pcap_file::pcapng::blocks::interface_description::{
@@ -20,6 +20,7 @@ use pcap_file::pcapng::blocks::interface_description::{
 use pcap_file::pcapng::blocks::interface_statistics::{
     InterfaceStatisticsBlock, InterfaceStatisticsOption,
 };
+use pcap_file::{DataLink, PcapError};
 use unified::log_reader::{Item, LogReader};
 use unified::record::Superblock;
 
@@ -80,6 +81,24 @@ impl Log {
     }
 }
 
+/// A line for whoever watches. That it cannot be written is no reason to end.
+fn tell(line: fmt::Arguments) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// What a report is written to.
+struct Output(io::StdoutLock<'static>);
+
+impl Output {
+    fn stdout() -> Output {
+        Output(io::stdout().lock())
+    }
+
+    fn line(&mut self, line: fmt::Arguments) -> Outcome<()> {
+        writeln!(self.0, "{line}").map_err(|e| format!("writing the standard output: {e}").into())
+    }
+}
+
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
@@ -107,7 +126,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("unified-export: {error}");
+            tell(format_args!("unified-export: {error}"));
             ExitCode::from(2)
         }
     }
@@ -134,12 +153,14 @@ fn pcapng(
     }
     let inputs = std::iter::once(&log.path).chain(&log.spill);
     let sink = output::create(output, inputs.map(PathBuf::as_path))?;
-    let mut writer = PcapNgWriter::new(BufWriter::new(sink))?;
-    writer.write_pcapng_block(InterfaceDescriptionBlock {
+    let failed = |error| write_failed(output, error);
+    let mut writer = PcapNgWriter::new(BufWriter::new(sink)).map_err(failed)?;
+    let interface = InterfaceDescriptionBlock {
         linktype: DataLink::ETHERNET,
         snaplen: 0,
         options: interface_options(reader.superblock()),
-    })?;
+    };
+    writer.write_pcapng_block(interface).map_err(failed)?;
     let mut written = 0u64;
     let mut latest = reader.superblock().created;
     let mut last = Instant::now();
@@ -157,7 +178,10 @@ fn pcapng(
         }
         match item {
             None if !flushed => {
-                writer.get_mut().flush()?;
+                writer
+                    .get_mut()
+                    .flush()
+                    .map_err(|e| failed(PcapError::IoError(e)))?;
                 flushed = true;
             }
             None if follow.is_some_and(|seconds| last.elapsed() < Duration::from_secs(seconds)) => {
@@ -165,32 +189,50 @@ fn pcapng(
             None => break,
             Some(Item::Record { header, packet }) => {
                 latest = latest.max(header.timestamp);
-                writer.write_pcapng_block(EnhancedPacketBlock {
+                let block = EnhancedPacketBlock {
                     interface_id: 0,
                     timestamp: Duration::from_nanos(header.timestamp),
                     original_len: packet.len() as u32,
                     data: packet.into(),
                     options: Vec::new(),
-                })?;
+                };
+                writer.write_pcapng_block(block).map_err(failed)?;
                 written += 1;
                 flushed = false;
             }
-            Some(gap) => eprintln!("{}", describe(gap)),
+            Some(gap) => tell(format_args!("{}", describe(gap))),
         }
     }
     // Of the whole recording, also if only some of it was exported: that is what such a block says.
     let end = reader.end()?;
     if let Some(block) = statistics(reader.superblock(), end, latest) {
-        writer.write_pcapng_block(block)?;
+        writer.write_pcapng_block(block).map_err(failed)?;
     }
-    writer.get_mut().flush()?;
-    eprintln!("{written} packets");
+    writer
+        .get_mut()
+        .flush()
+        .map_err(|e| failed(PcapError::IoError(e)))?;
+    tell(format_args!("{written} packets"));
     let losses = reader.superblock().losses;
     if losses.total() > 0 {
-        eprintln!("{}", describe_losses(reader.superblock()));
+        tell(format_args!("{}", describe_losses(reader.superblock())));
     }
     // Followers are meant to be ended so; otherwise records may be missing.
     Ok(follow.is_some() || !ended.load(Ordering::Relaxed))
+}
+
+/// What the crate says of a failed write does not name it.
+fn write_failed(output: &Path, error: PcapError) -> String {
+    let name = match output.as_os_str() == "-" {
+        true => "the standard output".to_string(),
+        false => format!("'{}'", output.display()),
+    };
+    match error {
+        PcapError::IoError(error) => {
+            format!("writing {name}: {error}; what is there already is cut short")
+        }
+        other => format!("writing {name}: {other}"),
+    }
 }
 
 fn interface_options(superblock: &Superblock) -> Vec<InterfaceDescriptionOption<'static>> {
@@ -285,8 +327,9 @@ fn describe(item: Item) -> String {
 
 fn report(log: &Log) -> Outcome<bool> {
     let mut reader = log.open()?;
+    let mut out = Output::stdout();
     let superblock = *reader.superblock();
-    println!(
+    out.line(format_args!(
         "log {:016x}: {} slots of {} bytes, blocks of {}, {}",
         superblock.log_id,
         superblock.slots,
@@ -297,8 +340,12 @@ fn report(log: &Log) -> Outcome<bool> {
         } else {
             "ends when full"
         }
-    );
-    println!("oldest {}, end {}", reader.oldest()?, reader.end()?);
+    ))?;
+    out.line(format_args!(
+        "oldest {}, end {}",
+        reader.oldest()?,
+        reader.end()?
+    ))?;
     let (mut first, mut last, mut bytes) = (None, 0, 0u64);
     while let Some(item) = reader.next_item()? {
         match item {
@@ -307,21 +354,26 @@ fn report(log: &Log) -> Outcome<bool> {
                 last = header.timestamp;
                 bytes += packet.len() as u64;
             }
-            gap => println!("{}", describe(gap)),
+            gap => out.line(format_args!("{}", describe(gap)))?,
         }
     }
     let tally = reader.tally();
     let seconds = last.saturating_sub(first.unwrap_or(last)) as f64 / 1e9;
-    println!(
+    out.line(format_args!(
         "{} records of {bytes} bytes over {seconds:.3} s; {} missing, {} damaged, {} overwritten",
         tally.records, tally.missing, tally.damaged, tally.overwritten
-    );
+    ))?;
     // Again, for a recorder may have gone on.
     reader.end()?;
     let superblock = reader.superblock();
     match superblock.interface_name() {
-        Some(name) => println!("interface {name}; {}", describe_losses(superblock)),
-        None => println!("losses are not known: the recorder did not say"),
+        Some(name) => out.line(format_args!(
+            "interface {name}; {}",
+            describe_losses(superblock)
+        ))?,
+        None => out.line(format_args!(
+            "losses are not known: the recorder did not say"
+        ))?,
     }
     Ok(tally.missing + tally.damaged + superblock.losses.total() == 0)
 }

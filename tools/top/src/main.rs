@@ -143,7 +143,7 @@ fn heed_signals(stop: Arc<AtomicBool>, plain: bool) -> io::Result<()> {
 }
 
 fn fail(what: &str) -> ExitCode {
-    eprintln!("unified-top: {what}");
+    let _ = writeln!(io::stderr(), "unified-top: {what}");
     ExitCode::FAILURE
 }
 

@@ -6,6 +6,8 @@ mod payload;
 mod send;
 mod verify;
 
+use std::fmt;
+use std::io::{self, Error, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -25,6 +27,12 @@ enum Command {
     Verify(verify::Options),
 }
 
+/// A line on the standard output.
+fn print(line: fmt::Arguments) -> io::Result<()> {
+    writeln!(io::stdout(), "{line}")
+        .map_err(|e| Error::new(e.kind(), format!("writing the standard output: {e}")))
+}
+
 fn main() -> ExitCode {
     // A reader of the output that has seen enough ends the program, as it ends others.
     sigpipe::reset();
@@ -36,7 +44,8 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("unified-traffic: {error}");
+            // If that cannot be written either, the exit code says it.
+            let _ = writeln!(io::stderr(), "unified-traffic: {error}");
             ExitCode::from(2)
         }
     }

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg};
 
 use crate::payload::{self, Sizes};
+use crate::print;
 
 const BATCH: usize = 32;
 
@@ -107,9 +108,9 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
     let seconds = start.elapsed().as_secs_f64();
-    println!(
+    print(format_args!(
         "Sent: {sent} packets, {bytes} bytes in {seconds:.2} s ({:.0} packets/s)",
         sent as f64 / seconds
-    );
+    ))?;
     Ok(())
 }

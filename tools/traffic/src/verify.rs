@@ -10,6 +10,7 @@ use clap::Args;
 use nix::fcntl::OFlag;
 
 use crate::payload::{self, HEADER, MAX, Sizes};
+use crate::print;
 
 #[derive(Args)]
 pub struct Options {
@@ -126,7 +127,7 @@ pub fn run(options: &Options) -> Result<bool> {
             ..Findings::default()
         }
         && missing == 0;
-    println!(
+    print(format_args!(
         "Verified: {} of {} stored payloads intact{}; {} damaged, {} doubled, {} out of order, {} foreign, {} with dirty padding",
         findings.intact,
         options.stored,
@@ -138,7 +139,7 @@ pub fn run(options: &Options) -> Result<bool> {
         findings.disordered,
         findings.foreign,
         findings.dirty,
-    );
+    ))?;
     Ok(ok)
 }
 
