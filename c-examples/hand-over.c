@@ -16,6 +16,9 @@
  *     /fin                    /fin_ack, the end
  *     anything else           /error
  *
+ * It serves many clients at once and waits for none. A connection ends after 2 s without a request, after 5 s, after
+ * 64 requests, and when the client does not read its answers. SIGINT, SIGTERM and SIGHUP act at once.
+ *
  * It must run in the network namespace of IFACE, and go on while there are recorders: the program goes with it.
  */
 #define _GNU_SOURCE
@@ -41,10 +44,12 @@
 #include <xdp/libxdp.h>
 #include "unified_xdp.h"
 
-/* Whoever connected and says nothing for so long is let go. Nobody is waited for meanwhile. */
+/* Connections at once, and requests in one of them. A recorder needs one connection and six requests. */
+#define CLIENTS 64
+#define REQUESTS 64
+/* A connection ends when its client was quiet for so long, and whatever it says, after its lifetime. */
 #define PATIENCE_MS 2000
-/* Clients at once. One more takes the place of the one that has been silent for longest. */
-#define CLIENTS 16
+#define LIFETIME_MS 5000
 
 static const char *iface, *path;
 static int map_fd = -1, device_fd = -1;
@@ -163,12 +168,48 @@ static int listen_at(uid_t uid)
 	umask(mask);
 	if (ret < 0)
 		return complain("listening at", path, errno);
-	if (lstat(path, &made) < 0 || lchown(path, uid, -1) < 0 || listen(fd, 64) < 0) {
+	if (lstat(path, &made) < 0 || lchown(path, uid, -1) < 0 || listen(fd, SOMAXCONN) < 0) {
 		ret = errno;
 		remove_socket();
 		return complain("listening at", path, ret);
 	}
 	return fd;
+}
+
+/*
+ * One connection. No call waits for one: each is asked only when it has something to say, an answer that finds no room
+ * ends it, and so do its two limits of time. So no client keeps another one, or the end, waiting.
+ */
+struct client {
+	int fd;
+	int connected;
+	unsigned int requests;
+	long long accepted, heard; /* ms */
+};
+
+static struct client clients[CLIENTS];
+static unsigned int client_count;
+
+static long long now_ms(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
+}
+
+/* A line for whoever reads along. If nobody does, the pipe is full some day: then the line is left out. */
+static void say(const char *format, ...)
+{
+	struct pollfd out = { .fd = STDOUT_FILENO, .events = POLLOUT };
+	va_list list;
+
+	if (poll(&out, 1, 0) != 1 || !(out.revents & POLLOUT))
+		return;
+	va_start(list, format);
+	vprintf(format, list);
+	va_end(list);
+	fflush(stdout);
 }
 
 static int answer(int peer, const char *text, int fd)
@@ -191,17 +232,19 @@ static int answer(int peer, const char *text, int fd)
 		header->cmsg_len = CMSG_LEN(sizeof(int));
 		memcpy(CMSG_DATA(header), &fd, sizeof(int));
 	}
-	/* Who asks and does not read is not waited for: it is let go. */
+	/* A client that does not read its answers has no room for this one: the end of its connection. */
 	return sendmsg(peer, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -1 : 0;
 }
 
 static int hand(int peer, const char *what, int fd)
 {
-	printf("%s: %s\n", what, fd < 0 ? strerror(errno) : "handed over");
-	return answer(peer, fd < 0 ? "/fd_nak" : "/fd_ack", fd);
+	int error = errno, ret = answer(peer, fd < 0 ? "/fd_nak" : "/fd_ack", fd);
+
+	say("%s: %s\n", what, fd < 0 ? strerror(error) : ret < 0 ? "the client does not take it" : "handed over");
+	return ret;
 }
 
-/* The word behind the comma, where it names our interface. */
+/* The word after the comma, if it names our interface. */
 static int ours(const char *argument)
 {
 	while (*argument == ' ')
@@ -209,74 +252,20 @@ static int ours(const char *argument)
 	return !strcmp(argument, iface);
 }
 
-struct client {
-	int fd;
-	int connected;
-	long long heard_ms;
-};
-
-static struct client clients[CLIENTS];
-static int client_count;
-
-static long long now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
-}
-
-static void let_go(int number)
-{
-	close(clients[number].fd);
-	clients[number] = clients[--client_count];
-}
-
-static int most_silent(void)
-{
-	int found = 0;
-
-	for (int i = 1; i < client_count; i++)
-		if (clients[i].heard_ms < clients[found].heard_ms)
-			found = i;
-	return found;
-}
-
-static void welcome(int listener, uid_t uid)
-{
-	struct ucred who = { .uid = -1 };
-	socklen_t length = sizeof(who);
-	int fd;
-
-	if (client_count == CLIENTS)
-		let_go(most_silent());
-	fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-	if (fd < 0) {
-		/* Without descriptors it would be asked again at once, for ever. */
-		if ((errno == EMFILE || errno == ENFILE) && client_count > 0)
-			let_go(most_silent());
-		else
-			poll(NULL, 0, 10);
-		return;
-	}
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &length) < 0 || (who.uid != uid && who.uid != 0)) {
-		answer(fd, "/host_nak", -1);
-		close(fd);
-		return;
-	}
-	clients[client_count++] = (struct client){ .fd = fd, .heard_ms = now_ms() };
-}
-
-/* One request. -1: the client is done, or let go. */
+/* Takes one request, if one is there. -1: the connection ends. */
 static int serve(struct client *client)
 {
 	char request[256], *argument;
-	ssize_t got = recv(client->fd, request, sizeof(request) - 1, MSG_DONTWAIT);
-	int peer = client->fd, fd, ret;
+	ssize_t got = recv(client->fd, request, sizeof(request) - 1, MSG_DONTWAIT | MSG_TRUNC);
+	int ret;
 
-	if (got <= 0)
-		return got < 0 && (errno == EAGAIN || errno == EINTR) ? 0 : -1;
-	client->heard_ms = now_ms();
+	if (got < 0)
+		return errno == EAGAIN || errno == EINTR ? 0 : -1;
+	if (got == 0 || ++client->requests > REQUESTS)
+		return -1;
+	client->heard = now_ms();
+	if ((size_t)got >= sizeof(request))
+		return answer(client->fd, "/error", -1);
 	request[got] = 0;
 	if ((argument = strchr(request, ',')) != NULL)
 		*argument++ = 0;
@@ -284,56 +273,123 @@ static int serve(struct client *client)
 		argument = request + strlen(request);
 	if (!strcmp(request, "/connect")) {
 		client->connected = 1;
-		ret = answer(peer, "/host_ok", -1);
-	} else if (!strcmp(request, "/fin")) {
-		answer(peer, "/fin_ack", -1);
-		ret = -1;
-	} else if (!strcmp(request, "/version")) {
-		ret = answer(peer, "0.1", -1);
-	} else if (!client->connected) {
-		ret = answer(peer, "/error", -1);
-	} else if (!strcmp(request, "/xsk_map_fd")) {
+		return answer(client->fd, "/host_ok", -1);
+	}
+	if (!strcmp(request, "/fin")) {
+		answer(client->fd, "/fin_ack", -1);
+		return -1;
+	}
+	if (!strcmp(request, "/version"))
+		return answer(client->fd, "0.1", -1);
+	if (!client->connected)
+		return answer(client->fd, "/error", -1);
+	if (!strcmp(request, "/xsk_map_fd")) {
 		errno = ENODEV;
-		ret = hand(peer, "map of sockets", ours(argument) ? map_fd : -1);
-	} else if (!strcmp(request, "/xsk_fd")) {
+		return hand(client->fd, "map of sockets", ours(argument) ? map_fd : -1);
+	}
+	if (!strcmp(request, "/xsk_fd")) {
+		int fd;
+
 		errno = ENODEV;
 		fd = ours(argument) ? socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0) : -1;
-		ret = hand(peer, "socket", fd);
+		ret = hand(client->fd, "socket", fd);
 		if (fd >= 0)
 			close(fd);
-	} else if (!strcmp(request, "/device_fd")) {
-		ret = hand(peer, "device", device_fd);
-	} else {
-		ret = answer(peer, "/error", -1);
+		return ret;
 	}
-	fflush(stdout);
-	return ret;
+	if (!strcmp(request, "/device_fd"))
+		return hand(client->fd, "device", device_fd);
+	return answer(client->fd, "/error", -1);
 }
 
-/* Until a signal comes. No client can keep it, or the others, waiting. */
+static void drop(unsigned int which)
+{
+	close(clients[which].fd);
+	clients[which] = clients[--client_count];
+}
+
+/* Makes room: whoever has been quiet for the longest goes. A client that is being served is seldom that one. */
+static void drop_quietest(void)
+{
+	unsigned int quietest = 0;
+
+	for (unsigned int i = 1; i < client_count; i++)
+		if (clients[i].heard < clients[quietest].heard)
+			quietest = i;
+	drop(quietest);
+}
+
+/* One connection that waits. 0, or -1 if descriptors are so short that it must wait on. */
+static int take(int listener, uid_t uid)
+{
+	struct ucred who = { .uid = -1 };
+	socklen_t length = sizeof(who);
+	int peer;
+
+	if (client_count == CLIENTS)
+		drop_quietest();
+	peer = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (peer < 0) {
+		if (errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM)
+			return 0;
+		if (client_count == 0)
+			return -1;
+		drop_quietest();
+		return 0;
+	}
+	if (getsockopt(peer, SOL_SOCKET, SO_PEERCRED, &who, &length) < 0 || (who.uid != uid && who.uid != 0)) {
+		answer(peer, "/host_nak", -1);
+		close(peer);
+		return 0;
+	}
+	clients[client_count].fd = peer;
+	clients[client_count].connected = 0;
+	clients[client_count].requests = 0;
+	clients[client_count].accepted = clients[client_count].heard = now_ms();
+	client_count++;
+	return 0;
+}
+
+static long long deadline(const struct client *client)
+{
+	long long quiet = client->heard + PATIENCE_MS, whole = client->accepted + LIFETIME_MS;
+
+	return quiet < whole ? quiet : whole;
+}
+
+/* Serves all clients until a signal comes. */
 static void serve_all(int listener, int signals, uid_t uid)
 {
-	for (;;) {
-		struct pollfd wait[2 + CLIENTS] = { { .fd = signals, .events = POLLIN }, { .fd = listener, .events = POLLIN } };
-		int count = client_count;
+	struct pollfd wait[2 + CLIENTS] = { { .fd = signals, .events = POLLIN }, { .events = POLLIN } };
+	int short_of_descriptors = 0;
 
-		for (int i = 0; i < count; i++)
-			wait[2 + i] = (struct pollfd){ .fd = clients[i].fd, .events = POLLIN };
-		if (poll(wait, 2 + count, count > 0 ? PATIENCE_MS / 4 : -1) < 0 && errno != EINTR) {
-			complain("waiting for clients at", path, errno);
-			break;
+	for (;;) {
+		long long left = short_of_descriptors ? 100 : -1;
+
+		for (unsigned int i = 0; i < client_count; i++) {
+			long long until = deadline(&clients[i]) - now_ms();
+
+			wait[2 + i].fd = clients[i].fd;
+			wait[2 + i].events = POLLIN;
+			wait[2 + i].revents = 0;
+			if (left < 0 || until < left)
+				left = until > 0 ? until : 0;
+		}
+		/* A listener that cannot be served now would make every poll return at once. */
+		wait[1].fd = short_of_descriptors ? -1 : listener;
+		wait[1].revents = 0;
+		if (poll(wait, 2 + client_count, left) < 0 && errno != EINTR) {
+			complain("waiting at", path, errno);
+			return;
 		}
 		if (wait[0].revents)
-			break;
-		/* From the last one on, for another one takes the place of the one that goes. */
-		for (int i = count - 1; i >= 0; i--)
-			if ((wait[2 + i].revents && serve(&clients[i]) < 0) || now_ms() - clients[i].heard_ms > PATIENCE_MS)
-				let_go(i);
-		if (wait[1].revents)
-			welcome(listener, uid);
+			return;
+		/* From the last on: the last one takes the place of one that is dropped, and had its turn. */
+		for (unsigned int i = client_count; i-- > 0;)
+			if ((wait[2 + i].revents && serve(&clients[i]) < 0) || now_ms() >= deadline(&clients[i]))
+				drop(i);
+		short_of_descriptors = wait[1].revents && take(listener, uid) < 0;
 	}
-	while (client_count > 0)
-		let_go(0);
 }
 
 int main(int argc, char **argv)
@@ -356,8 +412,12 @@ int main(int argc, char **argv)
 	sigemptyset(&set_of_signals);
 	sigaddset(&set_of_signals, SIGINT);
 	sigaddset(&set_of_signals, SIGTERM);
+	sigaddset(&set_of_signals, SIGHUP);
+	/* If nobody reads its output any more, it goes on: the XDP program would stay behind. */
+	signal(SIGPIPE, SIG_IGN);
 	sigprocmask(SIG_BLOCK, &set_of_signals, NULL);
-	signals = signalfd(-1, &set_of_signals, SFD_CLOEXEC);
+	if ((signals = signalfd(-1, &set_of_signals, SFD_CLOEXEC)) < 0)
+		return complain("making", "a signalfd", errno), 1;
 	/* O_EXCL: a block device that is mounted is refused. For others it says nothing without O_CREAT. */
 	device_fd = open(argv[5], O_RDWR | O_DIRECT | O_EXCL | O_CLOEXEC);
 	/* Passthrough nodes are character devices and have no O_DIRECT. */
@@ -370,9 +430,11 @@ int main(int argc, char **argv)
 	if ((listener = listen_at(uid)) < 0) {
 		error = 1;
 	} else {
-		printf("Handing over %s and %s at %s\n", iface, argv[5], path);
-		fflush(stdout);
+		say("Handing over %s and %s at %s\n", iface, argv[5], path);
 		serve_all(listener, signals, uid);
+		while (client_count > 0)
+			drop(0);
+		close(listener);
 		remove_socket();
 	}
 	if ((error |= xdp_program__detach(program, ifindex, mode, 0)) != 0)

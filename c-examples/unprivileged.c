@@ -28,9 +28,13 @@ static int dial(const char *path)
 
 	strncpy(address.sun_path, path, sizeof(address.sun_path) - 1);
 	peer = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	/* Before it connects: that waits too, if the other side takes no connections. */
+	if (peer >= 0) {
+		setsockopt(peer, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+		setsockopt(peer, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+	}
 	if (peer < 0 || connect(peer, (struct sockaddr *)&address, sizeof(address)) < 0)
 		return fprintf(stderr, "%s: %s\n", path, strerror(errno)), -1;
-	setsockopt(peer, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 	return 0;
 }
 

@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import stat
-import struct
+import subprocess
 import tempfile
 import threading
 import time
@@ -98,10 +98,8 @@ def test_without_the_descriptors_there_is_no_way(network, place, start):
 class Peer:
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # With a timeout a full backlog would be an error and no wait.
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 10, 0))
-        self.socket.connect(str(path))
         self.socket.settimeout(10)
+        self.socket.connect(str(path))
 
     def ask(self, words: str):
         self.socket.send(words.encode())
@@ -142,65 +140,119 @@ def test_requests_are_answered_as_the_device_plugin_does(giver, network):
     assert silent.socket.recv(10) == b""
 
 
-def test_no_client_keeps_others_or_the_end_waiting(giver, network):
-    # One that asks and never reads, until it is let go.
-    greedy = Peer(giver)
-    asked = 0
-    with pytest.raises((BrokenPipeError, ConnectionResetError)):
-        for asked in range(1_000_000):
-            greedy.socket.send(f"/xsk_map_fd, {network.near}".encode() if asked else b"/connect, greedy")
-    assert asked > 1
-    # More than it serves at once, all silent.
-    silent = [Peer(giver) for _ in range(40)]
-    begin = time.monotonic()
-    other = Peer(giver)
-    assert other.ask("/connect, another") == ("/host_ok", [])
-    text, (fd,) = other.ask("/device_fd")
-    os.close(fd)
-    assert text == "/fd_ack" and time.monotonic() - begin < 1
-    # Connections that end at once, and that are never taken.
-    for peer in silent:
-        peer.socket.close()
-    assert other.ask("/version") == ("0.1", [])
-
-
-def test_a_signal_ends_it_at_once_whatever_clients_do(network, place, start):
-    path = place / "socket"
-    program = start(OUT / "bin/hand-over", OUT / "lib/unified_xdp.bpf.o", path, NOBODY, network.near, place / "device")
-    program.until("^Handing over")
-    stop = threading.Event()
-
-    def ask_for_ever():
-        while not stop.is_set():
-            try:
-                peer = Peer(path)
-                peer.socket.send(b"/connect, greedy")
-                while not stop.is_set():
-                    peer.socket.send(f"/xsk_map_fd, {network.near}".encode())
-            except OSError:
-                pass
-
-    threads = [threading.Thread(target=ask_for_ever) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
-        time.sleep(0.5)
-        begin = time.monotonic()
-        program.process.send_signal(signal.SIGTERM)
-        assert program.end() == 0, program.text()
-        assert time.monotonic() - begin < 2
-        assert not network.program() and not path.exists()
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(20)
-
-
 def test_only_its_user_may_ask(giver, network, place):
     assert stat.S_IMODE(giver.stat().st_mode) == 0o600 and giver.stat().st_uid == NOBODY
     command = [f"--reuid={NOBODY - 1}" if word == f"--reuid={NOBODY}" else word for word in bare(place, giver, network.near, 1)]
     refused = call(*command)
     assert refused.returncode == 1 and "Permission denied" in refused.stdout, refused.stdout
+
+
+def served(path, network, seconds=1.0) -> None:
+    """A client that behaves gets all that a recorder needs, soon."""
+    begun = time.monotonic()
+    peer = Peer(path)
+    assert peer.ask("/connect, well-behaved") == ("/host_ok", [])
+    for words in (f"/xsk_map_fd, {network.near}", f"/xsk_fd, {network.near}", "/device_fd"):
+        text, (fd,) = peer.ask(words)
+        assert text == "/fd_ack"
+        os.close(fd)
+    assert peer.ask("/fin") == ("/fin_ack", []) and peer.socket.recv(10) == b""
+    assert time.monotonic() - begun < seconds
+
+
+def ended(peer, seconds: float) -> None:
+    """The other side ends this connection within that time; what it sent before is read and thrown away."""
+    peer.socket.settimeout(seconds)
+    with contextlib.suppress(ConnectionResetError):
+        while peer.socket.recv(256):
+            pass
+
+
+def deaf(path, words: str) -> Peer:
+    """Asks until there is no room, and reads no answer."""
+    peer = Peer(path)
+    peer.socket.send(b"/connect, deaf")
+    peer.socket.settimeout(0.3)
+    with contextlib.suppress(TimeoutError, BrokenPipeError, ConnectionResetError):
+        for _ in range(5000):
+            peer.socket.send(words.encode())
+    return peer
+
+
+def test_no_client_keeps_others_waiting(giver, network):
+    clients = [deaf(giver, words) for words in ("/version", f"/xsk_map_fd, {network.near}", f"/xsk_fd, {network.near}", "/device_fd")]
+    served(giver, network)
+    # Silent, as many as there are places and many more; and gone again, with and without a word, read or not.
+    silent = [Peer(giver) for _ in range(200)]
+    served(giver, network)
+    for words in (b"", b"/connect, brief", b"/xsk_fd, " + network.near.encode(), b"x" * 255, b"/" * 4000, b"\0"):
+        for _ in range(30):
+            peer = Peer(giver)
+            if words:
+                peer.socket.send(words)
+            peer.socket.close()
+    served(giver, network)
+    for peer in clients + silent:
+        ended(peer, 5)
+    # One that always has something to say ends too, before the number of its requests would end it.
+    talker, begun = Peer(giver), time.monotonic()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while time.monotonic() - begun < 9:
+            talker.socket.send(b"/version")
+            if not talker.socket.recv(10):
+                break
+            time.sleep(0.2)
+    assert 4 < time.monotonic() - begun < 6
+    served(giver, network)
+    chatty = Peer(giver)
+    answers = 0
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while answers < 1000 and chatty.ask("/version")[0]:
+            answers += 1
+    assert 10 < answers < 1000
+
+
+@pytest.mark.parametrize("clients", ["deaf", "silent", "many"])
+def test_a_signal_ends_it_at_once_whatever_clients_do(clients, network, place, start):
+    path = place / "socket"
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        program = start(OUT / "bin/hand-over", OUT / "lib/unified_xdp.bpf.o", path, NOBODY, network.near, place / "device")
+        program.until("^Handing over")
+        kept = {"deaf": lambda: [deaf(path, f"/xsk_map_fd, {network.near}")], "silent": lambda: [Peer(path)],
+                "many": lambda: [Peer(path) for _ in range(100)]}[clients]()
+        begun = time.monotonic()
+        program.process.send_signal(number)
+        assert program.end(5) == 0, program.text()
+        assert time.monotonic() - begun < 1.5
+        assert not network.program() and not path.exists()
+        del kept
+
+
+def test_output_that_nobody_reads_does_not_hold_it(network, place):
+    path = place / "socket"
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writing, bytes(4096)):
+            pass
+    os.set_blocking(writing, True)
+    program = subprocess.Popen([OUT / "bin/hand-over", OUT / "lib/unified_xdp.bpf.o", path, str(NOBODY), network.near, place / "device"],
+                               stdout=writing, stderr=subprocess.DEVNULL)
+    try:
+        os.close(writing)
+        deadline = time.monotonic() + 10
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        served(path, network)
+        # Nor does one who went away.
+        os.close(reading)
+        served(path, network)
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(5) == 0
+        assert not network.program() and not path.exists()
+    finally:
+        program.kill()
+        program.wait()
 
 
 def test_a_plugin_that_has_only_the_map(giver, network, place, start):
