@@ -37,27 +37,51 @@
 typedef struct unified_ctx unified_ctx; /* A context: opaque. */
 typedef struct unified_log unified_log; /* A log being read: opaque. */
 
+/**
+ * unified_config.drive: the thread that asks for completions drives the device, inside its calls.
+ */
 #define UNIFIED_DRIVE_INLINE 0
 
+/**
+ * unified_config.drive: a thread of the library drives the device.
+ */
 #define UNIFIED_DRIVE_THREAD 1
 
+/**
+ * unified_config.xdp_mode: native mode if the driver supports it, otherwise SKB mode.
+ */
 #define UNIFIED_XDP_AUTO 0
 
+/**
+ * unified_config.xdp_mode: native mode only; -EOPNOTSUPP if the driver has none.
+ */
 #define UNIFIED_XDP_NATIVE 1
 
+/**
+ * unified_config.xdp_mode: SKB (generic) mode only.
+ */
 #define UNIFIED_XDP_SKB 2
 
+/**
+ * unified_config.copy_mode: zero-copy if the driver supports it, otherwise copy mode.
+ */
 #define UNIFIED_COPY_AUTO 0
 
+/**
+ * unified_config.copy_mode: copy mode only.
+ */
 #define UNIFIED_COPY_ONLY 1
 
+/**
+ * unified_config.copy_mode: zero-copy only; -EOPNOTSUPP if the driver has none.
+ */
 #define UNIFIED_COPY_ZERO 2
 
 /**
- * Configuration flag: take reserved 2 MiB pages (vm.nr_hugepages) where there are enough. Without it, and where
- * there are not, the region is in transparent ones where the kernel gives them
- * (/sys/kernel/mm/transparent_hugepage/enabled is "madvise" or "always") and it fills one, and else in pages of
- * 4 KiB; see unified_info.huge_pages.
+ * Configuration flag: use reserved 2 MiB pages (vm.nr_hugepages) if there are enough. Without this flag, or if there are
+ * too few, the region uses transparent huge pages if the kernel provides them
+ * (/sys/kernel/mm/transparent_hugepage/enabled is "madvise" or "always") and the region fills at least one; otherwise it
+ * uses 4 KiB pages. unified_info.huge_pages says what was used.
  */
 #define UNIFIED_HUGE_PAGES 1
 
@@ -73,17 +97,17 @@ typedef struct unified_log unified_log; /* A log being read: opaque. */
 #define UNIFIED_READ_ONLY 4
 
 /**
- * Configuration flag: use the block layer also where NVMe passthrough would do.
+ * Configuration flag: use the block layer even if NVMe passthrough is available.
  */
 #define UNIFIED_NO_PASSTHROUGH 8
 
 /**
- * Configuration flag: never copy in the library; the kernel gets misaligned data as it is.
+ * Configuration flag: never copy data inside the library; misaligned data is passed to the kernel as it is.
  */
 #define UNIFIED_NO_BOUNCE 16
 
 /**
- * Configuration flag: take `headroom` as it is, also 0.
+ * Configuration flag: use the value of `headroom`, even if it is 0.
  */
 #define UNIFIED_HEADROOM 32
 
@@ -108,27 +132,29 @@ typedef struct unified_log unified_log; /* A log being read: opaque. */
 #define UNIFIED_DEVICE_FD 512
 
 /**
- * Submission flag: on the medium when it completes (Force Unit Access), also where the device caches.
+ * Submission flag: the data is on the medium when the command completes (Force Unit Access), even if the device has a
+ * write cache.
  */
 #define UNIFIED_FUA 1
 
 /**
- * Submission flag: the completion gives the frame back to the caller instead of to the fill ring.
+ * Submission flag: the completion returns the frame to the caller instead of to the fill ring.
  */
 #define UNIFIED_KEEP 2
 
 /**
- * Submission flag: more follows at once; the engine sees it with the next submission without this flag.
+ * Submission flag: more submissions follow at once. The engine sees this one together with the next submission that does
+ * not have this flag.
  */
 #define UNIFIED_MORE 4
 
 /**
- * For unified_wait: packets.
+ * For unified_wait: packets are in the RX ring.
  */
 #define UNIFIED_WAIT_RX 1
 
 /**
- * For unified_wait: completions.
+ * For unified_wait: completions are in the CQ ring.
  */
 #define UNIFIED_WAIT_COMPLETIONS 2
 
@@ -138,12 +164,12 @@ typedef struct unified_log unified_log; /* A log being read: opaque. */
 #define UNIFIED_PACKET_VLAN 1
 
 /**
- * unified_completion.flags: the device says that trying again is useless (NVMe DNR).
+ * unified_completion.flags: a retry would fail as well (NVMe Do Not Retry).
  */
 #define UNIFIED_COMPLETION_DNR 1
 
 /**
- * unified_completion.flags: `frame` is in the caller's hands again.
+ * unified_completion.flags: the caller owns `frame` again.
  */
 #define UNIFIED_COMPLETION_FRAME 2
 
@@ -168,13 +194,13 @@ typedef struct unified_log unified_log; /* A log being read: opaque. */
 #define UNIFIED_LAYOUT_SLOT 1
 
 /**
- * unified_pipeline_config.flags: begin a new log; an earlier one in the range counts no more, and whatever else is
- * there is written over.
+ * unified_pipeline_config.flags: begin a new log. An earlier log in the range is discarded, and anything else there is
+ * overwritten.
  */
 #define UNIFIED_LOG_NEW 8
 
 /**
- * unified_pipeline_config.at_end: stop storing; further packets are counted and let go.
+ * unified_pipeline_config.at_end: stop storing; further packets are counted and released.
  */
 #define UNIFIED_AT_END_STOP 0
 
@@ -184,20 +210,20 @@ typedef struct unified_log unified_log; /* A log being read: opaque. */
 #define UNIFIED_AT_END_WRAP 1
 
 /**
- * unified_config.retries: errors are given out at once.
+ * unified_config.retries: report errors at once.
  */
 #define UNIFIED_NO_RETRY 4294967295
 
 /**
- * For unified_ctx_latency: from a packet's arrival (when the XDP program saw it; where the driver has no metadata
- * area, when unified_rx_batch took it) until the completion of its first write was taken. It counts stored +
- * failed, and packets that were written and are in the caller's hands.
+ * For unified_ctx_latency: from the arrival of a packet until the completion of its first write was taken. Arrival is when
+ * the XDP program saw the packet, or when unified_rx_batch took it if the driver has no metadata area. The count is stored +
+ * failed + packets that were written and that the caller owns again.
  */
 #define UNIFIED_LATENCY_PACKET 0
 
 /**
- * For unified_ctx_latency: from a command's submission (that of the first one, where several were made visible
- * together with UNIFIED_MORE) to its completion in the CQ ring. It counts completed.
+ * For unified_ctx_latency: from the submission of a command to its completion in the CQ ring. With UNIFIED_MORE the
+ * submission of the first command of the group counts. The count is `completed`.
  */
 #define UNIFIED_LATENCY_COMMAND 1
 
@@ -232,15 +258,15 @@ typedef struct unified_log unified_log; /* A log being read: opaque. */
 struct unified_log;
 
 /**
- * Receives log lines of the library, of libxdp and of libbpf. `level`: 0 error, 1 warning, 2 info, 3
- * debug. `line` ends in a zero byte and lives during the call. Called from any thread; it must return
- * (longjmp out of it is forbidden) and must not call unified_set_log_callback.
+ * Callback for log lines of the library, of libxdp and of libbpf. `level`: 0 error, 1 warning, 2 info, 3 debug. `line` ends in
+ * a zero byte and is valid during the call. It is called from any thread. It must return (no longjmp) and must not call
+ * unified_set_log_callback.
  */
 typedef void (*unified_log_fn)(int level, const char *line, void *user);
 
 /**
- * What a context is made of. Zero everything, set `size` and `device`, and what differs from the
- * defaults; zero means the default everywhere.
+ * Configuration of a context. Zero the struct, set `size` and `device`, and set the fields that shall differ from their
+ * defaults. Zero means the default for every field.
  */
 struct unified_config {
   /**
@@ -257,7 +283,8 @@ struct unified_config {
    */
   const char *device;
   /**
-   * A regular file is made and given at least this many bytes. 0: it is taken as it is.
+   * Size in bytes of a regular file: it is created if it does not exist, and grown to this size if it is smaller. 0: the
+   * file must exist and keeps its size.
    */
   uint64_t file_size;
   /**
@@ -274,8 +301,7 @@ struct unified_config {
   const uint16_t *ports;
   uint32_t port_count;
   /**
-   * UNIFIED_DRIVE_INLINE: whoever asks for completions drives the device.
-   * UNIFIED_DRIVE_THREAD: a thread of the library does.
+   * UNIFIED_DRIVE_INLINE (default) or UNIFIED_DRIVE_THREAD.
    */
   uint32_t drive;
   /**
@@ -287,8 +313,8 @@ struct unified_config {
    */
   uint32_t frame_count;
   /**
-   * Bytes before each packet beside the kernel's 256. Default 214, which puts the payload of a plain
-   * IPv4 packet on byte 512 of its frame. Only with UNIFIED_HEADROOM.
+   * Bytes before each packet, in addition to the kernel's 256. Default 214, which puts the payload of a plain IPv4 packet
+   * at byte 512 of its frame. Other values count only with UNIFIED_HEADROOM.
    */
   uint32_t headroom;
   /**
@@ -302,19 +328,19 @@ struct unified_config {
   uint32_t rx_ring;
   uint32_t fill_ring;
   /**
-   * UNIFIED_XDP_AUTO (native, else SKB), _NATIVE or _SKB.
+   * UNIFIED_XDP_AUTO (default), UNIFIED_XDP_NATIVE or UNIFIED_XDP_SKB.
    */
   uint32_t xdp_mode;
   /**
-   * UNIFIED_COPY_AUTO (zero-copy, else copy), _ONLY or _ZERO.
+   * UNIFIED_COPY_AUTO (default), UNIFIED_COPY_ONLY or UNIFIED_COPY_ZERO.
    */
   uint32_t copy_mode;
   /**
-   * Among several XDP programs on the interface: 1 to 65535, low runs first. Default 50.
+   * Order among several XDP programs on the interface, 1 to 65535; lower numbers run first. Default 50.
    */
   uint32_t run_priority;
   /**
-   * One metadata event in so many packets. Default 1 (each).
+   * Log one metadata event per this many packets. Default 1 (every packet).
    */
   uint32_t event_sample;
   /**
@@ -322,8 +348,8 @@ struct unified_config {
    */
   uint32_t events_bytes;
   /**
-   * Bytes in a block of a regular file or of "null:": 512, 1024, 2048 or 4096. Default: the smallest
-   * that the file takes. Devices have their own.
+   * Block size in bytes of a regular file or of "null:": 512, 1024, 2048 or 4096. Default: the smallest that the file
+   * supports. Block devices and drives have a block size of their own.
    */
   uint32_t block_size;
   /**
@@ -331,47 +357,46 @@ struct unified_config {
    */
   uint32_t reserved;
   /**
-   * Operations of storage that fail for now (EINTR, EAGAIN; with a backoff also ENOMEM, EBUSY and NVMe
-   * statuses that ask for patience) are sent again so often: 1 to 255. Default 8.
-   * UNIFIED_NO_RETRY: never.
+   * Number of retries, 1 to 255, of a storage operation that failed temporarily: EINTR and EAGAIN; with a backoff also
+   * ENOMEM, EBUSY and NVMe statuses that ask the host to try again later. Default 8. UNIFIED_NO_RETRY: no retries.
    */
   uint32_t retries;
   /**
-   * Microseconds before the first retry, doubled before each further one, up to a second. Default: at once.
+   * Microseconds before the first retry. The pause doubles with each further retry, up to one second. Default: no pause.
    */
   uint32_t retry_backoff_us;
   /**
-   * Milliseconds after the first failure from which on no more is tried. Default: only `retries` counts.
+   * Give up this many milliseconds after the first failure. Default: only `retries` limits the attempts.
    */
   uint32_t retry_give_up_ms;
   /**
-   * Descriptors that somebody with more privileges opened, each only with its flag; they stay the caller's,
-   * who may close them after unified_ctx_create. With UNIFIED_XSK_MAP_FD: the map of AF_XDP sockets
-   * (BPF_MAP_TYPE_XSKMAP) of the XDP program that is on the interface already; the library attaches none,
-   * `ports` and events are that program's affair, and the xdp_* statistics stay 0.
+   * This descriptor and the next two were opened by a process with more privileges. Each counts only with its flag. The
+   * caller keeps them and may close them after unified_ctx_create. With UNIFIED_XSK_MAP_FD: the BPF_MAP_TYPE_XSKMAP of the
+   * XDP program that is attached to the interface already. The library attaches no program then, that program decides
+   * about ports and events, and the xdp_* statistics stay 0.
    */
   int32_t xsk_map_fd;
   /**
-   * With UNIFIED_XSK_FD: socket(AF_XDP, SOCK_RAW, 0), not bound, in the interface's network namespace. It
-   * serves one context.
+   * With UNIFIED_XSK_FD: an unbound socket(AF_XDP, SOCK_RAW, 0) in the interface's network namespace. It serves one
+   * context.
    */
   int32_t xsk_fd;
   /**
-   * With UNIFIED_DEVICE_FD: a regular file, block device or NVMe namespace, open for reading and writing;
-   * with O_DIRECT or without, but not with O_APPEND. `device` may be NULL and only names it. While the context
-   * lives no other one writes to the device, also not by a copy of this descriptor in another process.
+   * With UNIFIED_DEVICE_FD: a regular file, block device or NVMe namespace that is open for reading and writing, with or
+   * without O_DIRECT, but without O_APPEND. `device` may be NULL; otherwise it is only a name for messages. While the
+   * context exists, no other context writes to the device, not even through a copy of this descriptor in another process.
    */
   int32_t device_fd;
   /**
-   * Where writes go that the device failed after all retries: a regular file, made where there is none, or a
-   * block device at least as long; at the same address, padded as for the device. They complete with
-   * success and UNIFIED_COMPLETION_SPILLED, and a flush covers them. NULL: nowhere.
+   * Fallback for writes that still fail after all retries: a regular file, which is created if it does not exist, or a block
+   * device that is at least as long. They go to the same address, padded as on the device, and complete with success and
+   * UNIFIED_COMPLETION_SPILLED. A flush covers them, too. NULL: no fallback.
    */
   const char *spill;
 };
 
 /**
- * What a context turned out to be.
+ * Properties of a context as it was created.
  */
 struct unified_info {
   /**
@@ -402,11 +427,11 @@ struct unified_info {
   uint64_t blocks;
   uint32_t block_size;
   /**
-   * Most bytes in one command.
+   * Maximum number of bytes in one command.
    */
   uint32_t max_transfer;
   /**
-   * Bits that a data address must not have set for the device to take it in place.
+   * Alignment mask: a data address with one of these bits set cannot be used in place.
    */
   uint32_t dma_alignment;
   /**
@@ -426,7 +451,8 @@ struct unified_info {
    */
   uint32_t xdp_program_id;
   /**
-   * 0 or 1, each as it is, not as it was asked for. Huge pages: all of the region's, reserved or transparent.
+   * 0 or 1, each as it is and not as it was requested. huge_pages: the whole region is in huge pages, reserved or
+   * transparent.
    */
   uint8_t huge_pages;
   uint8_t native;
@@ -435,7 +461,7 @@ struct unified_info {
   uint8_t direct_io;
   uint8_t writable;
   /**
-   * 1: completed writes may sit in the device's cache until a flush; 2: not known.
+   * 1: completed writes may stay in the device's cache until a flush. 2: unknown.
    */
   uint8_t volatile_cache;
   uint8_t threaded;
@@ -443,7 +469,7 @@ struct unified_info {
 };
 
 /**
- * Everything that is counted, since the context was made. At a quiet moment:
+ * All counters, since the context was created. While no packet and no command is on its way:
  * xdp_seen = xdp_passed + xdp_redirected;
  * xdp_redirected = rx_dropped + rx_ring_full + redirect_errors + received + rx_pending;
  * received = stored + failed + released + packets_held + packets_in_flight;
@@ -460,11 +486,11 @@ struct unified_stats {
    */
   uint64_t xdp_seen;
   /**
-   * Handed on to the kernel's stack.
+   * Passed to the kernel's network stack.
    */
   uint64_t xdp_passed;
   /**
-   * Sent to the AF_XDP socket.
+   * Redirected to the AF_XDP socket.
    */
   uint64_t xdp_redirected;
   /**
@@ -476,7 +502,7 @@ struct unified_stats {
    */
   uint64_t xdp_no_socket;
   /**
-   * To one of the ports, with lengths that cannot be: passed.
+   * UDP to one of the ports, with impossible length fields: passed.
    */
   uint64_t xdp_malformed;
   /**
@@ -484,17 +510,17 @@ struct unified_stats {
    */
   uint64_t xdp_fragments;
   /**
-   * Metadata events written; and lost, because the ring buffer was full although they are read. Before the first
-   * unified_events or unified_events_fd a full ring buffer keeps the oldest, and nothing counts as lost.
+   * Metadata events written, and events lost because the reader was too slow and the ring buffer was full. Before the first
+   * unified_events or unified_events_fd nothing counts as lost: a full ring buffer keeps the oldest events.
    */
   uint64_t events;
   uint64_t events_lost;
   /**
-   * Packets without a metadata record, because the driver has no room for one.
+   * Packets without a metadata record, because the driver has no metadata area.
    */
   uint64_t no_metadata;
   /**
-   * Dropped by the kernel for want of a frame, or because longer than one.
+   * Dropped by the kernel because no frame was free, or because the packet is longer than a frame.
    */
   uint64_t rx_dropped;
   /**
@@ -506,7 +532,7 @@ struct unified_stats {
    */
   uint64_t rx_fill_ring_empty;
   /**
-   * Redirected packets that the kernel counts nowhere.
+   * Redirected packets that no counter of the kernel accounts for.
    */
   uint64_t redirect_errors;
   /**
@@ -514,13 +540,13 @@ struct unified_stats {
    */
   uint64_t rx_pending;
   /**
-   * Packets handed out, and their bytes.
+   * Packets returned by unified_rx_batch or taken by a pipeline, and their bytes.
    */
   uint64_t received;
   uint64_t received_bytes;
   /**
-   * Fates of received packets: written with success (the bytes with their padding), written without,
-   * let go unwritten.
+   * Outcomes of received packets: written with success (bytes include padding), written without success, released without
+   * being written.
    */
   uint64_t stored;
   uint64_t stored_bytes;
@@ -529,7 +555,7 @@ struct unified_stats {
   uint64_t packets_held;
   uint64_t packets_in_flight;
   /**
-   * Commands taken by the engine, completed, completed with an error, and operations made of them.
+   * Commands that the engine took, that completed, that completed with an error, and the operations made of them.
    */
   uint64_t submitted;
   uint64_t completed;
@@ -552,41 +578,41 @@ struct unified_stats {
   uint64_t bytes_read;
   uint64_t frames_free;
   /**
-   * In the fill ring, or on their way through the kernel.
+   * In the fill ring, or inside the kernel.
    */
   uint64_t frames_filled;
   /**
-   * In the caller's hands.
+   * Owned by the caller.
    */
   uint64_t frames_held;
   uint64_t frames_in_flight;
   /**
-   * Packets not where the headroom should have put them.
+   * Packets that did not begin at the expected place in their frame.
    */
   uint64_t misplaced;
   /**
-   * Descriptors of the kernel that made no sense.
+   * Invalid descriptors in the RX ring.
    */
   uint64_t bad_descriptors;
   /**
-   * 1: the interface is up and has a carrier. 0 also where it is gone, or where there is none.
+   * 1: the interface is up and has a carrier. 0: it is down or gone, or the context has none.
    */
   uint64_t link_up;
   /**
-   * Changes between up and down that were noticed, and the end of the interface.
+   * Observed changes between up and down, and the removal of the interface.
    */
   uint64_t link_changes;
   /**
-   * 1: the XDP program is where it was put. 0: somebody took it off or replaced it.
+   * 1: the XDP program is still attached. 0: somebody detached or replaced it.
    */
   uint64_t xdp_attached;
   /**
-   * Times that somebody else changed the XDP program on the interface.
+   * How many times somebody else changed the XDP program on the interface.
    */
   uint64_t xdp_changes;
   /**
-   * Writes that the device failed and the spill took, and their bytes. They are `stored`, and not in `errors`
-   * and `bytes_written`.
+   * Writes that the device failed and the spill took, and their bytes. They count as `stored`, and not in `errors` or
+   * `bytes_written`.
    */
   uint64_t spilled;
   uint64_t spilled_bytes;
@@ -599,7 +625,7 @@ struct unified_stats {
 };
 
 /**
- * How long things took, since the context was made.
+ * A histogram of latency, since the context was created.
  */
 struct unified_latency {
   /**
@@ -607,21 +633,21 @@ struct unified_latency {
    */
   uint64_t size;
   /**
-   * How often: the sum of `buckets`.
+   * Number of samples: the sum of `buckets`.
    */
   uint64_t count;
   /**
-   * All times together, ns.
+   * Sum of all samples, ns.
    */
   uint64_t sum;
   /**
-   * The longest, ns.
+   * Longest sample, ns.
    */
   uint64_t max;
   /**
-   * How often it took at most 1, 2, 3 and 4 us, then in four equal steps up to each power of two: 5, 6, 7, 8, 10,
-   * 12, 14, 16 us and so on up to 67 s; the last one: longer. Each counts what is in none before it. See
-   * unified_latency_bound.
+   * Samples per bucket. The upper bounds are 1, 2, 3 and 4 us, then four equal steps up to each power of two: 5, 6, 7, 8,
+   * 10, 12, 14, 16 us and so on up to 67 s. The last bucket has all longer samples. unified_latency_bound returns the
+   * bounds.
    */
   uint64_t buckets[101];
 };
@@ -671,7 +697,8 @@ struct unified_packet {
    */
   void *payload;
   /**
-   * ns of CLOCK_MONOTONIC, as this process reads it (also in a time namespace), when the XDP program saw it; 0 where the driver has no metadata area.
+   * When the XDP program saw the packet: ns of CLOCK_MONOTONIC as this process reads it, also in a time namespace. 0 if the
+   * driver has no metadata area.
    */
   uint64_t timestamp;
   /**
@@ -745,7 +772,7 @@ struct unified_completion {
    */
   uint64_t user_data;
   /**
-   * 0, or a negative errno where the system failed rather than the device.
+   * 0, or a negative errno if the operating system failed and not the device.
    */
   int32_t result;
   /**
@@ -768,7 +795,7 @@ struct unified_completion {
 };
 
 /**
- * What a pipeline stores, and where.
+ * Configuration of a pipeline: what it stores, and where.
  */
 struct unified_pipeline_config {
   /**
@@ -796,22 +823,22 @@ struct unified_pipeline_config {
    */
   uint32_t layout;
   /**
-   * Group flush: after so many completed writes, and so many ms after the last flush where something
-   * was completed since. Both 0: one flush, at the end.
+   * Flush after this many completed writes, and this many ms after the last flush if writes completed since. Both 0: one
+   * flush, at the end.
    */
   uint32_t flush_writes;
   uint32_t flush_interval_ms;
   /**
-   * While packets come, the RX ring is looked at after so many us at the latest, and nobody is woken in between: what
-   * comes meanwhile becomes one write. The first packet after a pause is taken at once. 0: 4000; 1: every packet wakes;
-   * at most 1000000. The library looks more often where the RX ring is short (each of its entries is good for 250 ns)
-   * or fills faster, and at least every flush_interval_ms.
+   * Interrupt moderation, us: while packets arrive, the pipeline polls the RX ring at this interval instead of being woken
+   * by each packet, and packets that arrive together become one write. The first packet after a pause is taken at once. 0:
+   * 4000. 1: every packet wakes. At most 1000000. The library polls more often if the RX ring is short (it allows 250 ns
+   * per entry) or fills faster, and at least every flush_interval_ms.
    */
   uint32_t moderation_us;
 };
 
 /**
- * Where a pipeline stands.
+ * State of a pipeline.
  */
 struct unified_pipeline_status {
   /**
@@ -819,15 +846,15 @@ struct unified_pipeline_status {
    */
   uint64_t size;
   /**
-   * Where the next payload goes.
+   * Block that the next payload goes to.
    */
   uint64_t next_lba;
   /**
-   * Times it began again at the start.
+   * How many times it began again at the start of the range.
    */
   uint64_t wraps;
   /**
-   * Writes submitted, completed with success, and without.
+   * Writes submitted, writes completed with success, writes completed without success.
    */
   uint64_t submitted;
   uint64_t stored;
@@ -837,11 +864,11 @@ struct unified_pipeline_status {
    */
   uint64_t payload_bytes;
   /**
-   * Packets let go because the range was full.
+   * Packets released because the range was full.
    */
   uint64_t no_space;
   /**
-   * Packets let go because they carry no payload.
+   * Packets released because they have no payload.
    */
   uint64_t empty;
   /**
@@ -849,7 +876,7 @@ struct unified_pipeline_status {
    */
   uint32_t running;
   /**
-   * 0, -ENOSPC where the range was full, -EIO where a flush failed, or what ended a thread.
+   * 0; -ENOSPC: the range was full; -EIO: a flush failed; otherwise the error that ended a thread.
    */
   int32_t error;
   /**
@@ -857,18 +884,19 @@ struct unified_pipeline_status {
    */
   uint64_t first_sequence;
   /**
-   * The first so many of `submitted` are completed (with success or without); and durable.
+   * The first `completed` of the submitted writes are completed, with or without success; the first `durable` are on stable
+   * storage.
    */
   uint64_t completed;
   uint64_t durable;
   /**
-   * Flushes that were answered.
+   * Completed flushes.
    */
   uint64_t flushes;
 };
 
 /**
- * One thing found in a log.
+ * A record of a log, or a range of records that is missing, damaged or overwritten.
  */
 struct unified_log_record {
   /**
@@ -877,7 +905,7 @@ struct unified_log_record {
   uint64_t size;
   uint64_t sequence;
   /**
-   * Records in the range; 1 for a record.
+   * Number of records in the range; 1 for a record.
    */
   uint64_t count;
   /**
@@ -917,7 +945,7 @@ struct unified_log_record {
 };
 
 /**
- * What a log is, and what has been read of it.
+ * Properties of a log, and what this reader has read so far.
  */
 struct unified_log_info {
   /**
@@ -925,7 +953,7 @@ struct unified_log_info {
    */
   uint64_t size;
   /**
-   * Random, given when the log was made.
+   * A random number, chosen when the log was created.
    */
   uint64_t log_id;
   /**
@@ -933,32 +961,33 @@ struct unified_log_info {
    */
   uint64_t created;
   /**
-   * Records that it holds before it wraps, and bytes of each.
+   * Number of records that the log holds before it wraps, and bytes of each.
    */
   uint64_t slots;
   uint32_t slot_size;
   uint32_t block_size;
   /**
-   * Sequence numbers: of the oldest record, behind the newest, and of the one that is read next.
+   * Sequence numbers: of the oldest record, of the record after the newest, and of the record that is read next.
    */
   uint64_t oldest;
   uint64_t end;
   uint64_t position;
   /**
-   * Met by this reader so far.
+   * Found by this reader so far.
    */
   uint64_t records;
   uint64_t missing;
   uint64_t damaged;
   uint64_t overwritten;
   /**
-   * Packets of the recorded ports that the kernel dropped, since the log was made: the RX ring was full, or no frame was
-   * free. All recorders that wrote to this log together; they look once a second, and when they end.
+   * Packets for the recorded ports that the kernel dropped since the log was created, because the RX ring was full or no
+   * frame was free. It is the sum over all recorders that wrote to this log. A recorder updates it once a second and when
+   * it ends.
    */
   uint64_t dropped;
   /**
-   * Packets of the recorded ports that were seen and not recorded: they came to another queue, were merged or
-   * malformed, or the log had no room.
+   * Packets for the recorded ports that were seen but not recorded: they came to another queue, were merged or malformed, or
+   * the log was full.
    */
   uint64_t unrecorded;
   /**
@@ -977,201 +1006,207 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The library's version: major << 16 | minor << 8 | patch. Any thread.
+ * Returns the library's version: major << 16 | minor << 8 | patch. Any thread.
  */
 uint32_t unified_version(void);
 
 /**
- * The same as text; static. Any thread.
+ * Returns the library's version as static text. Any thread.
  */
 const char *unified_version_string(void);
 
 /**
- * What the last function that failed in this thread tried, on what, and what to do about it. Never NULL;
- * valid until the next call of this library in this thread. Empty before the first failure.
+ * Returns a message about the last function that failed in this thread: what was tried, on what, and what to do. Never NULL;
+ * empty before the first failure. Valid until the next call of this library in this thread.
  */
 const char *unified_last_error(void);
 
 /**
- * An errno in words, negative or positive; valid until the next call of this function in this thread.
+ * Returns the text of an errno, negative or positive. Valid until the next call of this function in this thread.
  */
 const char *unified_strerror(int error);
 
 /**
- * An NVMe status (type << 8 | code) in words; static. Any thread.
+ * Returns the text of an NVMe status (type << 8 | code). It is static. Any thread.
  */
 const char *unified_status_string(uint32_t status);
 
 /**
- * Sets the log callback of the process; NULL: no log (the default). Lines above `max_level` are left out.
- * When it returns, the callback that was set before runs no more. 0, or -EINVAL for a level out of range.
- * Any thread.
+ * Sets the log callback of the process. NULL turns the log off (the default). Lines above `max_level` are not passed on. When
+ * the function returns, the previous callback is no longer running and will not be called again. Returns 0, or -EINVAL if
+ * the level is out of range. Any thread.
  */
 int unified_set_log_callback(unified_log_fn callback,
                              int max_level,
                              void *user);
 
 /**
- * Opens device, interface and region, and starts to receive. `*ctx` is the handle; it is NULL after a
- * failure, and then nothing is left attached or open. Any thread.
+ * Opens the device and the interface, maps the region, and starts to receive. Stores the handle in `*ctx`. On failure
+ * `*ctx` is NULL, and nothing stays attached or open. Any thread.
  *
- * -EINVAL a field that cannot be; -E2BIG fields that this version does not know; -ENODEV no such
- * interface; -EPROTONOSUPPORT an interface without Ethernet headers; -ENETDOWN it is down; -ENOENT, -EACCES, -EROFS
- * the device; -EBUSY the device or the queue is in use; -EEXIST the device holds a file system or the like
- * (UNIFIED_FORCE insists); -ENOMEM locked memory (RLIMIT_MEMLOCK) or memory; -EPERM missing capabilities; -EOPNOTSUPP an
- * insisted-on mode that the driver has not; -ENOSPC no room for the file; -EBADF a descriptor that is none; -ENOTSOCK
- * one that is no AF_XDP socket.
+ * Returns 0, or -EINVAL: a field has an invalid value; -E2BIG: this version does not know all fields; -ENODEV: there is no
+ * such interface; -EPROTONOSUPPORT: the interface has no Ethernet headers; -ENETDOWN: the interface is down; -ENOENT,
+ * -EACCES, -EROFS: about the device; -EBUSY: the interface, the queue or the device is in use; -EEXIST: the device holds a
+ * file system or the like (UNIFIED_FORCE overrides this); -ENOMEM: not enough memory or locked memory (RLIMIT_MEMLOCK);
+ * -EPERM: capabilities are missing; -EOPNOTSUPP: the driver does not support the requested mode; -ENOSPC: no room for the
+ * file; -EBADF: an invalid descriptor; -ENOTSOCK: `xsk_fd` is not an AF_XDP socket.
  */
 int unified_ctx_create(const struct unified_config *config,
                        unified_ctx **ctx);
 
 /**
- * Stops a pipeline, takes the XDP program off, finishes what was submitted, closes everything. Calls in other
- * threads, also those that wait, return -ESHUTDOWN first. Packet pointers are invalid from then on, and the handle is
- * gone whatever is returned.
+ * Stops the pipeline, detaches the XDP program, finishes submitted commands, and closes everything. Calls in other threads
+ * return -ESHUTDOWN first, including those that wait. Afterwards packet pointers and the handle are invalid, whatever this
+ * function returns.
  *
- * What was submitted is carried out, with either drive, also what was submitted with UNIFIED_MORE and not yet shown to
- * the engine; completions that nobody took are dropped. It waits at most 30 s for the device. -EIO: commands
+ * Submitted commands are carried out with either drive, including those submitted with UNIFIED_MORE that the engine has not
+ * seen yet. Completions that nobody took are discarded. The function waits at most 30 s for the device. -EIO: commands
  * failed and nobody took their completions (reads and compares do not count), or the device did not answer in time;
- * unified_last_error() says how many. The memory that the device may still use then stays mapped, and the device
- * stays open, until it answers (UNIFIED_DRIVE_THREAD) or the process ends (UNIFIED_DRIVE_INLINE).
+ * unified_last_error() says how many. In that case the memory that the device may still use stays mapped, and the device
+ * stays open, until the device answers (UNIFIED_DRIVE_THREAD) or the process ends (UNIFIED_DRIVE_INLINE).
  *
- * 0, -EIO, -EINVAL for NULL, -ESHUTDOWN if another thread is destroying it, -EBADF if it was destroyed
- * already, -ENOTSUP in a forked child. Any thread, but not from within a callback.
+ * Returns 0, or -EIO; -EINVAL: `ctx` is NULL; -ESHUTDOWN: another thread is destroying it; -EBADF: it was destroyed before;
+ * -ENOTSUP: in a forked child. Any thread, but not from within a callback.
  */
 int unified_ctx_destroy(unified_ctx *ctx);
 
 /**
- * Fills in what the context is. Set `info->size` first. 0, -EINVAL, -EBADF. Any thread.
+ * Stores the properties of the context in `*info`. Set `info->size` first. Returns 0, -EINVAL or -EBADF. Any thread.
  */
-int unified_ctx_info(const unified_ctx *ctx, struct unified_info *info);
+int unified_ctx_info(const unified_ctx *ctx,
+                     struct unified_info *info);
 
 /**
- * Fills in all counters. Set `stats->size` first. 0, -EINVAL, -EBADF, or what the kernel said. Any
- * thread; a receiver waits for it during one system call at most.
+ * Stores all counters in `*stats`. Set `stats->size` first. Returns 0, -EINVAL, -EBADF, or an error of the kernel. Any
+ * thread; a receiving thread may have to wait for one system call of this function.
  */
-int unified_ctx_stats(const unified_ctx *ctx, struct unified_stats *stats);
+int unified_ctx_stats(const unified_ctx *ctx,
+                      struct unified_stats *stats);
 
 /**
- * Fills in how long things took: `which` is UNIFIED_LATENCY_PACKET or UNIFIED_LATENCY_COMMAND, `latency->size` is set
- * by the caller. No system call, no lock of the data path: cheap enough for every second. 0, -EINVAL (`which`, `size`,
- * NULL), -EBADF, -ENOTSUP (in a forked child). Any thread; what is recorded meanwhile may be in it or not.
+ * Stores a histogram of latency in `*latency`. `which` is UNIFIED_LATENCY_PACKET or UNIFIED_LATENCY_COMMAND. Set
+ * `latency->size` first. It makes no system call and takes no lock of the data path, so it is cheap enough to call every
+ * second. Returns 0, -EINVAL (`which`, `size`, NULL), -EBADF, or -ENOTSUP in a forked child. Any thread; samples that are
+ * recorded during the call may be included or not.
  */
 int unified_ctx_latency(const unified_ctx *ctx,
                         uint32_t which,
                         struct unified_latency *latency);
 
 /**
- * The longest time in ns that a bucket of unified_latency counts, itself included; UINT64_MAX for the last one and
- * for numbers beyond. Any thread.
+ * Returns the inclusive upper bound, in ns, of a bucket of unified_latency; UINT64_MAX for the last bucket and for larger
+ * numbers. Any thread.
  */
 uint64_t unified_latency_bound(uint32_t bucket);
 
 /**
- * The time in ns that a part `quantile` (0 to 1; 0.99: the 99th percentile) of all did not exceed: the bound of its
- * bucket, at most a quarter (below 4 us: 1 us) too long, and never more than `max`. 0 where nothing was counted, and
- * for NULL and a struct that is shorter than this library's. Any thread.
+ * Returns the latency in ns that the fraction `quantile` of all samples did not exceed (0 to 1; 0.99 is the 99th
+ * percentile). The result is the upper bound of a bucket: at most a quarter too long (below 4 us: 1 us), and never more than
+ * `max`. Returns 0 if there are no samples, for NULL, and for a struct that is shorter than this library's. Any thread.
  */
 uint64_t unified_latency_quantile(const struct unified_latency *latency,
                                   double quantile);
 
 /**
- * Writes all counters as OpenMetrics text (openmetrics.io), labelled with interface, queue and device: what an
- * HTTP endpoint for Prometheus answers, with the type `application/openmetrics-text; version=1.0.0`. Counters are
- * named as in unified_stats behind `unified_`; docs/monitoring.md has the list. At most `size` bytes are
- * written, a zero byte at their end included; `text` may be NULL where `size` is 0. The length of the whole text
- * without the zero byte, so that a result of `size` or more says that it was cut; or -EINVAL, -EBADF, or what the
- * kernel said. Any thread, as unified_ctx_stats. Allocates.
+ * Writes all counters as OpenMetrics text (openmetrics.io), with labels for interface, queue and device. An HTTP endpoint for
+ * Prometheus can return it with the type `application/openmetrics-text; version=1.0.0`. The names are those of
+ * unified_stats with the prefix `unified_`; docs/monitoring.md lists them. The function writes at most `size` bytes,
+ * including a zero byte at the end. `text` may be NULL if `size` is 0. Returns the length of the whole text without the zero
+ * byte, so the text was cut if the result is at least `size`; or -EINVAL, -EBADF, or an error of the kernel. Any thread, as
+ * unified_ctx_stats. Allocates memory.
  */
 int unified_stats_render(const unified_ctx *ctx,
                          char *text,
                          uint32_t size);
 
 /**
- * Receives one more UDP port from now on. 0, -EINVAL (port 0), -ENOTCONN (no interface), -ENOTSUP (the map was
- * handed in: the program is another one's). Any thread.
+ * Starts receiving a UDP port, in addition to the others. Returns 0, -EINVAL (port 0), -ENOTCONN (no interface), or -ENOTSUP
+ * (with `xsk_map_fd`: the XDP program belongs to another process). Any thread.
  */
 int unified_port_add(const unified_ctx *ctx,
                      uint16_t port);
 
 /**
- * Receives a UDP port no more; its packets go to the stack. As unified_port_add.
+ * Stops receiving a UDP port; its packets go to the network stack. Errors and thread as unified_port_add.
  */
-int unified_port_remove(const unified_ctx *ctx, uint16_t port);
+int unified_port_remove(const unified_ctx *ctx,
+                        uint16_t port);
 
 /**
- * Logs one metadata event in `sample` packets from now on; 0: none. 0, -ENOTCONN, -ENOTSUP (as unified_port_add).
- * Any thread.
+ * Logs one metadata event per `sample` packets from now on; 0 turns events off. Returns 0, -ENOTCONN or -ENOTSUP (as
+ * unified_port_add). Any thread.
  */
 int unified_events_sample(const unified_ctx *ctx,
                           uint32_t sample);
 
 /**
- * Takes up to `max` metadata events out of the BPF ring buffer, oldest first: their number. Until the first call of this
- * or of unified_events_fd the ring buffer (256 KiB) keeps the oldest events, and no more are logged when it is full. -EINVAL,
- * -ENOTCONN, -ENOTSUP (as unified_port_add). Any thread; calls wait for each other.
+ * Takes up to `max` metadata events out of the BPF ring buffer, oldest first, and returns their number. Until the first call
+ * of this function or of unified_events_fd the ring buffer keeps the oldest events: when it is full, no more are logged.
+ * Returns -EINVAL, -ENOTCONN or -ENOTSUP (as unified_port_add) on error. Any thread; concurrent calls wait for each other.
  */
 int unified_events(const unified_ctx *ctx,
                    struct unified_event *events,
                    uint32_t max);
 
 /**
- * A descriptor that becomes readable when a quarter of the events' ring buffer is full; it belongs to the
- * context. A few events are found only by asking. -ENOTCONN, -ENOTSUP (as unified_port_add). Any
+ * Returns a descriptor that becomes readable when a quarter of the event ring buffer is full. The context owns it. It does not
+ * report fewer events: call unified_events for those. Returns -ENOTCONN or -ENOTSUP (as unified_port_add) on error. Any
  * thread.
  */
 int unified_events_fd(const unified_ctx *ctx);
 
 /**
- * The device's path as it was opened, copied to `path` (at most `len` bytes, zero byte included): the
- * length without the zero byte, -EINVAL, -ENAMETOOLONG. Any thread.
+ * Copies the device's path, as it was opened, to `path`: at most `len` bytes, including the zero byte. Returns the length
+ * without the zero byte, -EINVAL or -ENAMETOOLONG. Any thread.
  */
 int unified_ctx_device(const unified_ctx *ctx,
                        char *path,
                        uint32_t len);
 
 /**
- * Takes an empty frame: its number to `*frame`. It is the caller's until submitted or released. 0,
- * -ENOBUFS (none is free now), -EBUSY (another thread receives), -ESHUTDOWN (the context is being destroyed). The receiver's thread.
+ * Allocates a free frame and stores its number in `*frame`. The caller owns it until it is submitted or released. Returns 0,
+ * -ENOBUFS (no frame is free now), -EBUSY (another thread receives) or -ESHUTDOWN (the context is being destroyed). The
+ * receiver's thread.
  */
 int unified_frame_alloc(const unified_ctx *ctx,
                         uint32_t *frame);
 
 /**
- * Gives a frame back that was received, allocated, or came with a completion. 0, -EINVAL (not the
- * caller's), -EBUSY (in flight). Any thread.
+ * Releases a frame that was received, allocated, or returned by a completion. Returns 0, -EINVAL (the caller does not own it)
+ * or -EBUSY (it is in flight). Any thread.
  */
-int unified_frame_release(const unified_ctx *ctx, uint32_t frame);
+int unified_frame_release(const unified_ctx *ctx,
+                          uint32_t frame);
 
 /**
- * The first byte of a frame (of `frame_size` bytes), page or half-page aligned; NULL for a number that
- * is not one. Read and write it only while the frame is the caller's. Any thread.
+ * Returns the first byte of a frame of `frame_size` bytes, aligned to a page or half a page; NULL if there is no frame of that
+ * number. Access the memory only while the caller owns the frame. Any thread.
  */
 void *unified_frame_data(const unified_ctx *ctx,
                          uint32_t frame);
 
 /**
- * Takes up to `max` received packets, and gives free frames back to the NIC: the number of packets, 0
- * where there are none. Each packet's frame is the caller's from now on. -EINVAL, -EBUSY (another thread
- * receives, or a pipeline runs), -ENOTCONN (no interface), -ENODEV (it was deleted or moved to another
- * network namespace, and every packet was taken), -ESHUTDOWN. The receiver's thread. An interface that is
- * down, and one whose XDP program somebody took off, is no error: see unified_stats.link_up and xdp_attached.
+ * Takes up to `max` received packets and refills the fill ring with free frames. Returns the number of packets, 0 if there are
+ * none. From now on the caller owns the frame of each packet. Errors: -EINVAL, -EBUSY (another thread receives, or a
+ * pipeline runs), -ENOTCONN (no interface), -ENODEV (the interface was deleted or moved to another network namespace, and
+ * all packets were taken), -ESHUTDOWN. The receiver's thread. It is not an error if the interface is down or if somebody
+ * detached the XDP program: see unified_stats.link_up and xdp_attached.
  */
 int unified_rx_batch(const unified_ctx *ctx,
                      struct unified_packet *packets,
                      uint32_t max);
 
 /**
- * Writes `len` bytes at `data`, which lie in `frame`, to the device from block `lba` on. The last block is
- * padded with zeroes: the frame's bytes behind `data + len` may be overwritten. The frame is the library's
- * until its completion was taken; then it goes back to the NIC by itself, or with UNIFIED_KEEP to the
- * caller. After a failure the caller has it as before.
+ * Writes `len` bytes at `data`, inside `frame`, to the device, beginning at block `lba`. The last block is padded with zeroes,
+ * so the bytes of the frame after `data + len` may be overwritten. The library owns the frame until its completion was taken.
+ * Then the frame goes back to the fill ring, or to the caller with UNIFIED_KEEP. If this function fails, the caller still
+ * owns the frame.
  *
- * 0, -EINVAL (length, not inside the frame, frame not the caller's), -EBUSY (frame in flight already,
- * another thread submits, or a pipeline runs), -EAGAIN (SQ ring full: take completions), -ESHUTDOWN. What
- * the device says comes with the completion: LBA Out of Range (80h), Write Fault (280h), Namespace is Write
- * Protected (20h), ... Without UNIFIED_FUA the data is durable only after a flush where the device has a
- * volatile cache. The receiver's thread. NVM Command Set Specification 1.0, section 3.2.6.
+ * Returns 0, -EINVAL (wrong length, not inside the frame, or the caller does not own the frame), -EBUSY (the frame is in
+ * flight, another thread submits, or a pipeline runs), -EAGAIN (the SQ ring is full: take completions) or -ESHUTDOWN. The
+ * completion carries the status of the device: LBA Out of Range (80h), Write Fault (280h), Namespace is Write Protected
+ * (20h), and so on. If the device has a volatile cache, the data is durable only after a flush, or with UNIFIED_FUA. The
+ * receiver's thread. NVM Command Set Specification 1.0, section 3.2.6.
  */
 int unified_submit_write(const unified_ctx *ctx,
                          uint32_t frame,
@@ -1182,8 +1217,8 @@ int unified_submit_write(const unified_ctx *ctx,
                          uint32_t flags);
 
 /**
- * Reads `len` bytes, whole blocks, from block `lba` on to `data`, which lies in a frame of the caller's.
- * The completion gives the frame back. Errors and thread as unified_submit_write. Section 3.2.4.
+ * Reads `len` bytes, whole blocks, beginning at block `lba`, to `data` inside a frame that the caller owns. The completion
+ * returns the frame. Errors and thread as unified_submit_write. Section 3.2.4.
  */
 int unified_submit_read(const unified_ctx *ctx,
                         uint32_t frame,
@@ -1194,8 +1229,8 @@ int unified_submit_read(const unified_ctx *ctx,
                         uint32_t flags);
 
 /**
- * Compares `len` bytes, whole blocks, with the device: status Compare Failure (285h) where they differ.
- * The completion gives the frame back. Errors and thread as unified_submit_write. Section 3.2.1.
+ * Compares `len` bytes, whole blocks, with the device. The status is Compare Failure (285h) if they differ. The completion
+ * returns the frame. Errors and thread as unified_submit_write. Section 3.2.1.
  */
 int unified_submit_compare(const unified_ctx *ctx,
                            uint32_t frame,
@@ -1206,14 +1241,14 @@ int unified_submit_compare(const unified_ctx *ctx,
                            uint32_t flags);
 
 /**
- * Makes durable what completed before it was submitted. Writes still in flight may or may not be covered.
- * 0, -EBUSY, -EAGAIN, -ESHUTDOWN. The receiver's thread. Base Specification 2.0, section 7.1.
+ * Flushes the device: when the flush completes, all writes that completed before it was submitted are durable. Writes that
+ * were in flight may or may not be covered. Returns 0, -EBUSY, -EAGAIN or -ESHUTDOWN. The receiver's thread. Base Specification 2.0, section 7.1.
  */
 int unified_submit_flush(const unified_ctx *ctx,
                          uint64_t user_data);
 
 /**
- * Zeroes `blocks` (1 to 65536) from `lba` on. `flags`: UNIFIED_FUA or 0. Errors and thread as
+ * Zeroes `blocks` (1 to 65536) blocks, beginning at `lba`. `flags`: UNIFIED_FUA or 0. Errors and thread as
  * unified_submit_flush, and -EINVAL. NVM Command Set Specification 1.0, section 3.2.8.
  */
 int unified_submit_write_zeroes(const unified_ctx *ctx,
@@ -1223,9 +1258,8 @@ int unified_submit_write_zeroes(const unified_ctx *ctx,
                                 uint32_t flags);
 
 /**
- * Tells the device that `blocks` (1 to 65536) from `lba` on are not needed any more (Dataset Management,
- * Deallocate). What they hold afterwards is the device's choice. Errors and thread as unified_submit_flush,
- * -EINVAL, and -ENOBUFS (needs a free frame). NVM Command Set Specification 1.0, section 3.2.3.
+ * Deallocates `blocks` (1 to 65536) blocks, beginning at `lba` (Dataset Management). The device decides what they contain
+ * afterwards. Errors and thread as unified_submit_flush, -EINVAL, and -ENOBUFS (it needs a free frame). NVM Command Set Specification 1.0, section 3.2.3.
  */
 int unified_submit_deallocate(const unified_ctx *ctx,
                               uint64_t lba,
@@ -1233,10 +1267,10 @@ int unified_submit_deallocate(const unified_ctx *ctx,
                               uint64_t user_data);
 
 /**
- * Submits any NVMe command; opcode 06h, Identify, goes to the controller. Its data, `command->data_len`
- * bytes at `data` in `frame`, comes back with the completion; NULL and any frame for none. Devices that
- * are no NVMe know the commands of this header and answer the others with Invalid Opcode (1h). Errors and
- * thread as unified_submit_write.
+ * Submits any NVMe command. Opcode 06h, Identify, goes to the controller. The data of the command is `command->data_len` bytes
+ * at `data` inside `frame`; the completion returns the frame. For a command without data, `data` is NULL and `frame` is
+ * ignored. Other devices than NVMe drives support the commands of this header and answer all others with Invalid Opcode
+ * (1h). Errors and thread as unified_submit_write.
  */
 int unified_submit_raw(const unified_ctx *ctx,
                        const struct unified_nvme_command *command,
@@ -1245,62 +1279,65 @@ int unified_submit_raw(const unified_ctx *ctx,
                        uint64_t user_data);
 
 /**
- * Shows the engine what was submitted with UNIFIED_MORE. 0, -EBUSY, -ESHUTDOWN. The receiver's thread.
+ * Makes commands that were submitted with UNIFIED_MORE visible to the engine. Returns 0, -EBUSY or -ESHUTDOWN. The receiver's
+ * thread.
  */
 int unified_submit_pending(const unified_ctx *ctx);
 
 /**
- * Takes up to `max` completions: their number, 0 where there are none. With UNIFIED_DRIVE_INLINE this also
- * drives the device. -EINVAL, -EBUSY (another thread takes, or a pipeline runs), -ESHUTDOWN, -EBADMSG (the
- * rings were overwritten), or what stopped the engine. The taker's thread.
+ * Takes up to `max` completions and returns their number, 0 if there are none. With UNIFIED_DRIVE_INLINE this call also drives
+ * the device. Errors: -EINVAL, -EBUSY (another thread takes completions, or a pipeline runs), -ESHUTDOWN, -EBADMSG (the
+ * rings were overwritten), or the error that stopped the engine. The taker's thread.
  */
 int unified_completions(const unified_ctx *ctx,
                         struct unified_completion *completions,
                         uint32_t max);
 
 /**
- * Waits until there is something of `what` (UNIFIED_WAIT_RX, UNIFIED_WAIT_COMPLETIONS), at most
- * `timeout_ms` (-1: for ever): which, 0 when the time ran out or a signal came. -EINVAL, -EBUSY,
- * -ENOTCONN, -ENODEV (the interface is gone and nothing of `what` is there), -ESHUTDOWN (the context is being
- * destroyed), or what stopped the engine. The thread of the role or roles, which it has until it returns: other
- * threads get -EBUSY from calls of the same role meanwhile.
+ * Waits until packets or completions are ready, as `what` says (UNIFIED_WAIT_RX, UNIFIED_WAIT_COMPLETIONS or both), for at most
+ * `timeout_ms` (-1: no limit). Returns the bits that are ready; 0 on timeout or signal. Errors: -EINVAL, -EBUSY, -ENOTCONN,
+ * -ENODEV (the interface is gone and nothing is ready), -ESHUTDOWN (the context is being destroyed), or the error that
+ * stopped the engine. The thread that has the role, or both roles. It keeps them until the function returns: meanwhile calls
+ * of the same role in other threads return -EBUSY.
  */
 int unified_wait(const unified_ctx *ctx,
                  uint32_t what,
                  int timeout_ms);
 
 /**
- * A descriptor for event loops, readable when packets or completions wait; it belongs to the context. When
- * it is, call unified_rx_batch and unified_completions until they give less than was asked for: they
- * leave it armed, and it is not readable again before something new comes. It also becomes readable, for good, when the
- * context is being destroyed or the engine has stopped; those calls then say so. Take it out of the loop before the
- * context is destroyed, which closes it. -EBUSY, -ESHUTDOWN. Call it once, before the loop, from the thread that has both roles.
+ * Returns a descriptor for event loops. It is readable while packets or completions are ready. The context owns it and closes
+ * it: remove it from the loop before the context is destroyed. When it is readable, call unified_rx_batch and
+ * unified_completions until they return fewer than requested. They leave the descriptor armed; it becomes readable again only
+ * when something new arrives. It also becomes readable, and stays so, when the context is being destroyed or the engine has
+ * stopped; those calls then return the error. Errors: -EBUSY, -ESHUTDOWN. Call it once, before the loop, from the thread that
+ * has both roles.
  */
 int unified_poll_fd(const unified_ctx *ctx);
 
 /**
- * First byte of the UDP payload; NULL for NULL.
+ * Returns the first byte of the UDP payload; NULL for NULL.
  */
 void *unified_packet_payload(const struct unified_packet *packet);
 
 /**
- * Bytes of UDP payload, 0 for NULL.
+ * Returns the number of bytes of UDP payload; 0 for NULL.
  */
 uint32_t unified_packet_payload_len(const struct unified_packet *packet);
 
 /**
- * ns of CLOCK_MONOTONIC, as this process reads it (also in a time namespace), when the XDP program saw it; 0 where that is not known.
+ * Returns when the XDP program saw the packet: ns of CLOCK_MONOTONIC as this process reads it, also in a time namespace; 0 if
+ * that is not known.
  */
 uint64_t unified_packet_timestamp(const struct unified_packet *packet);
 
 /**
- * The outermost VLAN tag (PCP, DEI, VID), or -ENOENT where there is none, -EINVAL for NULL.
+ * Returns the outermost VLAN tag (PCP, DEI, VID); -ENOENT if there is none, -EINVAL for NULL.
  */
 int unified_packet_vlan(const struct unified_packet *packet);
 
 /**
- * Source and destination address (16 bytes each, network byte order, IPv4 in the first four) and ports
- * (host byte order); any of the places may be NULL. The IP version, 4 or 6; -EINVAL.
+ * Stores the source and destination address (16 bytes each, network byte order, IPv4 in the first four) and the ports (host
+ * byte order). Any of the pointers may be NULL. Returns the IP version, 4 or 6, or -EINVAL.
  */
 int unified_packet_flow(const struct unified_packet *packet,
                         uint8_t (*src_addr)[16],
@@ -1309,98 +1346,98 @@ int unified_packet_flow(const struct unified_packet *packet,
                         uint16_t *dst_port);
 
 /**
- * Starts the packet thread and the storage thread: what the context receives is stored in a range of the
- * device. With UNIFIED_LAYOUT_PAYLOAD payload by payload, each padded to whole blocks; with
- * UNIFIED_LAYOUT_SLOT as records of a log, which unified_log_open reads, and which goes on where it ended
- * (or begins anew with UNIFIED_LOG_NEW). Until it is stopped the functions of the data path return -EBUSY.
+ * Starts a packet thread and a storage thread that store received packets in a range of the device. UNIFIED_LAYOUT_PAYLOAD
+ * stores the payloads one after the other, each padded to whole blocks. UNIFIED_LAYOUT_SLOT writes the records of a log,
+ * which unified_log_open reads. An existing log is continued, or replaced with UNIFIED_LOG_NEW. Until the pipeline is
+ * stopped, the functions of the data path return -EBUSY.
  *
- * 0, -EINVAL (the range is not on the device; no log fits, or one of other sizes is there; more moderation_us than there can
- * be), -EROFS, -EEXIST (no log is in the range, but something else: UNIFIED_LOG_NEW begins one there all the same),
- * -EALREADY (one runs, or has not ended yet), -EBUSY (completions of earlier commands are not taken yet, or another thread is about to take
- * some), -ENOTCONN (no interface), -EIO (the log cannot be read), -EPROTONOSUPPORT
- * (a log of a version that this library does not know is there), -EEXIST (something that is no log is there), -ETIMEDOUT (the device did not answer for 30 s). Any
- * thread.
+ * Returns 0, or -EINVAL: the range is not on the device, no log fits into it, a log of other sizes is there, or
+ * `moderation_us` is too large; -EROFS; -EEXIST: the range holds something that is not a log (UNIFIED_LOG_NEW overrides
+ * this); -EALREADY: a pipeline runs, or has not ended yet; -EBUSY: completions of earlier commands were not taken yet, or
+ * another thread is taking some; -ENOTCONN: no interface; -EIO: the log cannot be read; -EPROTONOSUPPORT: this library does
+ * not know the version of the log in the range; -ETIMEDOUT: the device did not answer for 30 s. Any thread.
  *
- * What a completed write promises: with UNIFIED_FUA, or on a device without volatile cache, that it is
- * durable; else that it is as soon as unified_pipeline_status.durable has passed it.
+ * With UNIFIED_FUA, or on a device without volatile cache, a completed write is durable. Otherwise it is durable as soon as
+ * unified_pipeline_status.durable has passed it.
  */
 int unified_pipeline_start(const unified_ctx *ctx,
                            const struct unified_pipeline_config *config);
 
 /**
- * Where the pipeline stands. Set `status->size` first. 0, -EINVAL, -ENOENT (none runs). Any thread.
+ * Stores the state of the pipeline in `*status`. Set `status->size` first. Returns 0, -EINVAL or -ENOENT (no pipeline runs). Any
+ * thread.
  */
-int unified_pipeline_status(const unified_ctx *ctx, struct unified_pipeline_status *status);
+int unified_pipeline_status(const unified_ctx *ctx,
+                            struct unified_pipeline_status *status);
 
 /**
- * Stops the pipeline: stores what was received, flushes the device, ends both threads. `status` may be
- * NULL; else set its size first. Packets that come later stay in the RX ring. 0, -ENOENT (none runs),
- * -EIO (a flush failed: see `durable` for what is safe), -EINVAL (the status' size: it runs on). Any thread.
+ * Stops the pipeline: stores what was received, flushes the device, and ends both threads. Packets that arrive later stay in
+ * the RX ring. `status` may be NULL; otherwise set `status->size` first. Returns 0, -ENOENT (no pipeline runs), -EIO (a flush
+ * failed; `durable` says what is safe) or -EINVAL (invalid `status->size`; the pipeline continues). Any thread.
  */
 int unified_pipeline_stop(const unified_ctx *ctx,
                           struct unified_pipeline_status *status);
 
 /**
- * Opens the log that a pipeline with UNIFIED_LAYOUT_SLOT has written (or is writing) to `path`, in a range
- * that begins `start` bytes into the device or file. Needs no context and no privilege but reading `path`.
- * `*log` is the handle, NULL after a failure; it stands at the oldest record.
+ * Opens a log that a pipeline with UNIFIED_LAYOUT_SLOT wrote, or still writes, to `path`. The log begins `start` bytes into the
+ * device or file. No context is needed, and no privilege other than to read `path`. Stores the handle in `*log`; NULL on
+ * failure. The first record to be read is the oldest.
  *
- * 0, -EINVAL (NULL, `start` no multiple of 512), -ENOENT, -EACCES (the path), -ENOMSG (there is no log),
- * -EPROTONOSUPPORT (it is of a version that this library does not know), -EIO.
- * Any thread; one log, one thread at a time (others wait; a forked child gets -ENOTSUP from every call if a thread of
- * its parent was within one).
+ * Returns 0, -EINVAL (NULL, or `start` is not a multiple of 512), -ENOENT, -EACCES (about the path), -ENOMSG (there is no log),
+ * -EPROTONOSUPPORT (this library does not know the log's version) or -EIO. Any thread. One thread at a time uses a log;
+ * others wait. In a forked child all calls return -ENOTSUP if a thread of the parent was inside one at the fork.
  */
 int unified_log_open(const char *path,
                      uint64_t start,
                      struct unified_log **log);
 
 /**
- * Closes a log. Records' pointers are invalid from then on. 0, -EINVAL for NULL, -EBADF where it was closed
- * already.
+ * Closes a log. Pointers into its records become invalid. Returns 0, -EINVAL for NULL, or -EBADF if it was closed before.
  */
 int unified_log_close(struct unified_log *log);
 
 /**
- * Looks for records that the device does not have in the file or block device that the recorder spilled to
- * (unified_config.spill). Before the first unified_log_next; the log stands at its oldest record again. 0, -EINVAL
- * for NULL, -EBADF, -ENOENT, -EACCES (the path), -EIO.
+ * Adds the file or block device that the recorder spilled to (unified_config.spill): records that the device does not have are
+ * read from there. Call it before the first unified_log_next; it goes back to the oldest record. Returns 0, -EINVAL for
+ * NULL, -EBADF, -ENOENT, -EACCES (about the path) or -EIO.
  */
 int unified_log_add_spill(const struct unified_log *log,
                           const char *path);
 
 /**
- * The next thing in the log: 1 and `*record` filled in (set its size first), or 0 at the end. With
- * `timeout_ms` > 0 it waits so long for a recorder to go on, with -1 for ever. `record->kind` says what it
- * is: a record, or a range of sequence numbers that is not there, and why. The packet's bytes belong to the
- * log and are valid until the next call with it.
+ * Reads the next record, or the next range of records that cannot be read. Set `record->size` first. Returns 1 and fills in
+ * `*record`, or 0 at the end of the log. At the end it waits up to `timeout_ms` for a recorder to continue (-1: no limit).
+ * `record->kind` says whether it is a record, or why a range of sequence numbers is not there. The log owns the packet's
+ * bytes; they are valid until the next call with this log.
  *
- * Writes of a recorder may end in another order than they began. With a timeout a record that is not there yet is
- * waited for, a second at the longest, before it is called missing. Without (0) it is missing at once, if a later one
- * is there: right for a log that nobody writes to.
+ * A recorder's writes may complete in another order than they began. With a timeout, the function waits up to one second
+ * for a record before it reports it as missing. Without one (0), a record is missing at once if a later one is there, which
+ * is right for a log that nobody writes to.
  *
- * -EINVAL, -EBADF, -EIO (the device cannot be read, or ends before the log does), -ENOMSG (something else stands where
- * the log began, or a new log was begun there: destroy this handle and open the log again).
+ * Errors: -EINVAL, -EBADF, -EIO (the device cannot be read, or ends before the log does), -ENOMSG (the log was replaced by
+ * something else or by a new log: close this handle and open the log again).
  */
 int unified_log_next(const struct unified_log *log,
                      struct unified_log_record *record,
                      int timeout_ms);
 
 /**
- * Goes to a record by its sequence number: the next call of unified_log_next gives it, or says what became
- * of it. 0, -EINVAL, -EBADF.
+ * Seeks to a record by its sequence number: the next unified_log_next returns it, or why it is not there. Returns 0, -EINVAL or
+ * -EBADF.
  */
 int unified_log_seek(const struct unified_log *log,
                      uint64_t sequence);
 
 /**
- * Goes to the first record that is not older than `timestamp`, ns since 1970-01-01 UTC. 0, -EINVAL, -EBADF,
+ * Seeks to the first record that is not older than `timestamp`, in ns since 1970-01-01 UTC. Returns 0, -EINVAL, -EBADF or
  * -EIO.
  */
 int unified_log_seek_time(const struct unified_log *log,
                           uint64_t timestamp);
 
 /**
- * Fills in what the log is and what has been read of it. Set `info->size` first. 0, -EINVAL, -EBADF, -EIO.
+ * Stores the properties of the log, and what was read so far, in `*info`. Set `info->size` first. Returns 0, -EINVAL, -EBADF or
+ * -EIO.
  */
 int unified_log_info(const struct unified_log *log,
                      struct unified_log_info *info);

@@ -259,8 +259,10 @@ int unified_set_log_callback(unified_log_fn callback,
 int unified_ctx_create(const struct unified_config *config,
                        unified_ctx **ctx);
 int unified_ctx_destroy(unified_ctx *ctx);
-int unified_ctx_info(const unified_ctx *ctx, struct unified_info *info);
-int unified_ctx_stats(const unified_ctx *ctx, struct unified_stats *stats);
+int unified_ctx_info(const unified_ctx *ctx,
+                     struct unified_info *info);
+int unified_ctx_stats(const unified_ctx *ctx,
+                      struct unified_stats *stats);
 int unified_ctx_latency(const unified_ctx *ctx,
                         uint32_t which,
                         struct unified_latency *latency);
@@ -272,7 +274,8 @@ int unified_stats_render(const unified_ctx *ctx,
                          uint32_t size);
 int unified_port_add(const unified_ctx *ctx,
                      uint16_t port);
-int unified_port_remove(const unified_ctx *ctx, uint16_t port);
+int unified_port_remove(const unified_ctx *ctx,
+                        uint16_t port);
 int unified_events_sample(const unified_ctx *ctx,
                           uint32_t sample);
 int unified_events(const unified_ctx *ctx,
@@ -284,7 +287,8 @@ int unified_ctx_device(const unified_ctx *ctx,
                        uint32_t len);
 int unified_frame_alloc(const unified_ctx *ctx,
                         uint32_t *frame);
-int unified_frame_release(const unified_ctx *ctx, uint32_t frame);
+int unified_frame_release(const unified_ctx *ctx,
+                          uint32_t frame);
 void *unified_frame_data(const unified_ctx *ctx,
                          uint32_t frame);
 int unified_rx_batch(const unified_ctx *ctx,
@@ -346,7 +350,8 @@ int unified_packet_flow(const struct unified_packet *packet,
                         uint16_t *dst_port);
 int unified_pipeline_start(const unified_ctx *ctx,
                            const struct unified_pipeline_config *config);
-int unified_pipeline_status(const unified_ctx *ctx, struct unified_pipeline_status *status);
+int unified_pipeline_status(const unified_ctx *ctx,
+                            struct unified_pipeline_status *status);
 int unified_pipeline_stop(const unified_ctx *ctx,
                           struct unified_pipeline_status *status);
 int unified_log_open(const char *path,

@@ -151,15 +151,15 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
     Ok(config)
 }
 
-/// Opens device, interface and region, and starts to receive. `*ctx` is the handle; it is NULL after a
-/// failure, and then nothing is left attached or open. Any thread.
+/// Opens the device and the interface, maps the region, and starts to receive. Stores the handle in `*ctx`. On failure
+/// `*ctx` is NULL, and nothing stays attached or open. Any thread.
 ///
-/// -EINVAL a field that cannot be; -E2BIG fields that this version does not know; -ENODEV no such
-/// interface; -EPROTONOSUPPORT an interface without Ethernet headers; -ENETDOWN it is down; -ENOENT, -EACCES, -EROFS
-/// the device; -EBUSY the device or the queue is in use; -EEXIST the device holds a file system or the like
-/// (UNIFIED_FORCE insists); -ENOMEM locked memory (RLIMIT_MEMLOCK) or memory; -EPERM missing capabilities; -EOPNOTSUPP an
-/// insisted-on mode that the driver has not; -ENOSPC no room for the file; -EBADF a descriptor that is none; -ENOTSOCK
-/// one that is no AF_XDP socket.
+/// Returns 0, or -EINVAL: a field has an invalid value; -E2BIG: this version does not know all fields; -ENODEV: there is no
+/// such interface; -EPROTONOSUPPORT: the interface has no Ethernet headers; -ENETDOWN: the interface is down; -ENOENT,
+/// -EACCES, -EROFS: about the device; -EBUSY: the interface, the queue or the device is in use; -EEXIST: the device holds a
+/// file system or the like (UNIFIED_FORCE overrides this); -ENOMEM: not enough memory or locked memory (RLIMIT_MEMLOCK);
+/// -EPERM: capabilities are missing; -EOPNOTSUPP: the driver does not support the requested mode; -ENOSPC: no room for the
+/// file; -EBADF: an invalid descriptor; -ENOTSOCK: `xsk_fd` is not an AF_XDP socket.
 ///
 /// # Safety
 /// `config` and `ctx` must be valid, and the strings end in a zero byte.
@@ -188,18 +188,18 @@ pub unsafe extern "C" fn unified_ctx_create(
     })
 }
 
-/// Stops a pipeline, takes the XDP program off, finishes what was submitted, closes everything. Calls in other
-/// threads, also those that wait, return -ESHUTDOWN first. Packet pointers are invalid from then on, and the handle is
-/// gone whatever is returned.
+/// Stops the pipeline, detaches the XDP program, finishes submitted commands, and closes everything. Calls in other threads
+/// return -ESHUTDOWN first, including those that wait. Afterwards packet pointers and the handle are invalid, whatever this
+/// function returns.
 ///
-/// What was submitted is carried out, with either drive, also what was submitted with UNIFIED_MORE and not yet shown to
-/// the engine; completions that nobody took are dropped. It waits at most 30 s for the device. -EIO: commands
+/// Submitted commands are carried out with either drive, including those submitted with UNIFIED_MORE that the engine has not
+/// seen yet. Completions that nobody took are discarded. The function waits at most 30 s for the device. -EIO: commands
 /// failed and nobody took their completions (reads and compares do not count), or the device did not answer in time;
-/// unified_last_error() says how many. The memory that the device may still use then stays mapped, and the device
-/// stays open, until it answers (UNIFIED_DRIVE_THREAD) or the process ends (UNIFIED_DRIVE_INLINE).
+/// unified_last_error() says how many. In that case the memory that the device may still use stays mapped, and the device
+/// stays open, until the device answers (UNIFIED_DRIVE_THREAD) or the process ends (UNIFIED_DRIVE_INLINE).
 ///
-/// 0, -EIO, -EINVAL for NULL, -ESHUTDOWN if another thread is destroying it, -EBADF if it was destroyed
-/// already, -ENOTSUP in a forked child. Any thread, but not from within a callback.
+/// Returns 0, or -EIO; -EINVAL: `ctx` is NULL; -ESHUTDOWN: another thread is destroying it; -EBADF: it was destroyed before;
+/// -ENOTSUP: in a forked child. Any thread, but not from within a callback.
 ///
 /// # Safety
 /// `ctx` must be a handle of unified_ctx_create, or NULL.
@@ -240,7 +240,7 @@ pub unsafe extern "C" fn unified_ctx_destroy(ctx: *mut unified_ctx) -> c_int {
     })
 }
 
-/// Fills in what the context is. Set `info->size` first. 0, -EINVAL, -EBADF. Any thread.
+/// Stores the properties of the context in `*info`. Set `info->size` first. Returns 0, -EINVAL or -EBADF. Any thread.
 ///
 /// # Safety
 /// `ctx` must be a handle; `info` must have `size` bytes.
@@ -303,8 +303,8 @@ fn info_of(context: &Context) -> unified_info {
     }
 }
 
-/// Fills in all counters. Set `stats->size` first. 0, -EINVAL, -EBADF, or what the kernel said. Any
-/// thread; a receiver waits for it during one system call at most.
+/// Stores all counters in `*stats`. Set `stats->size` first. Returns 0, -EINVAL, -EBADF, or an error of the kernel. Any
+/// thread; a receiving thread may have to wait for one system call of this function.
 ///
 /// # Safety
 /// `ctx` must be a handle; `stats` must have `size` bytes.
@@ -370,9 +370,10 @@ pub unsafe extern "C" fn unified_ctx_stats(
     })
 }
 
-/// Fills in how long things took: `which` is UNIFIED_LATENCY_PACKET or UNIFIED_LATENCY_COMMAND, `latency->size` is set
-/// by the caller. No system call, no lock of the data path: cheap enough for every second. 0, -EINVAL (`which`, `size`,
-/// NULL), -EBADF, -ENOTSUP (in a forked child). Any thread; what is recorded meanwhile may be in it or not.
+/// Stores a histogram of latency in `*latency`. `which` is UNIFIED_LATENCY_PACKET or UNIFIED_LATENCY_COMMAND. Set
+/// `latency->size` first. It makes no system call and takes no lock of the data path, so it is cheap enough to call every
+/// second. Returns 0, -EINVAL (`which`, `size`, NULL), -EBADF, or -ENOTSUP in a forked child. Any thread; samples that are
+/// recorded during the call may be included or not.
 ///
 /// # Safety
 /// `ctx` must be a handle; `latency` a struct whose size is set.
@@ -404,16 +405,16 @@ pub unsafe extern "C" fn unified_ctx_latency(
     })
 }
 
-/// The longest time in ns that a bucket of unified_latency counts, itself included; UINT64_MAX for the last one and
-/// for numbers beyond. Any thread.
+/// Returns the inclusive upper bound, in ns, of a bucket of unified_latency; UINT64_MAX for the last bucket and for larger
+/// numbers. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn unified_latency_bound(bucket: u32) -> u64 {
     latency::bound(bucket as usize).unwrap_or(u64::MAX)
 }
 
-/// The time in ns that a part `quantile` (0 to 1; 0.99: the 99th percentile) of all did not exceed: the bound of its
-/// bucket, at most a quarter (below 4 us: 1 us) too long, and never more than `max`. 0 where nothing was counted, and
-/// for NULL and a struct that is shorter than this library's. Any thread.
+/// Returns the latency in ns that the fraction `quantile` of all samples did not exceed (0 to 1; 0.99 is the 99th
+/// percentile). The result is the upper bound of a bucket: at most a quarter too long (below 4 us: 1 us), and never more than
+/// `max`. Returns 0 if there are no samples, for NULL, and for a struct that is shorter than this library's. Any thread.
 ///
 /// # Safety
 /// `latency` must be NULL or a struct that unified_ctx_latency filled in.
@@ -439,12 +440,12 @@ pub unsafe extern "C" fn unified_latency_quantile(
     .quantile(quantile)
 }
 
-/// Writes all counters as OpenMetrics text (openmetrics.io), labelled with interface, queue and device: what an
-/// HTTP endpoint for Prometheus answers, with the type `application/openmetrics-text; version=1.0.0`. Counters are
-/// named as in unified_stats behind `unified_`; docs/monitoring.md has the list. At most `size` bytes are
-/// written, a zero byte at their end included; `text` may be NULL where `size` is 0. The length of the whole text
-/// without the zero byte, so that a result of `size` or more says that it was cut; or -EINVAL, -EBADF, or what the
-/// kernel said. Any thread, as unified_ctx_stats. Allocates.
+/// Writes all counters as OpenMetrics text (openmetrics.io), with labels for interface, queue and device. An HTTP endpoint for
+/// Prometheus can return it with the type `application/openmetrics-text; version=1.0.0`. The names are those of
+/// unified_stats with the prefix `unified_`; docs/monitoring.md lists them. The function writes at most `size` bytes,
+/// including a zero byte at the end. `text` may be NULL if `size` is 0. Returns the length of the whole text without the zero
+/// byte, so the text was cut if the result is at least `size`; or -EINVAL, -EBADF, or an error of the kernel. Any thread, as
+/// unified_ctx_stats. Allocates memory.
 ///
 /// # Safety
 /// `ctx` must be a handle; `text` must have `size` bytes.
@@ -471,8 +472,8 @@ pub unsafe extern "C" fn unified_stats_render(
     })
 }
 
-/// Receives one more UDP port from now on. 0, -EINVAL (port 0), -ENOTCONN (no interface), -ENOTSUP (the map was
-/// handed in: the program is another one's). Any thread.
+/// Starts receiving a UDP port, in addition to the others. Returns 0, -EINVAL (port 0), -ENOTCONN (no interface), or -ENOTSUP
+/// (with `xsk_map_fd`: the XDP program belongs to another process). Any thread.
 ///
 /// # Safety
 /// `ctx` must be a handle.
@@ -481,7 +482,7 @@ pub unsafe extern "C" fn unified_port_add(ctx: *const unified_ctx, port: u16) ->
     guard(|| with(ctx, |_, context| context.port_add(port)).map(|()| 0))
 }
 
-/// Receives a UDP port no more; its packets go to the stack. As unified_port_add.
+/// Stops receiving a UDP port; its packets go to the network stack. Errors and thread as unified_port_add.
 ///
 /// # Safety
 /// `ctx` must be a handle.
@@ -490,8 +491,8 @@ pub unsafe extern "C" fn unified_port_remove(ctx: *const unified_ctx, port: u16)
     guard(|| with(ctx, |_, context| context.port_remove(port)).map(|()| 0))
 }
 
-/// Logs one metadata event in `sample` packets from now on; 0: none. 0, -ENOTCONN, -ENOTSUP (as unified_port_add).
-/// Any thread.
+/// Logs one metadata event per `sample` packets from now on; 0 turns events off. Returns 0, -ENOTCONN or -ENOTSUP (as
+/// unified_port_add). Any thread.
 ///
 /// # Safety
 /// `ctx` must be a handle.
@@ -500,9 +501,9 @@ pub unsafe extern "C" fn unified_events_sample(ctx: *const unified_ctx, sample: 
     guard(|| with(ctx, |_, context| context.set_event_sample(sample)).map(|()| 0))
 }
 
-/// Takes up to `max` metadata events out of the BPF ring buffer, oldest first: their number. Until the first call of this
-/// or of unified_events_fd the ring buffer (256 KiB) keeps the oldest events, and no more are logged when it is full. -EINVAL,
-/// -ENOTCONN, -ENOTSUP (as unified_port_add). Any thread; calls wait for each other.
+/// Takes up to `max` metadata events out of the BPF ring buffer, oldest first, and returns their number. Until the first call
+/// of this function or of unified_events_fd the ring buffer keeps the oldest events: when it is full, no more are logged.
+/// Returns -EINVAL, -ENOTCONN or -ENOTSUP (as unified_port_add) on error. Any thread; concurrent calls wait for each other.
 ///
 /// # Safety
 /// `ctx` must be a handle; `events` must have room for `max`.
@@ -554,8 +555,8 @@ fn event_of(event: &Event) -> unified_event {
     }
 }
 
-/// A descriptor that becomes readable when a quarter of the events' ring buffer is full; it belongs to the
-/// context. A few events are found only by asking. -ENOTCONN, -ENOTSUP (as unified_port_add). Any
+/// Returns a descriptor that becomes readable when a quarter of the event ring buffer is full. The context owns it. It does not
+/// report fewer events: call unified_events for those. Returns -ENOTCONN or -ENOTSUP (as unified_port_add) on error. Any
 /// thread.
 ///
 /// # Safety
@@ -565,8 +566,8 @@ pub unsafe extern "C" fn unified_events_fd(ctx: *const unified_ctx) -> c_int {
     guard(|| with(ctx, |_, context| context.events_fd()))
 }
 
-/// The device's path as it was opened, copied to `path` (at most `len` bytes, zero byte included): the
-/// length without the zero byte, -EINVAL, -ENAMETOOLONG. Any thread.
+/// Copies the device's path, as it was opened, to `path`: at most `len` bytes, including the zero byte. Returns the length
+/// without the zero byte, -EINVAL or -ENAMETOOLONG. Any thread.
 ///
 /// # Safety
 /// `ctx` must be a handle; `path` must have room for `len`.

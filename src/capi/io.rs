@@ -14,8 +14,9 @@ use crate::sys::abi::NvmeUringCmd;
 /// Packets and completions are passed on in pieces of this many, on the stack.
 const PIECE: usize = 64;
 
-/// Takes an empty frame: its number to `*frame`. It is the caller's until submitted or released. 0,
-/// -ENOBUFS (none is free now), -EBUSY (another thread receives), -ESHUTDOWN (the context is being destroyed). The receiver's thread.
+/// Allocates a free frame and stores its number in `*frame`. The caller owns it until it is submitted or released. Returns 0,
+/// -ENOBUFS (no frame is free now), -EBUSY (another thread receives) or -ESHUTDOWN (the context is being destroyed). The
+/// receiver's thread.
 ///
 /// # Safety
 /// `ctx` must be a handle; `frame` must be valid.
@@ -32,8 +33,8 @@ pub unsafe extern "C" fn unified_frame_alloc(ctx: *const unified_ctx, frame: *mu
     })
 }
 
-/// Gives a frame back that was received, allocated, or came with a completion. 0, -EINVAL (not the
-/// caller's), -EBUSY (in flight). Any thread.
+/// Releases a frame that was received, allocated, or returned by a completion. Returns 0, -EINVAL (the caller does not own it)
+/// or -EBUSY (it is in flight). Any thread.
 ///
 /// # Safety
 /// `ctx` must be a handle.
@@ -42,8 +43,8 @@ pub unsafe extern "C" fn unified_frame_release(ctx: *const unified_ctx, frame: u
     guard(|| with(ctx, |_, context| context.frame_release(frame)).map(|()| 0))
 }
 
-/// The first byte of a frame (of `frame_size` bytes), page or half-page aligned; NULL for a number that
-/// is not one. Read and write it only while the frame is the caller's. Any thread.
+/// Returns the first byte of a frame of `frame_size` bytes, aligned to a page or half a page; NULL if there is no frame of that
+/// number. Access the memory only while the caller owns the frame. Any thread.
 ///
 /// # Safety
 /// `ctx` must be a handle.
@@ -101,11 +102,11 @@ fn packet_of(context: &Context, packet: &Received, queue: u32) -> unified_packet
     }
 }
 
-/// Takes up to `max` received packets, and gives free frames back to the NIC: the number of packets, 0
-/// where there are none. Each packet's frame is the caller's from now on. -EINVAL, -EBUSY (another thread
-/// receives, or a pipeline runs), -ENOTCONN (no interface), -ENODEV (it was deleted or moved to another
-/// network namespace, and every packet was taken), -ESHUTDOWN. The receiver's thread. An interface that is
-/// down, and one whose XDP program somebody took off, is no error: see unified_stats.link_up and xdp_attached.
+/// Takes up to `max` received packets and refills the fill ring with free frames. Returns the number of packets, 0 if there are
+/// none. From now on the caller owns the frame of each packet. Errors: -EINVAL, -EBUSY (another thread receives, or a
+/// pipeline runs), -ENOTCONN (no interface), -ENODEV (the interface was deleted or moved to another network namespace, and
+/// all packets were taken), -ESHUTDOWN. The receiver's thread. It is not an error if the interface is down or if somebody
+/// detached the XDP program: see unified_stats.link_up and xdp_attached.
 ///
 /// # Safety
 /// `ctx` must be a handle; `packets` must have room for `max`.
@@ -182,16 +183,16 @@ fn transfer(
     })
 }
 
-/// Writes `len` bytes at `data`, which lie in `frame`, to the device from block `lba` on. The last block is
-/// padded with zeroes: the frame's bytes behind `data + len` may be overwritten. The frame is the library's
-/// until its completion was taken; then it goes back to the NIC by itself, or with UNIFIED_KEEP to the
-/// caller. After a failure the caller has it as before.
+/// Writes `len` bytes at `data`, inside `frame`, to the device, beginning at block `lba`. The last block is padded with zeroes,
+/// so the bytes of the frame after `data + len` may be overwritten. The library owns the frame until its completion was taken.
+/// Then the frame goes back to the fill ring, or to the caller with UNIFIED_KEEP. If this function fails, the caller still
+/// owns the frame.
 ///
-/// 0, -EINVAL (length, not inside the frame, frame not the caller's), -EBUSY (frame in flight already,
-/// another thread submits, or a pipeline runs), -EAGAIN (SQ ring full: take completions), -ESHUTDOWN. What
-/// the device says comes with the completion: LBA Out of Range (80h), Write Fault (280h), Namespace is Write
-/// Protected (20h), ... Without UNIFIED_FUA the data is durable only after a flush where the device has a
-/// volatile cache. The receiver's thread. NVM Command Set Specification 1.0, section 3.2.6.
+/// Returns 0, -EINVAL (wrong length, not inside the frame, or the caller does not own the frame), -EBUSY (the frame is in
+/// flight, another thread submits, or a pipeline runs), -EAGAIN (the SQ ring is full: take completions) or -ESHUTDOWN. The
+/// completion carries the status of the device: LBA Out of Range (80h), Write Fault (280h), Namespace is Write Protected
+/// (20h), and so on. If the device has a volatile cache, the data is durable only after a flush, or with UNIFIED_FUA. The
+/// receiver's thread. NVM Command Set Specification 1.0, section 3.2.6.
 ///
 /// # Safety
 /// `ctx` must be a handle.
@@ -214,8 +215,8 @@ pub unsafe extern "C" fn unified_submit_write(
     })
 }
 
-/// Reads `len` bytes, whole blocks, from block `lba` on to `data`, which lies in a frame of the caller's.
-/// The completion gives the frame back. Errors and thread as unified_submit_write. Section 3.2.4.
+/// Reads `len` bytes, whole blocks, beginning at block `lba`, to `data` inside a frame that the caller owns. The completion
+/// returns the frame. Errors and thread as unified_submit_write. Section 3.2.4.
 ///
 /// # Safety
 /// `ctx` must be a handle.
@@ -238,8 +239,8 @@ pub unsafe extern "C" fn unified_submit_read(
     })
 }
 
-/// Compares `len` bytes, whole blocks, with the device: status Compare Failure (285h) where they differ.
-/// The completion gives the frame back. Errors and thread as unified_submit_write. Section 3.2.1.
+/// Compares `len` bytes, whole blocks, with the device. The status is Compare Failure (285h) if they differ. The completion
+/// returns the frame. Errors and thread as unified_submit_write. Section 3.2.1.
 ///
 /// # Safety
 /// `ctx` must be a handle.
@@ -262,8 +263,8 @@ pub unsafe extern "C" fn unified_submit_compare(
     })
 }
 
-/// Makes durable what completed before it was submitted. Writes still in flight may or may not be covered.
-/// 0, -EBUSY, -EAGAIN, -ESHUTDOWN. The receiver's thread. Base Specification 2.0, section 7.1.
+/// Flushes the device: when the flush completes, all writes that completed before it was submitted are durable. Writes that
+/// were in flight may or may not be covered. Returns 0, -EBUSY, -EAGAIN or -ESHUTDOWN. The receiver's thread. Base Specification 2.0, section 7.1.
 ///
 /// # Safety
 /// `ctx` must be a handle.
@@ -272,7 +273,7 @@ pub unsafe extern "C" fn unified_submit_flush(ctx: *const unified_ctx, user_data
     guard(|| with_free(ctx, |context| context.submit_flush(user_data)).map(|()| 0))
 }
 
-/// Zeroes `blocks` (1 to 65536) from `lba` on. `flags`: UNIFIED_FUA or 0. Errors and thread as
+/// Zeroes `blocks` (1 to 65536) blocks, beginning at `lba`. `flags`: UNIFIED_FUA or 0. Errors and thread as
 /// unified_submit_flush, and -EINVAL. NVM Command Set Specification 1.0, section 3.2.8.
 ///
 /// # Safety
@@ -299,9 +300,8 @@ pub unsafe extern "C" fn unified_submit_write_zeroes(
     })
 }
 
-/// Tells the device that `blocks` (1 to 65536) from `lba` on are not needed any more (Dataset Management,
-/// Deallocate). What they hold afterwards is the device's choice. Errors and thread as unified_submit_flush,
-/// -EINVAL, and -ENOBUFS (needs a free frame). NVM Command Set Specification 1.0, section 3.2.3.
+/// Deallocates `blocks` (1 to 65536) blocks, beginning at `lba` (Dataset Management). The device decides what they contain
+/// afterwards. Errors and thread as unified_submit_flush, -EINVAL, and -ENOBUFS (it needs a free frame). NVM Command Set Specification 1.0, section 3.2.3.
 ///
 /// # Safety
 /// `ctx` must be a handle.
@@ -320,10 +320,10 @@ pub unsafe extern "C" fn unified_submit_deallocate(
     })
 }
 
-/// Submits any NVMe command; opcode 06h, Identify, goes to the controller. Its data, `command->data_len`
-/// bytes at `data` in `frame`, comes back with the completion; NULL and any frame for none. Devices that
-/// are no NVMe know the commands of this header and answer the others with Invalid Opcode (1h). Errors and
-/// thread as unified_submit_write.
+/// Submits any NVMe command. Opcode 06h, Identify, goes to the controller. The data of the command is `command->data_len` bytes
+/// at `data` inside `frame`; the completion returns the frame. For a command without data, `data` is NULL and `frame` is
+/// ignored. Other devices than NVMe drives support the commands of this header and answer all others with Invalid Opcode
+/// (1h). Errors and thread as unified_submit_write.
 ///
 /// # Safety
 /// `ctx` must be a handle; `command` must be valid.
@@ -383,7 +383,8 @@ pub unsafe extern "C" fn unified_submit_raw(
     })
 }
 
-/// Shows the engine what was submitted with UNIFIED_MORE. 0, -EBUSY, -ESHUTDOWN. The receiver's thread.
+/// Makes commands that were submitted with UNIFIED_MORE visible to the engine. Returns 0, -EBUSY or -ESHUTDOWN. The receiver's
+/// thread.
 ///
 /// # Safety
 /// `ctx` must be a handle.
@@ -392,9 +393,9 @@ pub unsafe extern "C" fn unified_submit_pending(ctx: *const unified_ctx) -> c_in
     guard(|| with_free(ctx, |context| context.submit_pending()).map(|()| 0))
 }
 
-/// Takes up to `max` completions: their number, 0 where there are none. With UNIFIED_DRIVE_INLINE this also
-/// drives the device. -EINVAL, -EBUSY (another thread takes, or a pipeline runs), -ESHUTDOWN, -EBADMSG (the
-/// rings were overwritten), or what stopped the engine. The taker's thread.
+/// Takes up to `max` completions and returns their number, 0 if there are none. With UNIFIED_DRIVE_INLINE this call also drives
+/// the device. Errors: -EINVAL, -EBUSY (another thread takes completions, or a pipeline runs), -ESHUTDOWN, -EBADMSG (the
+/// rings were overwritten), or the error that stopped the engine. The taker's thread.
 ///
 /// # Safety
 /// `ctx` must be a handle; `completions` must have room for `max`.
@@ -447,11 +448,11 @@ fn completion_of(done: &Completion) -> unified_completion {
     }
 }
 
-/// Waits until there is something of `what` (UNIFIED_WAIT_RX, UNIFIED_WAIT_COMPLETIONS), at most
-/// `timeout_ms` (-1: for ever): which, 0 when the time ran out or a signal came. -EINVAL, -EBUSY,
-/// -ENOTCONN, -ENODEV (the interface is gone and nothing of `what` is there), -ESHUTDOWN (the context is being
-/// destroyed), or what stopped the engine. The thread of the role or roles, which it has until it returns: other
-/// threads get -EBUSY from calls of the same role meanwhile.
+/// Waits until packets or completions are ready, as `what` says (UNIFIED_WAIT_RX, UNIFIED_WAIT_COMPLETIONS or both), for at most
+/// `timeout_ms` (-1: no limit). Returns the bits that are ready; 0 on timeout or signal. Errors: -EINVAL, -EBUSY, -ENOTCONN,
+/// -ENODEV (the interface is gone and nothing is ready), -ESHUTDOWN (the context is being destroyed), or the error that
+/// stopped the engine. The thread that has the role, or both roles. It keeps them until the function returns: meanwhile calls
+/// of the same role in other threads return -EBUSY.
 ///
 /// # Safety
 /// `ctx` must be a handle.
@@ -467,11 +468,12 @@ pub unsafe extern "C" fn unified_wait(
     })
 }
 
-/// A descriptor for event loops, readable when packets or completions wait; it belongs to the context. When
-/// it is, call unified_rx_batch and unified_completions until they give less than was asked for: they
-/// leave it armed, and it is not readable again before something new comes. It also becomes readable, for good, when the
-/// context is being destroyed or the engine has stopped; those calls then say so. Take it out of the loop before the
-/// context is destroyed, which closes it. -EBUSY, -ESHUTDOWN. Call it once, before the loop, from the thread that has both roles.
+/// Returns a descriptor for event loops. It is readable while packets or completions are ready. The context owns it and closes
+/// it: remove it from the loop before the context is destroyed. When it is readable, call unified_rx_batch and
+/// unified_completions until they return fewer than requested. They leave the descriptor armed; it becomes readable again only
+/// when something new arrives. It also becomes readable, and stays so, when the context is being destroyed or the engine has
+/// stopped; those calls then return the error. Errors: -EBUSY, -ESHUTDOWN. Call it once, before the loop, from the thread that
+/// has both roles.
 ///
 /// # Safety
 /// `ctx` must be a handle.

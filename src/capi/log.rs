@@ -43,14 +43,13 @@ fn with<T>(log: *const unified_log, body: impl FnOnce(&mut LogReader) -> Result<
     }
 }
 
-/// Opens the log that a pipeline with UNIFIED_LAYOUT_SLOT has written (or is writing) to `path`, in a range
-/// that begins `start` bytes into the device or file. Needs no context and no privilege but reading `path`.
-/// `*log` is the handle, NULL after a failure; it stands at the oldest record.
+/// Opens a log that a pipeline with UNIFIED_LAYOUT_SLOT wrote, or still writes, to `path`. The log begins `start` bytes into the
+/// device or file. No context is needed, and no privilege other than to read `path`. Stores the handle in `*log`; NULL on
+/// failure. The first record to be read is the oldest.
 ///
-/// 0, -EINVAL (NULL, `start` no multiple of 512), -ENOENT, -EACCES (the path), -ENOMSG (there is no log),
-/// -EPROTONOSUPPORT (it is of a version that this library does not know), -EIO.
-/// Any thread; one log, one thread at a time (others wait; a forked child gets -ENOTSUP from every call if a thread of
-/// its parent was within one).
+/// Returns 0, -EINVAL (NULL, or `start` is not a multiple of 512), -ENOENT, -EACCES (about the path), -ENOMSG (there is no log),
+/// -EPROTONOSUPPORT (this library does not know the log's version) or -EIO. Any thread. One thread at a time uses a log;
+/// others wait. In a forked child all calls return -ENOTSUP if a thread of the parent was inside one at the fork.
 ///
 /// # Safety
 /// `path` must end in a zero byte; `log` must be valid.
@@ -76,8 +75,7 @@ pub unsafe extern "C" fn unified_log_open(
     })
 }
 
-/// Closes a log. Records' pointers are invalid from then on. 0, -EINVAL for NULL, -EBADF where it was closed
-/// already.
+/// Closes a log. Pointers into its records become invalid. Returns 0, -EINVAL for NULL, or -EBADF if it was closed before.
 ///
 /// # Safety
 /// `log` must be a handle of unified_log_open, or NULL.
@@ -92,9 +90,9 @@ pub unsafe extern "C" fn unified_log_close(log: *mut unified_log) -> c_int {
     })
 }
 
-/// Looks for records that the device does not have in the file or block device that the recorder spilled to
-/// (unified_config.spill). Before the first unified_log_next; the log stands at its oldest record again. 0, -EINVAL
-/// for NULL, -EBADF, -ENOENT, -EACCES (the path), -EIO.
+/// Adds the file or block device that the recorder spilled to (unified_config.spill): records that the device does not have are
+/// read from there. Call it before the first unified_log_next; it goes back to the oldest record. Returns 0, -EINVAL for
+/// NULL, -EBADF, -ENOENT, -EACCES (about the path) or -EIO.
 ///
 /// # Safety
 /// `log` must be a handle of unified_log_open, or NULL; `path` must end in a zero byte.
@@ -133,17 +131,17 @@ fn record_of(header: &Header, packet: &[u8]) -> unified_log_record {
     }
 }
 
-/// The next thing in the log: 1 and `*record` filled in (set its size first), or 0 at the end. With
-/// `timeout_ms` > 0 it waits so long for a recorder to go on, with -1 for ever. `record->kind` says what it
-/// is: a record, or a range of sequence numbers that is not there, and why. The packet's bytes belong to the
-/// log and are valid until the next call with it.
+/// Reads the next record, or the next range of records that cannot be read. Set `record->size` first. Returns 1 and fills in
+/// `*record`, or 0 at the end of the log. At the end it waits up to `timeout_ms` for a recorder to continue (-1: no limit).
+/// `record->kind` says whether it is a record, or why a range of sequence numbers is not there. The log owns the packet's
+/// bytes; they are valid until the next call with this log.
 ///
-/// Writes of a recorder may end in another order than they began. With a timeout a record that is not there yet is
-/// waited for, a second at the longest, before it is called missing. Without (0) it is missing at once, if a later one
-/// is there: right for a log that nobody writes to.
+/// A recorder's writes may complete in another order than they began. With a timeout, the function waits up to one second
+/// for a record before it reports it as missing. Without one (0), a record is missing at once if a later one is there, which
+/// is right for a log that nobody writes to.
 ///
-/// -EINVAL, -EBADF, -EIO (the device cannot be read, or ends before the log does), -ENOMSG (something else stands where
-/// the log began, or a new log was begun there: destroy this handle and open the log again).
+/// Errors: -EINVAL, -EBADF, -EIO (the device cannot be read, or ends before the log does), -ENOMSG (the log was replaced by
+/// something else or by a new log: close this handle and open the log again).
 ///
 /// # Safety
 /// `log` must be a handle; `record` must have `size` bytes.
@@ -194,8 +192,8 @@ pub unsafe extern "C" fn unified_log_next(
     })
 }
 
-/// Goes to a record by its sequence number: the next call of unified_log_next gives it, or says what became
-/// of it. 0, -EINVAL, -EBADF.
+/// Seeks to a record by its sequence number: the next unified_log_next returns it, or why it is not there. Returns 0, -EINVAL or
+/// -EBADF.
 ///
 /// # Safety
 /// `log` must be a handle.
@@ -209,7 +207,7 @@ pub unsafe extern "C" fn unified_log_seek(log: *const unified_log, sequence: u64
     })
 }
 
-/// Goes to the first record that is not older than `timestamp`, ns since 1970-01-01 UTC. 0, -EINVAL, -EBADF,
+/// Seeks to the first record that is not older than `timestamp`, in ns since 1970-01-01 UTC. Returns 0, -EINVAL, -EBADF or
 /// -EIO.
 ///
 /// # Safety
@@ -228,7 +226,8 @@ fn interface_of(superblock: &Superblock) -> [c_char; NAME_LEN] {
     bytes
 }
 
-/// Fills in what the log is and what has been read of it. Set `info->size` first. 0, -EINVAL, -EBADF, -EIO.
+/// Stores the properties of the log, and what was read so far, in `*info`. Set `info->size` first. Returns 0, -EINVAL, -EBADF or
+/// -EIO.
 ///
 /// # Safety
 /// `log` must be a handle; `info` must have `size` bytes.

@@ -6,7 +6,7 @@ use super::{LAST_ERROR, guard};
 use crate::log::{self, Level};
 use crate::storage::command::status_text;
 
-/// The library's version: major << 16 | minor << 8 | patch. Any thread.
+/// Returns the library's version: major << 16 | minor << 8 | patch. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn unified_version() -> u32 {
     let number = |text: &str| text.parse::<u32>().unwrap_or(0);
@@ -15,14 +15,14 @@ pub extern "C" fn unified_version() -> u32 {
         | number(env!("CARGO_PKG_VERSION_PATCH"))
 }
 
-/// The same as text; static. Any thread.
+/// Returns the library's version as static text. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn unified_version_string() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// What the last function that failed in this thread tried, on what, and what to do about it. Never NULL;
-/// valid until the next call of this library in this thread. Empty before the first failure.
+/// Returns a message about the last function that failed in this thread: what was tried, on what, and what to do. Never NULL;
+/// empty before the first failure. Valid until the next call of this library in this thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn unified_last_error() -> *const c_char {
     LAST_ERROR
@@ -30,7 +30,7 @@ pub extern "C" fn unified_last_error() -> *const c_char {
         .unwrap_or(c"".as_ptr())
 }
 
-/// An errno in words, negative or positive; valid until the next call of this function in this thread.
+/// Returns the text of an errno, negative or positive. Valid until the next call of this function in this thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn unified_strerror(error: c_int) -> *const c_char {
     thread_local! {
@@ -45,7 +45,7 @@ pub extern "C" fn unified_strerror(error: c_int) -> *const c_char {
     .unwrap_or(c"".as_ptr())
 }
 
-/// An NVMe status (type << 8 | code) in words; static. Any thread.
+/// Returns the text of an NVMe status (type << 8 | code). It is static. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn unified_status_string(status: u32) -> *const c_char {
     use crate::sys::fork::Lock;
@@ -66,9 +66,9 @@ pub extern "C" fn unified_status_string(status: u32) -> *const c_char {
         .as_ptr()
 }
 
-/// Receives log lines of the library, of libxdp and of libbpf. `level`: 0 error, 1 warning, 2 info, 3
-/// debug. `line` ends in a zero byte and lives during the call. Called from any thread; it must return
-/// (longjmp out of it is forbidden) and must not call unified_set_log_callback.
+/// Callback for log lines of the library, of libxdp and of libbpf. `level`: 0 error, 1 warning, 2 info, 3 debug. `line` ends in
+/// a zero byte and is valid during the call. It is called from any thread. It must return (no longjmp) and must not call
+/// unified_set_log_callback.
 #[allow(non_camel_case_types)]
 pub type unified_log_fn =
     Option<extern "C" fn(level: c_int, line: *const c_char, user: *mut c_void)>;
@@ -79,9 +79,9 @@ unsafe impl Send for User {}
 // SAFETY: as above.
 unsafe impl Sync for User {}
 
-/// Sets the log callback of the process; NULL: no log (the default). Lines above `max_level` are left out.
-/// When it returns, the callback that was set before runs no more. 0, or -EINVAL for a level out of range.
-/// Any thread.
+/// Sets the log callback of the process. NULL turns the log off (the default). Lines above `max_level` are not passed on. When
+/// the function returns, the previous callback is no longer running and will not be called again. Returns 0, or -EINVAL if
+/// the level is out of range. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn unified_set_log_callback(
     callback: unified_log_fn,

@@ -17,7 +17,7 @@ unsafe fn read<'a>(packet: *const unified_packet) -> Option<&'a unified_packet> 
     unsafe { packet.as_ref() }
 }
 
-/// First byte of the UDP payload; NULL for NULL.
+/// Returns the first byte of the UDP payload; NULL for NULL.
 ///
 /// # Safety
 /// `packet` must be NULL or filled in by unified_rx_batch.
@@ -27,7 +27,7 @@ pub unsafe extern "C" fn unified_packet_payload(packet: *const unified_packet) -
     unsafe { read(packet) }.map_or(std::ptr::null_mut(), |p| p.payload)
 }
 
-/// Bytes of UDP payload, 0 for NULL.
+/// Returns the number of bytes of UDP payload; 0 for NULL.
 ///
 /// # Safety
 /// As unified_packet_payload.
@@ -37,7 +37,8 @@ pub unsafe extern "C" fn unified_packet_payload_len(packet: *const unified_packe
     unsafe { read(packet) }.map_or(0, |p| p.payload_len)
 }
 
-/// ns of CLOCK_MONOTONIC, as this process reads it (also in a time namespace), when the XDP program saw it; 0 where that is not known.
+/// Returns when the XDP program saw the packet: ns of CLOCK_MONOTONIC as this process reads it, also in a time namespace; 0 if
+/// that is not known.
 ///
 /// # Safety
 /// As unified_packet_payload.
@@ -47,7 +48,7 @@ pub unsafe extern "C" fn unified_packet_timestamp(packet: *const unified_packet)
     unsafe { read(packet) }.map_or(0, |p| p.timestamp)
 }
 
-/// The outermost VLAN tag (PCP, DEI, VID), or -ENOENT where there is none, -EINVAL for NULL.
+/// Returns the outermost VLAN tag (PCP, DEI, VID); -ENOENT if there is none, -EINVAL for NULL.
 ///
 /// # Safety
 /// As unified_packet_payload.
@@ -61,8 +62,8 @@ pub unsafe extern "C" fn unified_packet_vlan(packet: *const unified_packet) -> c
     }
 }
 
-/// Source and destination address (16 bytes each, network byte order, IPv4 in the first four) and ports
-/// (host byte order); any of the places may be NULL. The IP version, 4 or 6; -EINVAL.
+/// Stores the source and destination address (16 bytes each, network byte order, IPv4 in the first four) and the ports (host
+/// byte order). Any of the pointers may be NULL. Returns the IP version, 4 or 6, or -EINVAL.
 ///
 /// # Safety
 /// As unified_packet_payload; the places must be NULL or have room.

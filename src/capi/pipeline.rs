@@ -10,20 +10,19 @@ use crate::log;
 use crate::pipeline::{AtEnd, Layout, Pipeline, PipelineConfig, PipelineStatus};
 use crate::recorder::Existing;
 
-/// Starts the packet thread and the storage thread: what the context receives is stored in a range of the
-/// device. With UNIFIED_LAYOUT_PAYLOAD payload by payload, each padded to whole blocks; with
-/// UNIFIED_LAYOUT_SLOT as records of a log, which unified_log_open reads, and which goes on where it ended
-/// (or begins anew with UNIFIED_LOG_NEW). Until it is stopped the functions of the data path return -EBUSY.
+/// Starts a packet thread and a storage thread that store received packets in a range of the device. UNIFIED_LAYOUT_PAYLOAD
+/// stores the payloads one after the other, each padded to whole blocks. UNIFIED_LAYOUT_SLOT writes the records of a log,
+/// which unified_log_open reads. An existing log is continued, or replaced with UNIFIED_LOG_NEW. Until the pipeline is
+/// stopped, the functions of the data path return -EBUSY.
 ///
-/// 0, -EINVAL (the range is not on the device; no log fits, or one of other sizes is there; more moderation_us than there can
-/// be), -EROFS, -EEXIST (no log is in the range, but something else: UNIFIED_LOG_NEW begins one there all the same),
-/// -EALREADY (one runs, or has not ended yet), -EBUSY (completions of earlier commands are not taken yet, or another thread is about to take
-/// some), -ENOTCONN (no interface), -EIO (the log cannot be read), -EPROTONOSUPPORT
-/// (a log of a version that this library does not know is there), -EEXIST (something that is no log is there), -ETIMEDOUT (the device did not answer for 30 s). Any
-/// thread.
+/// Returns 0, or -EINVAL: the range is not on the device, no log fits into it, a log of other sizes is there, or
+/// `moderation_us` is too large; -EROFS; -EEXIST: the range holds something that is not a log (UNIFIED_LOG_NEW overrides
+/// this); -EALREADY: a pipeline runs, or has not ended yet; -EBUSY: completions of earlier commands were not taken yet, or
+/// another thread is taking some; -ENOTCONN: no interface; -EIO: the log cannot be read; -EPROTONOSUPPORT: this library does
+/// not know the version of the log in the range; -ETIMEDOUT: the device did not answer for 30 s. Any thread.
 ///
-/// What a completed write promises: with UNIFIED_FUA, or on a device without volatile cache, that it is
-/// durable; else that it is as soon as unified_pipeline_status.durable has passed it.
+/// With UNIFIED_FUA, or on a device without volatile cache, a completed write is durable. Otherwise it is durable as soon as
+/// unified_pipeline_status.durable has passed it.
 ///
 /// # Safety
 /// `ctx` must be a handle; `config` must be valid.
@@ -120,7 +119,8 @@ unsafe fn fill(to: *mut unified_pipeline_status, s: &PipelineStatus) -> Result<(
     unsafe { put_sized(to, filled, STATUS) }
 }
 
-/// Where the pipeline stands. Set `status->size` first. 0, -EINVAL, -ENOENT (none runs). Any thread.
+/// Stores the state of the pipeline in `*status`. Set `status->size` first. Returns 0, -EINVAL or -ENOENT (no pipeline runs). Any
+/// thread.
 ///
 /// # Safety
 /// `ctx` must be a handle; `status` must have `size` bytes.
@@ -141,9 +141,9 @@ pub unsafe extern "C" fn unified_pipeline_status(
     })
 }
 
-/// Stops the pipeline: stores what was received, flushes the device, ends both threads. `status` may be
-/// NULL; else set its size first. Packets that come later stay in the RX ring. 0, -ENOENT (none runs),
-/// -EIO (a flush failed: see `durable` for what is safe), -EINVAL (the status' size: it runs on). Any thread.
+/// Stops the pipeline: stores what was received, flushes the device, and ends both threads. Packets that arrive later stay in
+/// the RX ring. `status` may be NULL; otherwise set `status->size` first. Returns 0, -ENOENT (no pipeline runs), -EIO (a flush
+/// failed; `durable` says what is safe) or -EINVAL (invalid `status->size`; the pipeline continues). Any thread.
 ///
 /// # Safety
 /// `ctx` must be a handle; `status` must be NULL or have `size` bytes.

@@ -2,32 +2,40 @@
 
 use std::ffi::{c_char, c_void};
 
+/// unified_config.drive: the thread that asks for completions drives the device, inside its calls.
 pub const UNIFIED_DRIVE_INLINE: u32 = 0;
+/// unified_config.drive: a thread of the library drives the device.
 pub const UNIFIED_DRIVE_THREAD: u32 = 1;
 
+/// unified_config.xdp_mode: native mode if the driver supports it, otherwise SKB mode.
 pub const UNIFIED_XDP_AUTO: u32 = 0;
+/// unified_config.xdp_mode: native mode only; -EOPNOTSUPP if the driver has none.
 pub const UNIFIED_XDP_NATIVE: u32 = 1;
+/// unified_config.xdp_mode: SKB (generic) mode only.
 pub const UNIFIED_XDP_SKB: u32 = 2;
 
+/// unified_config.copy_mode: zero-copy if the driver supports it, otherwise copy mode.
 pub const UNIFIED_COPY_AUTO: u32 = 0;
+/// unified_config.copy_mode: copy mode only.
 pub const UNIFIED_COPY_ONLY: u32 = 1;
+/// unified_config.copy_mode: zero-copy only; -EOPNOTSUPP if the driver has none.
 pub const UNIFIED_COPY_ZERO: u32 = 2;
 
-/// Configuration flag: take reserved 2 MiB pages (vm.nr_hugepages) where there are enough. Without it, and where
-/// there are not, the region is in transparent ones where the kernel gives them
-/// (/sys/kernel/mm/transparent_hugepage/enabled is "madvise" or "always") and it fills one, and else in pages of
-/// 4 KiB; see unified_info.huge_pages.
+/// Configuration flag: use reserved 2 MiB pages (vm.nr_hugepages) if there are enough. Without this flag, or if there are
+/// too few, the region uses transparent huge pages if the kernel provides them
+/// (/sys/kernel/mm/transparent_hugepage/enabled is "madvise" or "always") and the region fills at least one; otherwise it
+/// uses 4 KiB pages. unified_info.huge_pages says what was used.
 pub const UNIFIED_HUGE_PAGES: u32 = 1;
 /// Configuration flag: write even to a device that is mounted, held or partitioned, or that holds a file system,
 /// a volume, a partition table or the like; and begin a log in a range that holds something else. Destroys data.
 pub const UNIFIED_FORCE: u32 = 2;
 /// Configuration flag: open the device for reading only.
 pub const UNIFIED_READ_ONLY: u32 = 4;
-/// Configuration flag: use the block layer also where NVMe passthrough would do.
+/// Configuration flag: use the block layer even if NVMe passthrough is available.
 pub const UNIFIED_NO_PASSTHROUGH: u32 = 8;
-/// Configuration flag: never copy in the library; the kernel gets misaligned data as it is.
+/// Configuration flag: never copy data inside the library; misaligned data is passed to the kernel as it is.
 pub const UNIFIED_NO_BOUNCE: u32 = 16;
-/// Configuration flag: take `headroom` as it is, also 0.
+/// Configuration flag: use the value of `headroom`, even if it is 0.
 pub const UNIFIED_HEADROOM: u32 = 32;
 /// Configuration flag: log no metadata events.
 pub const UNIFIED_NO_EVENTS: u32 = 64;
@@ -38,24 +46,26 @@ pub const UNIFIED_XSK_FD: u32 = 256;
 /// Configuration flag: `device_fd` is set.
 pub const UNIFIED_DEVICE_FD: u32 = 512;
 
-/// Submission flag: on the medium when it completes (Force Unit Access), also where the device caches.
+/// Submission flag: the data is on the medium when the command completes (Force Unit Access), even if the device has a
+/// write cache.
 pub const UNIFIED_FUA: u32 = 1;
-/// Submission flag: the completion gives the frame back to the caller instead of to the fill ring.
+/// Submission flag: the completion returns the frame to the caller instead of to the fill ring.
 pub const UNIFIED_KEEP: u32 = 2;
-/// Submission flag: more follows at once; the engine sees it with the next submission without this flag.
+/// Submission flag: more submissions follow at once. The engine sees this one together with the next submission that does
+/// not have this flag.
 pub const UNIFIED_MORE: u32 = 4;
 
-/// For unified_wait: packets.
+/// For unified_wait: packets are in the RX ring.
 pub const UNIFIED_WAIT_RX: u32 = 1;
-/// For unified_wait: completions.
+/// For unified_wait: completions are in the CQ ring.
 pub const UNIFIED_WAIT_COMPLETIONS: u32 = 2;
 
 /// unified_packet.flags: `vlan_tci` holds the outermost VLAN tag.
 pub const UNIFIED_PACKET_VLAN: u8 = 1;
 
-/// unified_completion.flags: the device says that trying again is useless (NVMe DNR).
+/// unified_completion.flags: a retry would fail as well (NVMe Do Not Retry).
 pub const UNIFIED_COMPLETION_DNR: u32 = 1;
-/// unified_completion.flags: `frame` is in the caller's hands again.
+/// unified_completion.flags: the caller owns `frame` again.
 pub const UNIFIED_COMPLETION_FRAME: u32 = 2;
 /// unified_completion.flags: the library copied the data, because the device could not take it in place.
 pub const UNIFIED_COMPLETION_BOUNCED: u32 = 4;
@@ -66,16 +76,16 @@ pub const UNIFIED_COMPLETION_SPILLED: u32 = 8;
 pub const UNIFIED_LAYOUT_PAYLOAD: u32 = 0;
 /// unified_pipeline_config.layout: a log of whole frames (docs/record-format.md).
 pub const UNIFIED_LAYOUT_SLOT: u32 = 1;
-/// unified_pipeline_config.flags: begin a new log; an earlier one in the range counts no more, and whatever else is
-/// there is written over.
+/// unified_pipeline_config.flags: begin a new log. An earlier log in the range is discarded, and anything else there is
+/// overwritten.
 pub const UNIFIED_LOG_NEW: u32 = 8;
-/// unified_pipeline_config.at_end: stop storing; further packets are counted and let go.
+/// unified_pipeline_config.at_end: stop storing; further packets are counted and released.
 pub const UNIFIED_AT_END_STOP: u32 = 0;
 /// unified_pipeline_config.at_end: begin again at the start of the range.
 pub const UNIFIED_AT_END_WRAP: u32 = 1;
 
-/// What a context is made of. Zero everything, set `size` and `device`, and what differs from the
-/// defaults; zero means the default everywhere.
+/// Configuration of a context. Zero the struct, set `size` and `device`, and set the fields that shall differ from their
+/// defaults. Zero means the default for every field.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct unified_config {
@@ -86,7 +96,8 @@ pub struct unified_config {
     /// /dev/ngXnY or /dev/nvmeXnY (NVMe passthrough), another block device, a regular file, or
     /// "null:" (stores nothing; "null:BYTES" gives its size).
     pub device: *const c_char,
-    /// A regular file is made and given at least this many bytes. 0: it is taken as it is.
+    /// Size in bytes of a regular file: it is created if it does not exist, and grown to this size if it is smaller. 0: the
+    /// file must exist and keeps its size.
     pub file_size: u64,
     /// Receive queue of the interface, from 0.
     pub queue: u32,
@@ -95,15 +106,14 @@ pub struct unified_config {
     /// UDP destination ports, host byte order, each 1 to 65535. Default: 9999.
     pub ports: *const u16,
     pub port_count: u32,
-    /// UNIFIED_DRIVE_INLINE: whoever asks for completions drives the device.
-    /// UNIFIED_DRIVE_THREAD: a thread of the library does.
+    /// UNIFIED_DRIVE_INLINE (default) or UNIFIED_DRIVE_THREAD.
     pub drive: u32,
     /// Bytes: 2048 (default) or 4096.
     pub frame_size: u32,
     /// Frames: 64 to 4194304. Default 4096.
     pub frame_count: u32,
-    /// Bytes before each packet beside the kernel's 256. Default 214, which puts the payload of a plain
-    /// IPv4 packet on byte 512 of its frame. Only with UNIFIED_HEADROOM.
+    /// Bytes before each packet, in addition to the kernel's 256. Default 214, which puts the payload of a plain IPv4 packet
+    /// at byte 512 of its frame. Other values count only with UNIFIED_HEADROOM.
     pub headroom: u32,
     /// Ring entries, powers of two up to 32768. Default 256.
     pub sq_entries: u32,
@@ -111,51 +121,50 @@ pub struct unified_config {
     /// AF_XDP ring entries, powers of two. Default 2048.
     pub rx_ring: u32,
     pub fill_ring: u32,
-    /// UNIFIED_XDP_AUTO (native, else SKB), _NATIVE or _SKB.
+    /// UNIFIED_XDP_AUTO (default), UNIFIED_XDP_NATIVE or UNIFIED_XDP_SKB.
     pub xdp_mode: u32,
-    /// UNIFIED_COPY_AUTO (zero-copy, else copy), _ONLY or _ZERO.
+    /// UNIFIED_COPY_AUTO (default), UNIFIED_COPY_ONLY or UNIFIED_COPY_ZERO.
     pub copy_mode: u32,
-    /// Among several XDP programs on the interface: 1 to 65535, low runs first. Default 50.
+    /// Order among several XDP programs on the interface, 1 to 65535; lower numbers run first. Default 50.
     pub run_priority: u32,
-    /// One metadata event in so many packets. Default 1 (each).
+    /// Log one metadata event per this many packets. Default 1 (every packet).
     pub event_sample: u32,
     /// Bytes of the events ring buffer, a power of two from 4096. Default 262144.
     pub events_bytes: u32,
-    /// Bytes in a block of a regular file or of "null:": 512, 1024, 2048 or 4096. Default: the smallest
-    /// that the file takes. Devices have their own.
+    /// Block size in bytes of a regular file or of "null:": 512, 1024, 2048 or 4096. Default: the smallest that the file
+    /// supports. Block devices and drives have a block size of their own.
     pub block_size: u32,
     /// Must be 0.
     pub reserved: u32,
-    /// Operations of storage that fail for now (EINTR, EAGAIN; with a backoff also ENOMEM, EBUSY and NVMe
-    /// statuses that ask for patience) are sent again so often: 1 to 255. Default 8.
-    /// UNIFIED_NO_RETRY: never.
+    /// Number of retries, 1 to 255, of a storage operation that failed temporarily: EINTR and EAGAIN; with a backoff also
+    /// ENOMEM, EBUSY and NVMe statuses that ask the host to try again later. Default 8. UNIFIED_NO_RETRY: no retries.
     pub retries: u32,
-    /// Microseconds before the first retry, doubled before each further one, up to a second. Default: at once.
+    /// Microseconds before the first retry. The pause doubles with each further retry, up to one second. Default: no pause.
     pub retry_backoff_us: u32,
-    /// Milliseconds after the first failure from which on no more is tried. Default: only `retries` counts.
+    /// Give up this many milliseconds after the first failure. Default: only `retries` limits the attempts.
     pub retry_give_up_ms: u32,
-    /// Descriptors that somebody with more privileges opened, each only with its flag; they stay the caller's,
-    /// who may close them after unified_ctx_create. With UNIFIED_XSK_MAP_FD: the map of AF_XDP sockets
-    /// (BPF_MAP_TYPE_XSKMAP) of the XDP program that is on the interface already; the library attaches none,
-    /// `ports` and events are that program's affair, and the xdp_* statistics stay 0.
+    /// This descriptor and the next two were opened by a process with more privileges. Each counts only with its flag. The
+    /// caller keeps them and may close them after unified_ctx_create. With UNIFIED_XSK_MAP_FD: the BPF_MAP_TYPE_XSKMAP of the
+    /// XDP program that is attached to the interface already. The library attaches no program then, that program decides
+    /// about ports and events, and the xdp_* statistics stay 0.
     pub xsk_map_fd: i32,
-    /// With UNIFIED_XSK_FD: socket(AF_XDP, SOCK_RAW, 0), not bound, in the interface's network namespace. It
-    /// serves one context.
+    /// With UNIFIED_XSK_FD: an unbound socket(AF_XDP, SOCK_RAW, 0) in the interface's network namespace. It serves one
+    /// context.
     pub xsk_fd: i32,
-    /// With UNIFIED_DEVICE_FD: a regular file, block device or NVMe namespace, open for reading and writing;
-    /// with O_DIRECT or without, but not with O_APPEND. `device` may be NULL and only names it. While the context
-    /// lives no other one writes to the device, also not by a copy of this descriptor in another process.
+    /// With UNIFIED_DEVICE_FD: a regular file, block device or NVMe namespace that is open for reading and writing, with or
+    /// without O_DIRECT, but without O_APPEND. `device` may be NULL; otherwise it is only a name for messages. While the
+    /// context exists, no other context writes to the device, not even through a copy of this descriptor in another process.
     pub device_fd: i32,
-    /// Where writes go that the device failed after all retries: a regular file, made where there is none, or a
-    /// block device at least as long; at the same address, padded as for the device. They complete with
-    /// success and UNIFIED_COMPLETION_SPILLED, and a flush covers them. NULL: nowhere.
+    /// Fallback for writes that still fail after all retries: a regular file, which is created if it does not exist, or a block
+    /// device that is at least as long. They go to the same address, padded as on the device, and complete with success and
+    /// UNIFIED_COMPLETION_SPILLED. A flush covers them, too. NULL: no fallback.
     pub spill: *const c_char,
 }
 
-/// unified_config.retries: errors are given out at once.
+/// unified_config.retries: report errors at once.
 pub const UNIFIED_NO_RETRY: u32 = 0xffff_ffff;
 
-/// What a context turned out to be.
+/// Properties of a context as it was created.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct unified_info {
@@ -176,9 +185,9 @@ pub struct unified_info {
     /// Blocks of the device, and bytes in each.
     pub blocks: u64,
     pub block_size: u32,
-    /// Most bytes in one command.
+    /// Maximum number of bytes in one command.
     pub max_transfer: u32,
-    /// Bits that a data address must not have set for the device to take it in place.
+    /// Alignment mask: a data address with one of these bits set cannot be used in place.
     pub dma_alignment: u32,
     /// NVMe namespace id; 1 for other devices.
     pub nsid: u32,
@@ -192,14 +201,15 @@ pub struct unified_info {
     pub rx_queues: u32,
     /// The kernel's id of the XDP program (bpftool prog show id).
     pub xdp_program_id: u32,
-    /// 0 or 1, each as it is, not as it was asked for. Huge pages: all of the region's, reserved or transparent.
+    /// 0 or 1, each as it is and not as it was requested. huge_pages: the whole region is in huge pages, reserved or
+    /// transparent.
     pub huge_pages: u8,
     pub native: u8,
     pub zero_copy: u8,
     pub dispatcher: u8,
     pub direct_io: u8,
     pub writable: u8,
-    /// 1: completed writes may sit in the device's cache until a flush; 2: not known.
+    /// 1: completed writes may stay in the device's cache until a flush. 2: unknown.
     pub volatile_cache: u8,
     pub threaded: u8,
     pub reserved: u32,
@@ -213,7 +223,8 @@ pub struct unified_packet {
     pub data: *mut c_void,
     /// First byte of the UDP payload.
     pub payload: *mut c_void,
-    /// ns of CLOCK_MONOTONIC, as this process reads it (also in a time namespace), when the XDP program saw it; 0 where the driver has no metadata area.
+    /// When the XDP program saw the packet: ns of CLOCK_MONOTONIC as this process reads it, also in a time namespace. 0 if the
+    /// driver has no metadata area.
     pub timestamp: u64,
     /// Bytes from `data`.
     pub len: u32,
@@ -241,7 +252,7 @@ pub struct unified_packet {
 pub struct unified_completion {
     /// As given with the submission.
     pub user_data: u64,
-    /// 0, or a negative errno where the system failed rather than the device.
+    /// 0, or a negative errno if the operating system failed and not the device.
     pub result: i32,
     /// NVMe status, type << 8 | code; 0 is success. See unified_status_string.
     pub status: u32,
@@ -300,7 +311,7 @@ pub struct unified_event {
     pub reserved: u16,
 }
 
-/// Everything that is counted, since the context was made. At a quiet moment:
+/// All counters, since the context was created. While no packet and no command is on its way:
 /// xdp_seen = xdp_passed + xdp_redirected;
 /// xdp_redirected = rx_dropped + rx_ring_full + redirect_errors + received + rx_pending;
 /// received = stored + failed + released + packets_held + packets_in_flight;
@@ -313,46 +324,46 @@ pub struct unified_stats {
     pub size: u64,
     /// Packets that the XDP program saw on the interface.
     pub xdp_seen: u64,
-    /// Handed on to the kernel's stack.
+    /// Passed to the kernel's network stack.
     pub xdp_passed: u64,
-    /// Sent to the AF_XDP socket.
+    /// Redirected to the AF_XDP socket.
     pub xdp_redirected: u64,
     /// UDP to one of the ports.
     pub xdp_matched: u64,
     /// Matched, but on a queue without a socket: passed.
     pub xdp_no_socket: u64,
-    /// To one of the ports, with lengths that cannot be: passed.
+    /// UDP to one of the ports, with impossible length fields: passed.
     pub xdp_malformed: u64,
     /// IP fragments: passed.
     pub xdp_fragments: u64,
-    /// Metadata events written; and lost, because the ring buffer was full although they are read. Before the first
-    /// unified_events or unified_events_fd a full ring buffer keeps the oldest, and nothing counts as lost.
+    /// Metadata events written, and events lost because the reader was too slow and the ring buffer was full. Before the first
+    /// unified_events or unified_events_fd nothing counts as lost: a full ring buffer keeps the oldest events.
     pub events: u64,
     pub events_lost: u64,
-    /// Packets without a metadata record, because the driver has no room for one.
+    /// Packets without a metadata record, because the driver has no metadata area.
     pub no_metadata: u64,
-    /// Dropped by the kernel for want of a frame, or because longer than one.
+    /// Dropped by the kernel because no frame was free, or because the packet is longer than a frame.
     pub rx_dropped: u64,
     /// Dropped by the kernel because the RX ring was full.
     pub rx_ring_full: u64,
     /// Times the fill ring was found empty (the same packets count as rx_dropped in copy mode).
     pub rx_fill_ring_empty: u64,
-    /// Redirected packets that the kernel counts nowhere.
+    /// Redirected packets that no counter of the kernel accounts for.
     pub redirect_errors: u64,
     /// Waiting in the RX ring.
     pub rx_pending: u64,
-    /// Packets handed out, and their bytes.
+    /// Packets returned by unified_rx_batch or taken by a pipeline, and their bytes.
     pub received: u64,
     pub received_bytes: u64,
-    /// Fates of received packets: written with success (the bytes with their padding), written without,
-    /// let go unwritten.
+    /// Outcomes of received packets: written with success (bytes include padding), written without success, released without
+    /// being written.
     pub stored: u64,
     pub stored_bytes: u64,
     pub failed: u64,
     pub released: u64,
     pub packets_held: u64,
     pub packets_in_flight: u64,
-    /// Commands taken by the engine, completed, completed with an error, and operations made of them.
+    /// Commands that the engine took, that completed, that completed with an error, and the operations made of them.
     pub submitted: u64,
     pub completed: u64,
     pub errors: u64,
@@ -367,25 +378,25 @@ pub struct unified_stats {
     pub bytes_written: u64,
     pub bytes_read: u64,
     pub frames_free: u64,
-    /// In the fill ring, or on their way through the kernel.
+    /// In the fill ring, or inside the kernel.
     pub frames_filled: u64,
-    /// In the caller's hands.
+    /// Owned by the caller.
     pub frames_held: u64,
     pub frames_in_flight: u64,
-    /// Packets not where the headroom should have put them.
+    /// Packets that did not begin at the expected place in their frame.
     pub misplaced: u64,
-    /// Descriptors of the kernel that made no sense.
+    /// Invalid descriptors in the RX ring.
     pub bad_descriptors: u64,
-    /// 1: the interface is up and has a carrier. 0 also where it is gone, or where there is none.
+    /// 1: the interface is up and has a carrier. 0: it is down or gone, or the context has none.
     pub link_up: u64,
-    /// Changes between up and down that were noticed, and the end of the interface.
+    /// Observed changes between up and down, and the removal of the interface.
     pub link_changes: u64,
-    /// 1: the XDP program is where it was put. 0: somebody took it off or replaced it.
+    /// 1: the XDP program is still attached. 0: somebody detached or replaced it.
     pub xdp_attached: u64,
-    /// Times that somebody else changed the XDP program on the interface.
+    /// How many times somebody else changed the XDP program on the interface.
     pub xdp_changes: u64,
-    /// Writes that the device failed and the spill took, and their bytes. They are `stored`, and not in `errors`
-    /// and `bytes_written`.
+    /// Writes that the device failed and the spill took, and their bytes. They count as `stored`, and not in `errors` or
+    /// `bytes_written`.
     pub spilled: u64,
     pub spilled_bytes: u64,
     /// To one of the ports, but several datagrams that the sender (GSO) or the kernel (GRO) merged into one packet:
@@ -394,35 +405,35 @@ pub struct unified_stats {
     pub xdp_merged: u64,
 }
 
-/// For unified_ctx_latency: from a packet's arrival (when the XDP program saw it; where the driver has no metadata
-/// area, when unified_rx_batch took it) until the completion of its first write was taken. It counts stored +
-/// failed, and packets that were written and are in the caller's hands.
+/// For unified_ctx_latency: from the arrival of a packet until the completion of its first write was taken. Arrival is when
+/// the XDP program saw the packet, or when unified_rx_batch took it if the driver has no metadata area. The count is stored +
+/// failed + packets that were written and that the caller owns again.
 pub const UNIFIED_LATENCY_PACKET: u32 = 0;
-/// For unified_ctx_latency: from a command's submission (that of the first one, where several were made visible
-/// together with UNIFIED_MORE) to its completion in the CQ ring. It counts completed.
+/// For unified_ctx_latency: from the submission of a command to its completion in the CQ ring. With UNIFIED_MORE the
+/// submission of the first command of the group counts. The count is `completed`.
 pub const UNIFIED_LATENCY_COMMAND: u32 = 1;
 /// Elements of unified_latency.buckets; this number never changes.
 pub const UNIFIED_LATENCY_BUCKETS: u32 = 101;
 
-/// How long things took, since the context was made.
+/// A histogram of latency, since the context was created.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct unified_latency {
     /// sizeof(struct unified_latency), set by the caller; then the bytes that were filled in.
     pub size: u64,
-    /// How often: the sum of `buckets`.
+    /// Number of samples: the sum of `buckets`.
     pub count: u64,
-    /// All times together, ns.
+    /// Sum of all samples, ns.
     pub sum: u64,
-    /// The longest, ns.
+    /// Longest sample, ns.
     pub max: u64,
-    /// How often it took at most 1, 2, 3 and 4 us, then in four equal steps up to each power of two: 5, 6, 7, 8, 10,
-    /// 12, 14, 16 us and so on up to 67 s; the last one: longer. Each counts what is in none before it. See
-    /// unified_latency_bound.
+    /// Samples per bucket. The upper bounds are 1, 2, 3 and 4 us, then four equal steps up to each power of two: 5, 6, 7, 8,
+    /// 10, 12, 14, 16 us and so on up to 67 s. The last bucket has all longer samples. unified_latency_bound returns the
+    /// bounds.
     pub buckets: [u64; 101],
 }
 
-/// What a pipeline stores, and where.
+/// Configuration of a pipeline: what it stores, and where.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct unified_pipeline_config {
@@ -438,47 +449,48 @@ pub struct unified_pipeline_config {
     pub flags: u32,
     /// UNIFIED_LAYOUT_PAYLOAD or UNIFIED_LAYOUT_SLOT
     pub layout: u32,
-    /// Group flush: after so many completed writes, and so many ms after the last flush where something
-    /// was completed since. Both 0: one flush, at the end.
+    /// Flush after this many completed writes, and this many ms after the last flush if writes completed since. Both 0: one
+    /// flush, at the end.
     pub flush_writes: u32,
     pub flush_interval_ms: u32,
-    /// While packets come, the RX ring is looked at after so many us at the latest, and nobody is woken in between: what
-    /// comes meanwhile becomes one write. The first packet after a pause is taken at once. 0: 4000; 1: every packet wakes;
-    /// at most 1000000. The library looks more often where the RX ring is short (each of its entries is good for 250 ns)
-    /// or fills faster, and at least every flush_interval_ms.
+    /// Interrupt moderation, us: while packets arrive, the pipeline polls the RX ring at this interval instead of being woken
+    /// by each packet, and packets that arrive together become one write. The first packet after a pause is taken at once. 0:
+    /// 4000. 1: every packet wakes. At most 1000000. The library polls more often if the RX ring is short (it allows 250 ns
+    /// per entry) or fills faster, and at least every flush_interval_ms.
     pub moderation_us: u32,
 }
 
-/// Where a pipeline stands.
+/// State of a pipeline.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct unified_pipeline_status {
     /// sizeof(struct unified_pipeline_status), set by the caller; then the bytes that were filled in.
     pub size: u64,
-    /// Where the next payload goes.
+    /// Block that the next payload goes to.
     pub next_lba: u64,
-    /// Times it began again at the start.
+    /// How many times it began again at the start of the range.
     pub wraps: u64,
-    /// Writes submitted, completed with success, and without.
+    /// Writes submitted, writes completed with success, writes completed without success.
     pub submitted: u64,
     pub stored: u64,
     pub failed: u64,
     /// Payload bytes submitted, without padding.
     pub payload_bytes: u64,
-    /// Packets let go because the range was full.
+    /// Packets released because the range was full.
     pub no_space: u64,
-    /// Packets let go because they carry no payload.
+    /// Packets released because they have no payload.
     pub empty: u64,
     /// 0 or 1.
     pub running: u32,
-    /// 0, -ENOSPC where the range was full, -EIO where a flush failed, or what ended a thread.
+    /// 0; -ENOSPC: the range was full; -EIO: a flush failed; otherwise the error that ended a thread.
     pub error: i32,
     /// Slot layout: the sequence number of the first write.
     pub first_sequence: u64,
-    /// The first so many of `submitted` are completed (with success or without); and durable.
+    /// The first `completed` of the submitted writes are completed, with or without success; the first `durable` are on stable
+    /// storage.
     pub completed: u64,
     pub durable: u64,
-    /// Flushes that were answered.
+    /// Completed flushes.
     pub flushes: u64,
 }
 
@@ -491,14 +503,14 @@ pub const UNIFIED_LOG_DAMAGED: u32 = 3;
 /// unified_log_record.kind: `count` records from `sequence` on were overwritten before they were read.
 pub const UNIFIED_LOG_OVERWRITTEN: u32 = 4;
 
-/// One thing found in a log.
+/// A record of a log, or a range of records that is missing, damaged or overwritten.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct unified_log_record {
     /// sizeof(struct unified_log_record), set by the caller; then the bytes that were filled in.
     pub size: u64,
     pub sequence: u64,
-    /// Records in the range; 1 for a record.
+    /// Number of records in the range; 1 for a record.
     pub count: u64,
     /// ns since 1970-01-01 UTC when the XDP program saw the packet.
     pub timestamp: u64,
@@ -529,34 +541,35 @@ impl Default for unified_log_record {
     }
 }
 
-/// What a log is, and what has been read of it.
+/// Properties of a log, and what this reader has read so far.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct unified_log_info {
     /// sizeof(struct unified_log_info), set by the caller; then the bytes that were filled in.
     pub size: u64,
-    /// Random, given when the log was made.
+    /// A random number, chosen when the log was created.
     pub log_id: u64,
     /// ns since 1970-01-01 UTC.
     pub created: u64,
-    /// Records that it holds before it wraps, and bytes of each.
+    /// Number of records that the log holds before it wraps, and bytes of each.
     pub slots: u64,
     pub slot_size: u32,
     pub block_size: u32,
-    /// Sequence numbers: of the oldest record, behind the newest, and of the one that is read next.
+    /// Sequence numbers: of the oldest record, of the record after the newest, and of the record that is read next.
     pub oldest: u64,
     pub end: u64,
     pub position: u64,
-    /// Met by this reader so far.
+    /// Found by this reader so far.
     pub records: u64,
     pub missing: u64,
     pub damaged: u64,
     pub overwritten: u64,
-    /// Packets of the recorded ports that the kernel dropped, since the log was made: the RX ring was full, or no frame was
-    /// free. All recorders that wrote to this log together; they look once a second, and when they end.
+    /// Packets for the recorded ports that the kernel dropped since the log was created, because the RX ring was full or no
+    /// frame was free. It is the sum over all recorders that wrote to this log. A recorder updates it once a second and when
+    /// it ends.
     pub dropped: u64,
-    /// Packets of the recorded ports that were seen and not recorded: they came to another queue, were merged or
-    /// malformed, or the log had no room.
+    /// Packets for the recorded ports that were seen but not recorded: they came to another queue, were merged or malformed, or
+    /// the log was full.
     pub unrecorded: u64,
     /// ns since 1970-01-01 UTC when a loss was first noticed, and when more was last noticed; 0: never.
     pub first_loss: u64,
