@@ -1309,7 +1309,7 @@ fn a_second_recorder_is_told_who_the_first_is_and_does_it_no_harm() {
         let error = Context::open(&recorder_config(&veth.host)).err().unwrap();
         assert_eq!(error.errno(), libc::EBUSY, "{error}");
         assert!(
-            error.message().contains(&format!("process {owner} ")),
+            error.message().contains(&format!("process {owner},")),
             "{error}"
         );
         assert!(error.message().contains(&veth.host), "{error}");
