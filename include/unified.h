@@ -1044,12 +1044,13 @@ int unified_set_log_callback(unified_log_fn callback,
  * Opens the device and the interface, maps the region, and starts to receive. Stores the handle in `*ctx`. On failure
  * `*ctx` is NULL, and nothing stays attached or open. Any thread.
  *
- * Returns 0, or -EINVAL: a field has an invalid value; -E2BIG: this version does not know all fields; -ENODEV: there is no
- * such interface; -EPROTONOSUPPORT: the interface has no Ethernet headers; -ENETDOWN: the interface is down; -ENOENT,
- * -EACCES, -EROFS: about the device; -EBUSY: the interface, the queue or the device is in use; -EEXIST: the device holds a
- * file system or the like (UNIFIED_FORCE overrides this); -ENOMEM: not enough memory or locked memory (RLIMIT_MEMLOCK);
- * -EPERM: capabilities are missing; -EOPNOTSUPP: the driver does not support the requested mode; -ENOSPC: no room for the
- * file; -EBADF: an invalid descriptor; -ENOTSOCK: `xsk_fd` is not an AF_XDP socket.
+ * Returns 0, or -EINVAL: a field has an invalid value; -E2BIG: this version does not know all fields; -ENODEV: there
+ * is no such interface; -EPROTONOSUPPORT: the interface has no Ethernet headers; -ENETDOWN: the interface is down;
+ * -ENOENT: there is no such device; -EACCES, -EROFS: the device may not be written to; -EBUSY: the interface, the
+ * queue or the device is in use; -EEXIST: the device holds a file system or the like (UNIFIED_FORCE overrides this);
+ * -ENOMEM: not enough memory or locked memory (RLIMIT_MEMLOCK); -EPERM: capabilities are missing; -EOPNOTSUPP: the
+ * driver does not support the requested mode; -ENOSPC: no room for the file; -EBADF: an invalid descriptor; -ENOTSOCK:
+ * `xsk_fd` is not an AF_XDP socket.
  */
 int unified_ctx_create(const struct unified_config *config,
                        unified_ctx **ctx);
@@ -1383,9 +1384,10 @@ int unified_pipeline_stop(const unified_ctx *ctx,
  * device or file. No context is needed, and no privilege other than to read `path`. Stores the handle in `*log`; NULL on
  * failure. The first record to be read is the oldest.
  *
- * Returns 0, -EINVAL (NULL, or `start` is not a multiple of 512), -ENOENT, -EACCES (about the path), -ENOMSG (there is no log),
- * -EPROTONOSUPPORT (this library does not know the log's version) or -EIO. Any thread. One thread at a time uses a log;
- * others wait. In a forked child all calls return -ENOTSUP if a thread of the parent was inside one at the fork.
+ * Returns 0, -EINVAL (NULL, or `start` is not a multiple of 512), -ENOENT, -EACCES (the path may not be read), -ENOMSG
+ * (there is no log), -EPROTONOSUPPORT (this library does not know the log's version) or -EIO. Any thread. One thread
+ * at a time uses a log; others wait. A forked child gets -ENOTSUP from all calls if a thread of the parent was inside
+ * one at the fork.
  */
 int unified_log_open(const char *path,
                      uint64_t start,
@@ -1399,7 +1401,7 @@ int unified_log_close(struct unified_log *log);
 /**
  * Adds the file or block device that the recorder spilled to (unified_config.spill): records that the device does not have are
  * read from there. Call it before the first unified_log_next; it goes back to the oldest record. Returns 0, -EINVAL for
- * NULL, -EBADF, -ENOENT, -EACCES (about the path) or -EIO.
+ * NULL, -EBADF, -ENOENT, -EACCES (the path may not be read) or -EIO.
  */
 int unified_log_add_spill(const struct unified_log *log,
                           const char *path);

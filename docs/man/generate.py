@@ -181,10 +181,10 @@ def errors(item: Item) -> "tuple[Dict[str, str], List[str]]":
     named: Dict[str, str] = {}
     # "Other calls return -EBUSY until then" is no error of this function.
     for match in re.finditer(r"(?<!return )-(E[A-Z0-9]{2,})\b", text):
-        # -EINVAL (why); -ENODEV why; -ENOENT, -EACCES, -EROFS why: the last three share it. Brackets are not shared.
-        rest = re.sub(r"^(, -E[A-Z0-9]+)+(?= [a-z])(?! or )", "", text[match.end():])
+        # -EINVAL (why); -ENODEV: why; -ENOENT, -EACCES, -EROFS: why. The last three share it. Brackets are not shared.
+        rest = re.sub(r"^(, -E[A-Z0-9]+)+(?=:? [a-z])(?! or )", "", text[match.end():])
         said = re.match(r" \(((?:[^()]|\([^()]*\))*)\)", rest) or re.match(
-            r" (?!or |and |when )([a-zA-Z].*?)(?=;|\.(?: |$)|, -E|,? or what |, what |$)", rest)
+            r":? (?!or |and |when )([a-zA-Z`].*?)(?=;|\.(?: |$)|, -E|,? or -E|,? or (?:the|an) error |$)", rest)
         named[match[1]] = named.get(match[1]) or (said[1].strip() if said else "")
     return named, re.findall(r"(?:[Ee]rrors and thread as|\bAs) (unified_\w+)", text)
 

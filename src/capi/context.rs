@@ -154,12 +154,13 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
 /// Opens the device and the interface, maps the region, and starts to receive. Stores the handle in `*ctx`. On failure
 /// `*ctx` is NULL, and nothing stays attached or open. Any thread.
 ///
-/// Returns 0, or -EINVAL: a field has an invalid value; -E2BIG: this version does not know all fields; -ENODEV: there is no
-/// such interface; -EPROTONOSUPPORT: the interface has no Ethernet headers; -ENETDOWN: the interface is down; -ENOENT,
-/// -EACCES, -EROFS: about the device; -EBUSY: the interface, the queue or the device is in use; -EEXIST: the device holds a
-/// file system or the like (UNIFIED_FORCE overrides this); -ENOMEM: not enough memory or locked memory (RLIMIT_MEMLOCK);
-/// -EPERM: capabilities are missing; -EOPNOTSUPP: the driver does not support the requested mode; -ENOSPC: no room for the
-/// file; -EBADF: an invalid descriptor; -ENOTSOCK: `xsk_fd` is not an AF_XDP socket.
+/// Returns 0, or -EINVAL: a field has an invalid value; -E2BIG: this version does not know all fields; -ENODEV: there
+/// is no such interface; -EPROTONOSUPPORT: the interface has no Ethernet headers; -ENETDOWN: the interface is down;
+/// -ENOENT: there is no such device; -EACCES, -EROFS: the device may not be written to; -EBUSY: the interface, the
+/// queue or the device is in use; -EEXIST: the device holds a file system or the like (UNIFIED_FORCE overrides this);
+/// -ENOMEM: not enough memory or locked memory (RLIMIT_MEMLOCK); -EPERM: capabilities are missing; -EOPNOTSUPP: the
+/// driver does not support the requested mode; -ENOSPC: no room for the file; -EBADF: an invalid descriptor; -ENOTSOCK:
+/// `xsk_fd` is not an AF_XDP socket.
 ///
 /// # Safety
 /// `config` and `ctx` must be valid, and the strings end in a zero byte.

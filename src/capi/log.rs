@@ -47,9 +47,10 @@ fn with<T>(log: *const unified_log, body: impl FnOnce(&mut LogReader) -> Result<
 /// device or file. No context is needed, and no privilege other than to read `path`. Stores the handle in `*log`; NULL on
 /// failure. The first record to be read is the oldest.
 ///
-/// Returns 0, -EINVAL (NULL, or `start` is not a multiple of 512), -ENOENT, -EACCES (about the path), -ENOMSG (there is no log),
-/// -EPROTONOSUPPORT (this library does not know the log's version) or -EIO. Any thread. One thread at a time uses a log;
-/// others wait. In a forked child all calls return -ENOTSUP if a thread of the parent was inside one at the fork.
+/// Returns 0, -EINVAL (NULL, or `start` is not a multiple of 512), -ENOENT, -EACCES (the path may not be read), -ENOMSG
+/// (there is no log), -EPROTONOSUPPORT (this library does not know the log's version) or -EIO. Any thread. One thread
+/// at a time uses a log; others wait. A forked child gets -ENOTSUP from all calls if a thread of the parent was inside
+/// one at the fork.
 ///
 /// # Safety
 /// `path` must end in a zero byte; `log` must be valid.
@@ -92,7 +93,7 @@ pub unsafe extern "C" fn unified_log_close(log: *mut unified_log) -> c_int {
 
 /// Adds the file or block device that the recorder spilled to (unified_config.spill): records that the device does not have are
 /// read from there. Call it before the first unified_log_next; it goes back to the oldest record. Returns 0, -EINVAL for
-/// NULL, -EBADF, -ENOENT, -EACCES (about the path) or -EIO.
+/// NULL, -EBADF, -ENOENT, -EACCES (the path may not be read) or -EIO.
 ///
 /// # Safety
 /// `log` must be a handle of unified_log_open, or NULL; `path` must end in a zero byte.

@@ -227,8 +227,8 @@ def test_nothing_is_piped_from_the_network_into_a_shell():
     """A pipe hides that nothing came."""
     texts = [ROOT / name for name in must("git", "ls-files", cwd=ROOT).splitlines()]
     texts = {path: path.read_text(errors="ignore") for path in texts if path.is_file() and path.stat().st_size < 1 << 20}
-    assert DEPS in texts and ROOT / "Dockerfile" in texts
+    assert DEPS in texts and ROOT / "packaging/Dockerfile" in texts
     piped = re.compile(r"\b(curl|wget)\b[^\n|]*(\\\n[^\n|]*)*\|\s*(sudo\s+)?(ba|da)?sh\b")
     assert piped.search("curl -sSf https://x \\\n\t-o - | sh -s -- -y")
     assert not [str(path) for path, text in texts.items() if piped.search(text) and path != Path(__file__)]
-    assert "RUN packaging/deps install build deb" in texts[ROOT / "Dockerfile"]
+    assert "RUN packaging/deps install build deb" in texts[ROOT / "packaging/Dockerfile"]

@@ -80,18 +80,18 @@ def test_a_page_says_what_the_header_says():
             "int unified_submit_write(const unified_ctx *ctx, uint32_t frame, const void *data, uint32_t len, uint64_t lba, "
             "uint64_t user_data, uint32_t flags);",
             "The last block is padded with zeroes",
-            "ERRORS unified_submit_write() EINVAL Length, not inside the frame, frame not the caller’s.",
-            "EAGAIN SQ ring full: take completions.",
+            "ERRORS unified_submit_write() EINVAL Wrong length, not inside the frame, or the caller does not own the frame.",
+            "EAGAIN The SQ ring is full: take completions.",
             # Not said there, so as everywhere.
             "ESHUTDOWN The context is being destroyed, or its engine was stopped.",
             "unified_submit_deallocate() EINVAL",
-            "ENOBUFS Needs a free frame. And the errors of unified_submit_flush().",
-            "UNIFIED_KEEP (2) The completion gives the frame back to the caller instead of to the fill ring.",
+            "ENOBUFS It needs a free frame. And the errors of unified_submit_flush().",
+            "UNIFIED_KEEP (2) The completion returns the frame to the caller instead of to the fill ring.",
             "struct unified_nvme_command {"]:
         assert words in shown.replace("'", "’") or words in shown, words
     shown = render(MAN / "man3/unified_ctx_create.3")
-    for words in ["E2BIG Fields that this version does not know.", "EBUSY The device or the queue is in use.",
-                  "ENOMEM Locked memory (RLIMIT_MEMLOCK) or memory.", "UNIFIED_DEVICE_FD (512)"]:
+    for words in ["E2BIG This version does not know all fields.", "EBUSY The interface, the queue or the device is in use.",
+                  "EACCES The device may not be written to.", "ENOMEM Not enough memory or locked memory (RLIMIT_MEMLOCK).", "UNIFIED_DEVICE_FD (512)"]:
         assert words in shown, words
 
 
