@@ -77,8 +77,8 @@ impl LossCount {
         })
     }
 
-    fn look(&mut self, context: &Context) -> Result<()> {
-        let now = lost(&context.statistics()?);
+    fn look(&mut self, stats: &Statistics) {
+        let now = lost(stats);
         let known = &mut self.known;
         let total = known.total();
         // Counters of a program that was taken off are 0: what was known stays.
@@ -93,7 +93,6 @@ impl LossCount {
                 known.first = known.last;
             }
         }
-        Ok(())
     }
 }
 
@@ -355,10 +354,13 @@ impl Recorder {
         self.next - self.checkpointed >= often.min(self.superblock.slots / 4).max(1)
     }
 
-    /// Looks at what was lost meanwhile. `true` if it is more than the superblock on the device says.
-    pub fn look_at_losses(&mut self, context: &Context) -> Result<bool> {
-        self.losses.look(context)?;
-        Ok(self.losses.known != self.superblock.losses)
+    /// Looks at what was lost meanwhile. `true` if it is more than the superblock on the device says. Counters that cannot
+    /// be read are no reason to stop recording: what was known stays.
+    pub fn look_at_losses(&mut self, context: &Context) -> bool {
+        if let Ok(stats) = context.statistics() {
+            self.losses.look(&stats);
+        }
+        self.losses.known != self.superblock.losses
     }
 
     /// Makes a free frame, which the caller holds, a superblock. `settled`: every record below it is on the
