@@ -9,7 +9,7 @@ use crate::net::socket::ZeroCopy;
 use crate::net::xdp::XdpMode;
 use crate::region::MAX_ENTRIES;
 use crate::storage::device::DeviceConfig;
-use crate::storage::{MAX_BACKOFF_US, Retry};
+use crate::storage::retry::{MAX_BACKOFF_US, Retry};
 
 /// Bytes that the kernel keeps before the headroom (XDP_PACKET_HEADROOM).
 pub const KERNEL_HEADROOM: u32 = 256;

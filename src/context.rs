@@ -33,7 +33,8 @@ use crate::stats::{OutcomeStats, RxStats, Statistics};
 use crate::storage::command::status_text;
 use crate::storage::device::{Device, Kind, Limits, MadeFile};
 use crate::storage::engine::{
-    Engine, EngineConfig, EngineShared, EngineThread, LONGEST_STUCK, bounce_bytes, locked_bytes,
+    Driver, DriverThread, Engine, EngineConfig, EngineShared, LONGEST_STUCK, OpenTarget,
+    bounce_bytes, locked_bytes,
 };
 use crate::storage::spill::Spill;
 use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_SPILLED, UnifiedCqe, UnifiedSqe};
@@ -41,7 +42,7 @@ use crate::sys::bpf::Mode;
 use crate::sys::event::{Doorbell, SignalShield, monotonic_ns, poll_readable};
 use crate::sys::fork::ProcessId;
 use crate::sys::limits;
-use crate::sys::mmap::{HUGE_PAGE, Mapping};
+use crate::sys::mmap::HUGE_PAGE;
 use crate::sys::probe;
 use crate::sys::shm::Shared;
 use crate::sys::xsk::{XskSetup, XskStatistics};
@@ -172,7 +173,7 @@ pub struct Context {
     pub(crate) rx_side: Mutex<RxSide>,
     pub(crate) taking: Mutex<Consumer<UnifiedCqe>>,
     pub(crate) inline: Option<Mutex<Engine>>,
-    thread: Mutex<Option<EngineThread>>,
+    thread: Mutex<Option<DriverThread>>,
     pub(crate) frames: Arc<Frames>,
     pub(crate) shared: Arc<EngineShared>,
     pub(crate) rx_bell: Doorbell,
@@ -263,16 +264,17 @@ impl Context {
         let mut device = Device::open(&config.device)?;
         let mut made = vec![device.made.take()];
         let device_limits = device.limits;
+        let mut open_spill = None;
         if let Some(path) = &config.spill {
             let mut spill = Spill::open(path, &device, config.device.force)?;
             made.push(spill.made.take());
-            device.spill = Some(spill);
+            open_spill = Some(spill);
         }
-        let bounce_len = bounce_bytes(&device_limits, config.depth());
+        let bounce_len = bounce_bytes(&[device_limits], config.depth());
         let budget = Budget::take(
             layout,
             link.is_some(),
-            locked_bytes(&device_limits, config.depth()),
+            locked_bytes(&[device_limits], config.depth()),
             config.huge_pages,
             limits::memlock(),
         )?;
@@ -292,22 +294,13 @@ impl Context {
         };
         let charge = budget.settle(region.mapping.is_huge());
         region.begin_at(config.first_index);
-        let bounce = Mapping::anonymous(bounce_len, false).map_err(|e| {
-            Error::os(
-                &e,
-                format_args!("mapping a bounce pool of {bounce_len} bytes"),
-            )
-        })?;
-        let bounce =
-            Shared::new(Arc::new(bounce), 0, bounce_len).expect("the pool is its own mapping");
-        let shared = EngineShared::timed(config.sq_entries)?;
         let (kind, path, writable) = (device.kind, device.path.clone(), device.writable);
         let engine = Engine::new(
-            device,
-            Consumer::new(region.sq.clone(), "SQ"),
-            Producer::new(region.cq.clone(), "CQ"),
-            region.data.clone(),
-            bounce,
+            vec![OpenTarget {
+                device,
+                spill: open_spill,
+            }],
+            &region,
             EngineConfig {
                 depth: config.depth(),
                 bounce: config.bounce,
@@ -317,8 +310,8 @@ impl Context {
                 registered: true,
                 retry: config.retry,
             },
-            shared.clone(),
         )?;
+        let shared = engine.shared().clone();
         let registered_buffers = engine.registered();
         let frames = Arc::new(Frames::new(config.frame_count));
         let (rx_stats, outcomes) = (
@@ -333,7 +326,12 @@ impl Context {
         };
         let (inline, thread) = match config.drive {
             Drive::Inline => (Some(Mutex::new(engine)), None),
-            Drive::Thread => (None, Some(EngineThread::spawn(engine, shared.clone())?)),
+            Drive::Thread => {
+                let Driver::Thread(thread) = Driver::thread(engine)? else {
+                    unreachable!()
+                };
+                (None, thread.into_inner())
+            }
         };
         let (receiver, (xdp, handed_map), watch, network) = match network {
             Some((receiver, feed, watch, info)) => (Some(receiver), feed, Some(watch), Some(info)),

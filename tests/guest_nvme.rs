@@ -18,11 +18,9 @@ use unified::region::{Layout, Region};
 use unified::ring::{Consumer, Producer};
 use unified::storage::command::{self, opcode, status};
 use unified::storage::device::{Device, DeviceConfig, Kind};
-use unified::storage::engine::{Engine, EngineConfig, EngineShared, bounce_bytes};
+use unified::storage::engine::{Engine, EngineConfig, OpenTarget};
 use unified::submit::Transfer;
 use unified::sys::abi::{CQE_BOUNCED, NvmeUringCmd};
-use unified::sys::mmap::Mapping;
-use unified::sys::shm::Shared;
 use unified::wait::WAIT_COMPLETIONS;
 
 /// Where tests write: the first bytes of each namespace. A block of 4 KiB for each of 600 packets fits.
@@ -667,14 +665,13 @@ fn longest(namespace: &Namespace, registered: bool) {
     let len = limits.max_transfer as usize;
     let layout = Layout::new(16, 16, 3 * len).unwrap();
     let region = Region::create(layout, false).unwrap();
-    let bounce = bounce_bytes(&limits, 8);
-    let pool = Mapping::anonymous(bounce, false).unwrap();
-    let mut engine = Engine::new(
+    let target = OpenTarget {
         device,
-        Consumer::new(region.sq.clone(), "SQ"),
-        Producer::new(region.cq.clone(), "CQ"),
-        region.data.clone(),
-        Shared::new(pool.into(), 0, bounce).unwrap(),
+        spill: None,
+    };
+    let mut engine = Engine::new(
+        vec![target],
+        &region,
         EngineConfig {
             depth: 8,
             bounce: true,
@@ -684,7 +681,6 @@ fn longest(namespace: &Namespace, registered: bool) {
             registered,
             retry: Default::default(),
         },
-        EngineShared::new().unwrap(),
     )
     .unwrap();
     if kernel() >= (6, 12) {

@@ -160,7 +160,7 @@ fn a_close_and_a_failure_wake_every_waiter() {
             assert!(poll_readable(&[fd], Some(Duration::ZERO)).unwrap());
         }
     }
-    let shared: Arc<EngineShared> = EngineShared::new().unwrap();
+    let shared: Arc<EngineShared> = EngineShared::new(0).unwrap();
     shared.end.fail(libc::EIO);
     shared.end.fail(libc::ENODEV);
     assert_eq!(shared.failure(), Some(libc::EIO), "the first tells why");

@@ -8,7 +8,8 @@
 
 use super::command::{Command, DSM_RANGE, opcode, parse_dsm_range, status};
 use super::device::{Device, Limits};
-use super::{FILE_DEVICE, Memory, Outcome, Step, Task, synthesize_identify};
+use super::identify;
+use super::task::{Memory, Outcome, Step, Task};
 use crate::sys::uring::{BufRange, Gathered, Op};
 
 const KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;
@@ -26,11 +27,14 @@ const THEN_SYNC: u8 = 3;
 pub struct Block {
     limits: Limits,
     name: String,
+    /// Number of the device in the registered file table.
+    file: u32,
 }
 
 impl Block {
-    pub fn new(device: &Device) -> Block {
+    pub fn new(device: &Device, file: u32) -> Block {
         Block {
+            file,
             limits: device.limits,
             name: device.path.clone(),
         }
@@ -44,7 +48,7 @@ impl Block {
     pub fn next(&self, task: &mut Task, memory: &Memory) -> Step {
         let command = task.command;
         let at = self.bytes(command.lba) + task.progress;
-        let file = FILE_DEVICE;
+        let file = self.file;
         match (command.opcode, task.data, task.scratch) {
             (opcode::FLUSH, ..) => Step::Submit(Op::Sync { file }),
             (opcode::WRITE, Some(data), _) => {
@@ -74,15 +78,19 @@ impl Block {
             }
             (opcode::WRITE_ZEROES, _, Some(scratch)) => self.zero_step(task, at, scratch, memory),
             (opcode::DATASET_MANAGEMENT, Some(data), _) => self.deallocate_step(task, data, memory),
-            (opcode::IDENTIFY, Some(data), _) => {
-                Step::Done(identify(&command, data, &self.limits, &self.name, memory))
-            }
+            (opcode::IDENTIFY, Some(data), _) => Step::Done(identify::answer(
+                &command,
+                data,
+                &self.limits,
+                &self.name,
+                memory,
+            )),
             _ => Step::Done(Outcome::status(status::INTERNAL)),
         }
     }
 
     pub fn gathered(&self, command: &Command, pieces: Gathered) -> Op {
-        let (file, offset) = (FILE_DEVICE, self.bytes(command.lba));
+        let (file, offset) = (self.file, self.bytes(command.lba));
         match command.opcode {
             opcode::WRITE => Op::WriteGather {
                 file,
@@ -99,7 +107,7 @@ impl Block {
     }
 
     fn zero_step(&self, task: &Task, at: u64, scratch: BufRange, memory: &Memory) -> Step {
-        let file = FILE_DEVICE;
+        let file = self.file;
         let left = self.bytes(task.command.blocks.into()) - task.progress;
         Step::Submit(match task.variant {
             BY_ZERO_RANGE => Op::Fallocate {
@@ -144,7 +152,7 @@ impl Block {
             }
             if blocks > 0 {
                 return Step::Submit(Op::Fallocate {
-                    file: FILE_DEVICE,
+                    file: self.file,
                     mode: PUNCH_HOLE,
                     offset: self.bytes(lba),
                     len: self.bytes(blocks.into()),
@@ -235,31 +243,5 @@ impl Block {
                 ..Outcome::errno(errno, opcode)
             }),
         }
-    }
-}
-
-/// The namespace id that means every one.
-const ALL_NAMESPACES: u32 = u32::MAX;
-
-/// Answers Identify with a synthesized page.
-pub fn identify(
-    command: &Command,
-    data: BufRange,
-    limits: &Limits,
-    name: &str,
-    memory: &Memory,
-) -> Outcome {
-    let (cns, nsid) = (command.raw.cdw10 as u8, command.nsid);
-    if cns == 0 && ![0, limits.nsid, ALL_NAMESPACES].contains(&nsid) {
-        return Outcome::status(status::INVALID_NAMESPACE);
-    }
-    match synthesize_identify(cns, nsid, limits, name) {
-        Some(page) => {
-            memory
-                .of(data)
-                .write(data.offset, &page[..data.len.min(4096) as usize]);
-            Outcome::success(command.len)
-        }
-        None => Outcome::status(status::INVALID_FIELD),
     }
 }

@@ -171,6 +171,12 @@ pub mod entry_flags {
     pub const PAD_IN_BOUNCE: u32 = 1 << 0;
     /// The data lies in a frame that travels with the command.
     pub const FRAME: u32 = 1 << 1;
+    /// Where the number of the target begins; 8 bits.
+    pub const TARGET_SHIFT: u32 = 8;
+
+    pub fn target_of(flags: u32) -> u8 {
+        (flags >> TARGET_SHIFT) as u8
+    }
 }
 
 /// Checks an entry. The error is the NVMe status that its completion gets.

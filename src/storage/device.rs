@@ -30,7 +30,6 @@ use node::{Sysfs, claim_block, open_block};
 pub(super) use node::{another_has, open_unused};
 use passthrough::{block_node_of, claim_namespace, identify_limits, open_nvme, passthrough_node};
 
-use super::spill::Spill;
 use crate::error::{Error, Result};
 use crate::sys::file as sysfile;
 
@@ -113,8 +112,6 @@ pub struct Device {
     pub has_controller: bool,
     /// Set where opening made the file.
     pub made: Option<MadeFile>,
-    /// Where the engine puts the writes that this one fails.
-    pub spill: Option<Spill>,
     /// Of one that is written to.
     _claim: Option<Claim>,
 }
@@ -294,7 +291,6 @@ fn open_null(config: &DeviceConfig, size: &str) -> Result<Device> {
         files: Vec::new(),
         has_controller: false,
         made: None,
-        spill: None,
         _claim: None,
     })
 }
@@ -352,7 +348,6 @@ fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {
         files: vec![file],
         has_controller: false,
         made: None,
-        spill: None,
         _claim: claim,
     };
     if kind.is_block_device() {

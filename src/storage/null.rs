@@ -4,7 +4,8 @@
 
 use super::command::opcode;
 use super::device::{Device, Limits};
-use super::{Memory, Outcome, Step, Task};
+use super::identify;
+use super::task::{Memory, Outcome, Step, Task};
 
 #[derive(Debug)]
 pub struct Null {
@@ -25,7 +26,7 @@ impl Null {
             match command.opcode {
                 opcode::READ => memory.of(range).zero(range.offset, range.len as usize),
                 opcode::IDENTIFY => {
-                    return Step::Done(super::block::identify(
+                    return Step::Done(identify::answer(
                         command,
                         range,
                         &self.limits,

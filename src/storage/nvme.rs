@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::command::{self, Command, DNR, IDENTIFY_LEN, opcode, status};
 use super::device::Device;
-use super::{FILE_DEVICE, Memory, Outcome, Step, Task};
+use super::task::{Memory, Outcome, Step, Task};
+use super::uring;
 use crate::error::{Error, Result};
 use crate::sys::abi::NvmeUringCmd;
 use crate::sys::file as sysfile;
@@ -16,17 +17,19 @@ use crate::sys::mmap::{Mapping, PAGE};
 use crate::sys::shm::Shared;
 use crate::sys::uring::{BufRange, Gathered, Op, Ring};
 
-/// Number of the controller in the registered file table.
-const FILE_CONTROLLER: u32 = 1;
+/// Number of the device in the registered file table of a ring that only probes it.
+const PROBED: u32 = 0;
 
 #[derive(Debug)]
 pub struct Nvme {
+    /// Number of the namespace's node in the registered file table. The controller's is the next one.
+    file: u32,
     /// The namespace's node, where the controller's cannot be opened.
     node: Option<File>,
 }
 
 impl Nvme {
-    pub fn new(device: &Device) -> Result<Nvme> {
+    pub fn new(device: &Device, file: u32) -> Result<Nvme> {
         let node = match (device.has_controller, device.files.first()) {
             (false, Some(node)) => Some(node.try_clone().map_err(|e| {
                 Error::os(
@@ -36,7 +39,7 @@ impl Nvme {
             })?),
             _ => None,
         };
-        Ok(Nvme { node })
+        Ok(Nvme { file, node })
     }
 
     pub fn begin(&self, task: &mut Task, memory: &Memory) -> Step {
@@ -45,7 +48,7 @@ impl Nvme {
             return Step::Done(identify(node, task, memory));
         }
         Step::Submit(Op::Nvme {
-            file: if admin { FILE_CONTROLLER } else { FILE_DEVICE },
+            file: self.file + u32::from(admin),
             admin,
             cmd: task.command.raw,
             data: task.data,
@@ -54,7 +57,7 @@ impl Nvme {
 
     pub fn gathered(&self, command: &Command, pieces: Gathered) -> Op {
         Op::NvmeGather {
-            file: FILE_DEVICE,
+            file: self.file,
             cmd: command.raw,
             pieces,
         }
@@ -107,8 +110,8 @@ pub fn takes(device: &Device) -> Result<Takes> {
     let mapping = Mapping::anonymous(len, false)
         .map_err(|e| Error::os(&e, format_args!("mapping {len} bytes to try reading into")))?;
     let memory = Shared::new(Arc::new(mapping), 0, len).expect("the mapping is that long");
-    let mut ring = Ring::shared(2)?;
-    ring.register(vec![memory], device.duplicate_files()?)?;
+    let mut ring = uring::create(2, false)?;
+    uring::register(&mut ring, vec![memory], device.duplicate_files()?)?;
     let cmd = NvmeUringCmd {
         nsid: limits.nsid,
         ..command::transfer(opcode::READ, 0, 1, 0, limits.block_size, false).nvme_cmd
@@ -121,7 +124,8 @@ pub fn takes(device: &Device) -> Result<Takes> {
         })
     });
     // At once rather than when the kernel gets to it: what counts against RLIMIT_MEMLOCK is free again.
-    ring.unregister()?;
+    ring.unregister()
+        .map_err(|e| Error::os(&e, "unregistering memory from io_uring"))?;
     answer
 }
 
@@ -136,9 +140,10 @@ fn takes_pieces(ring: &mut Ring, mut cmd: NvmeUringCmd, block: u32) -> Result<bo
     };
     // Two blocks: the number is one less than they are.
     cmd.cdw12 += 1;
-    let pieces = ring.gather(table, [piece(0), piece(2)].into_iter())?;
+    let pieces = [piece(0), piece(2)].into_iter();
+    let pieces = ring.gather(table, pieces).map_err(uring::failed)?;
     let read = Op::NvmeGather {
-        file: FILE_DEVICE,
+        file: PROBED,
         cmd,
         pieces,
     };
@@ -148,13 +153,13 @@ fn takes_pieces(ring: &mut Ring, mut cmd: NvmeUringCmd, block: u32) -> Result<bo
 /// What becomes of one operation; `None` where nothing does in time. Each has a `number` of its own: the answer to one
 /// that came too late is not the next one's.
 fn ask(ring: &mut Ring, op: &Op, number: u64) -> Result<Option<i32>> {
-    ring.push(op, number)?;
+    ring.push(op, number).map_err(uring::failed)?;
     let until = Instant::now() + PROBE_TIME;
     let mut result = None;
     loop {
         let left = until.saturating_duration_since(Instant::now());
         // A signal may end it before its time.
-        ring.submit(1, Some(left))?;
+        ring.submit(1, Some(left)).map_err(uring::failed)?;
         ring.reap(|done| {
             if done.user_data == number {
                 result = Some(done.result);
@@ -168,7 +173,7 @@ fn ask(ring: &mut Ring, op: &Op, number: u64) -> Result<Option<i32>> {
 
 fn probe(ring: &mut Ring, cmd: NvmeUringCmd) -> Result<bool> {
     let read = Op::Nvme {
-        file: FILE_DEVICE,
+        file: PROBED,
         admin: false,
         cmd,
         data: Some(BufRange {

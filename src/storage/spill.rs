@@ -12,12 +12,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::Outcome;
 use super::command::{Command, opcode, status};
 use super::device::{
     Claim, Device, DeviceConfig, MadeFile, absent, another_has, check_place, guard_contents,
     open_or_make, open_unused,
 };
+use super::task::Outcome;
 use crate::error::{Error, Result};
 
 #[derive(Debug)]

@@ -8,6 +8,7 @@
 //! the last operation on them ends, whether or not they are still mapped here. Whoever needs the bytes
 //! to be quiet drains the ring first.
 
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -18,7 +19,6 @@ use super::event::FileSizeShield;
 use super::limits;
 use super::mmap::PAGE;
 use super::shm::Shared;
-use crate::error::{Error, Result};
 
 /// Most bytes in one registered buffer (io_uring's limit). Longer memory is registered in shards, and
 /// one operation stays within one of them.
@@ -176,7 +176,6 @@ pub struct Ring {
     buffers: Vec<Buffer>,
     files: Vec<OwnedFd>,
     fixed_nvme: bool,
-    deferred: bool,
     gathers: bool,
     /// The vectors of gathered operations, `PIECES` for each. The box never moves; a table is written again only when
     /// its operation has completed, for the kernel may read it as long (an NVMe command's that it could not begin at
@@ -191,17 +190,17 @@ pub struct Ring {
 
 impl Ring {
     /// A ring that any thread may drive, one at a time. `entries` is rounded up to a power of two.
-    pub fn shared(entries: u32) -> Result<Ring> {
+    pub fn shared(entries: u32) -> io::Result<Ring> {
         Ring::build(entries, false)
     }
 
     /// A ring for one thread, which calls `enable` and alone drives it from then on. Buffers and files
     /// are registered before that, by whoever made it.
-    pub fn deferred(entries: u32) -> Result<Ring> {
+    pub fn deferred(entries: u32) -> io::Result<Ring> {
         Ring::build(entries, true)
     }
 
-    fn build(entries: u32, deferred: bool) -> Result<Ring> {
+    fn build(entries: u32, deferred: bool) -> io::Result<Ring> {
         let mut builder = IoUring::builder();
         builder.dontfork();
         if deferred {
@@ -210,15 +209,7 @@ impl Ring {
                 .setup_defer_taskrun()
                 .setup_r_disabled();
         }
-        let ring = limits::retry_locking(|| builder.build(entries)).map_err(|e| {
-            let error = Error::os(&e, format_args!("creating an io_uring of {entries} entries"));
-            match e.raw_os_error() {
-                Some(libc::EPERM) => error.hint("io_uring is forbidden here: see sysctl kernel.io_uring_disabled, or the container's seccomp profile"),
-                Some(libc::ENOSYS) => error.hint("this kernel has no io_uring, or seccomp hides it"),
-                Some(libc::EINVAL) => error.hint("kernel 6.1 or newer is needed"),
-                _ => error,
-            }
-        })?;
+        let ring = limits::retry_locking(|| builder.build(entries))?;
         let mut probe = Probe::new();
         // WRITEV_FIXED and READV_FIXED are of kernel 6.15. Without a probe they are taken as missing.
         let gathers = ring.submitter().register_probe(&mut probe).is_ok()
@@ -230,7 +221,6 @@ impl Ring {
             buffers: Vec::new(),
             files: Vec::new(),
             fixed_nvme: true,
-            deferred,
             gathers,
             tables: vec![Vector::default(); tables as usize * PIECES].into(),
             free_tables: (0..tables).rev().map(Table).collect(),
@@ -239,8 +229,8 @@ impl Ring {
         })
     }
 
-    /// Registers memory and files, once. Memory must start on a page.
-    pub fn register(&mut self, memory: Vec<Shared>, files: Vec<OwnedFd>) -> Result<()> {
+    /// Registers memory, once. Each piece must start on a page.
+    pub fn register_memory(&mut self, memory: Vec<Shared>) -> io::Result<()> {
         let mut vectors = Vec::new();
         for shared in memory {
             let first_index = vectors.len() as u16;
@@ -262,42 +252,31 @@ impl Ring {
             // SAFETY: every vector lies in a Shared that self now owns, and self's ring is dropped
             // before them; the kernel pins the pages, so they outlive even that.
             let register = || unsafe { self.ring.submitter().register_buffers(&vectors) };
-            limits::retry_locking(register).map_err(|e| {
-                let bytes: usize = vectors.iter().map(|v| v.iov_len).sum();
-                let error = Error::os(&e, format_args!("registering {bytes} bytes with io_uring"));
-                match e.raw_os_error() {
-                    Some(libc::ENOMEM) => error.hint(limits::shortage(bytes)),
-                    _ => error,
-                }
-            })?;
+            limits::retry_locking(register)?;
         }
+        Ok(())
+    }
+
+    /// Registers files, once.
+    pub fn register_files(&mut self, files: Vec<OwnedFd>) -> io::Result<()> {
         self.files = files;
         let fds: Vec<RawFd> = self.files.iter().map(|fd| fd.as_raw_fd()).collect();
         if !fds.is_empty() {
-            self.ring
-                .submitter()
-                .register_files(&fds)
-                .map_err(|e| Error::os(&e, "registering files with io_uring"))?;
+            self.ring.submitter().register_files(&fds)?;
         }
         Ok(())
     }
 
     /// Gives the registered memory back, and what it counts against RLIMIT_MEMLOCK.
-    pub fn unregister(&mut self) -> Result<()> {
-        self.ring
-            .submitter()
-            .unregister_buffers()
-            .map_err(|e| Error::os(&e, "unregistering memory from io_uring"))?;
+    pub fn unregister(&mut self) -> io::Result<()> {
+        self.ring.submitter().unregister_buffers()?;
         self.buffers.clear();
         Ok(())
     }
 
     /// Binds a deferred ring to the calling thread.
-    pub fn enable(&self) -> Result<()> {
-        self.ring
-            .submitter()
-            .register_enable_rings()
-            .map_err(|e| Error::os(&e, "enabling the io_uring in the engine's thread"))
+    pub fn enable(&self) -> io::Result<()> {
+        self.ring.submitter().register_enable_rings()
     }
 
     /// Whether NVMe commands use the registered buffers (some kernels before 6.11.8 refuse that).
@@ -335,13 +314,8 @@ impl Ring {
         &mut self,
         table: Table,
         pieces: impl Iterator<Item = BufRange>,
-    ) -> Result<Gathered> {
-        let wrong = || {
-            Error::new(
-                libc::EFAULT,
-                "pieces of memory that cannot be gathered: too many, or not in one registered buffer",
-            )
-        };
+    ) -> io::Result<Gathered> {
+        let wrong = || io::Error::from_raw_os_error(libc::EFAULT);
         let first = table.0 as usize * PIECES;
         let mut count = 0;
         let mut buffer = None;
@@ -399,12 +373,6 @@ impl Ring {
     /// Readable when completions wait; for poll and epoll.
     pub fn fd(&self) -> RawFd {
         self.ring.as_raw_fd()
-    }
-
-    /// Room for operations before the next submit.
-    pub fn room(&mut self) -> usize {
-        let queue = self.ring.submission();
-        queue.capacity() - queue.len()
     }
 
     /// The registered index and the address of a range; `None` where it is not inside one shard.
@@ -547,12 +515,9 @@ impl Ring {
 
     /// Queues an operation. `EAGAIN` where the queue is full (submit, then again), `EFAULT` where it
     /// names memory or a file that is not registered.
-    pub fn push(&mut self, op: &Op, user_data: u64) -> Result<()> {
+    pub fn push(&mut self, op: &Op, user_data: u64) -> io::Result<()> {
         let Some(entry) = self.entry(op) else {
-            return Err(Error::new(
-                libc::EFAULT,
-                "an io_uring operation names memory or a file that is not registered",
-            ));
+            return Err(io::Error::from_raw_os_error(libc::EFAULT));
         };
         let entry = entry.user_data(user_data);
         // SAFETY: the entry's buffer lies in registered memory that self owns (resolve), its file is in
@@ -560,12 +525,12 @@ impl Ring {
         // as long as the ring; were they changed too early, the kernel would still hold them against the
         // registered buffer. A pause's time is in a box of self that is set before the first push.
         unsafe { self.ring.submission().push(&entry) }
-            .map_err(|_| Error::new(libc::EAGAIN, "the io_uring's submission queue is full"))
+            .map_err(|_| io::Error::from_raw_os_error(libc::EAGAIN))
     }
 
     /// Hands queued operations to the kernel, and with `want` > 0 waits for that many completions, at
     /// most for `timeout`. Interruption and timeout are no errors.
-    pub fn submit(&mut self, want: usize, timeout: Option<Duration>) -> Result<()> {
+    pub fn submit(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {
         let _shield = match self.shield && self.queued() > 0 {
             true => Some(FileSizeShield::new()),
             false => None,
@@ -584,7 +549,7 @@ impl Ring {
                 // BUSY: completions wait to be taken first. AGAIN: short of memory for a request; both
                 // leave the operations in the queue for the next turn.
                 Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
-                _ => Err(Error::os(&e, "submitting to io_uring")),
+                _ => Err(e),
             },
         }
     }
@@ -592,15 +557,6 @@ impl Ring {
     /// Whether `reap` or `submit` has work without waiting: queued operations.
     pub fn queued(&mut self) -> usize {
         self.ring.submission().len()
-    }
-
-    /// Lets a deferred ring run its completion work now, without waiting.
-    pub fn run_deferred(&mut self) -> Result<()> {
-        if self.deferred {
-            self.submit(0, None)
-        } else {
-            Ok(())
-        }
     }
 
     /// Takes what has completed.
@@ -615,11 +571,6 @@ impl Ring {
             });
         }
         count
-    }
-
-    /// A registered buffer's memory.
-    pub fn memory(&self, buffer: u16) -> Option<&Shared> {
-        self.buffers.get(buffer as usize).map(|b| &b.memory)
     }
 }
 
@@ -670,7 +621,8 @@ mod tests {
     fn an_operation_cannot_name_foreign_memory_or_files() {
         let mut ring = Ring::shared(8).unwrap();
         let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        ring.register(vec![memory(8192)], vec![file]).unwrap();
+        ring.register_memory(vec![memory(8192)]).unwrap();
+        ring.register_files(vec![file]).unwrap();
         let range = |buffer, offset, len| BufRange {
             buffer,
             offset,
@@ -693,7 +645,11 @@ mod tests {
                     1,
                 )
                 .unwrap_err();
-            assert_eq!(error.errno(), libc::EFAULT, "{range:?} of file {file}");
+            assert_eq!(
+                error.raw_os_error(),
+                Some(libc::EFAULT),
+                "{range:?} of file {file}"
+            );
         }
         let ok = Op::Read {
             file: 0,
@@ -710,7 +666,7 @@ mod tests {
     #[test]
     fn a_deferred_ring_is_driven_by_the_thread_that_enables_it() {
         let mut ring = Ring::deferred(8).unwrap();
-        ring.register(vec![memory(4096)], vec![]).unwrap();
+        ring.register_memory(vec![memory(4096)]).unwrap();
         std::thread::spawn(move || {
             ring.enable().unwrap();
             ring.push(&Op::Nop, 3).unwrap();
@@ -738,11 +694,12 @@ mod tests {
                 0 => Ring::shared(8).unwrap(),
                 _ => Ring::deferred(8).unwrap(),
             };
-            ring.register(vec![memory(4096)], files).unwrap();
+            ring.register_memory(vec![memory(4096)]).unwrap();
+            ring.register_files(files).unwrap();
             match round % 3 {
                 // Opening a context failed later on.
                 0 => drop(ring),
-                _ if ring.deferred => std::thread::spawn(move || {
+                _ if round % 2 == 1 => std::thread::spawn(move || {
                     ring.enable().unwrap();
                     enter(ring);
                 })

@@ -175,7 +175,6 @@ pub(super) fn finish_file(
         files: vec![file],
         has_controller: false,
         made,
-        spill: None,
         _claim: claim,
     })
 }

@@ -272,7 +272,6 @@ pub(super) fn open_block(config: &DeviceConfig, meta: &fs::Metadata) -> Result<D
         files: vec![file],
         has_controller: false,
         made: None,
-        spill: None,
         _claim: claim,
     })
 }

@@ -75,7 +75,6 @@ pub(super) fn open_nvme(
         has_controller: files.len() == 2,
         files,
         made: None,
-        spill: None,
         _claim: claim,
     })
 }

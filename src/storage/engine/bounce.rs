@@ -2,25 +2,51 @@
 
 #![forbid(unsafe_code)]
 
-use super::{Engine, Slot};
+use std::sync::Arc;
+
+use super::Engine;
+use super::slab::Slot;
+use super::target::Target;
+use crate::error::{Error, Result};
 use crate::storage::command::{self, entry_flags};
 use crate::storage::device::Limits;
-use crate::storage::{BUFFER_BOUNCE, BUFFER_DATA, Outcome};
+use crate::storage::task::{BUFFER_BOUNCE, BUFFER_DATA, Memory, Outcome};
 use crate::sys::abi::UnifiedSqe;
-use crate::sys::mmap::PAGE;
+use crate::sys::mmap::{Mapping, PAGE};
 use crate::sys::probe;
+use crate::sys::shm::Shared;
 use crate::sys::uring::{BufRange, SHARD, ring_bytes};
 
-/// Fixed pieces of registered memory, for data that the device cannot take where it is.
+/// Pieces of one length in registered memory. All devices of an engine share them.
 #[derive(Debug)]
 pub(super) struct BouncePool {
+    pub(super) memory: Shared,
     pub(super) piece: u32,
     pub(super) free: Vec<u16>,
 }
 
 impl BouncePool {
+    pub(super) fn new(targets: &[Target], depth: u32) -> Result<BouncePool> {
+        let limits = || targets.iter().map(|target| &target.limits);
+        let (len, piece) = (bounce_bytes(limits(), depth), bounce_piece(limits()));
+        let mapping = Mapping::anonymous(len, false)
+            .map_err(|e| Error::os(&e, format_args!("mapping a bounce pool of {len} bytes")))?;
+        let memory = Shared::new(Arc::new(mapping), 0, len).expect("the pool is its own mapping");
+        Ok(BouncePool {
+            memory,
+            piece: piece as u32,
+            free: (0..(len / piece) as u16).rev().collect(),
+        })
+    }
+
     pub(super) fn take(&mut self) -> Option<u16> {
         self.free.pop()
+    }
+
+    /// Takes back the pieces of a slot.
+    pub(super) fn take_back(&mut self, slot: &mut Slot) {
+        self.free.extend(slot.bounce.take());
+        self.free.extend(slot.scratch.take());
     }
 
     pub(super) fn range(&self, piece: u16, len: u32) -> BufRange {
@@ -30,20 +56,36 @@ impl BouncePool {
             len,
         }
     }
+
+    /// Copies what a bounced command has read to where its entry wants it.
+    pub(super) fn copy_back(&self, slot: &Slot, memory: &Memory) {
+        let command = &slot.command;
+        let reads = matches!(
+            command::direction(command.opcode),
+            command::Direction::FromDevice | command::Direction::Both
+        );
+        if let (true, Some(range)) = (reads, slot.data) {
+            let to = command.offset as usize;
+            memory
+                .bounce
+                .copy_to(range.offset, &memory.data, to, range.len as usize);
+        }
+    }
 }
 
-/// Bytes in a bounce piece: the longest command that can be bounced.
-pub fn bounce_piece(limits: &Limits) -> u32 {
-    limits.block_size.max(8192)
+/// Bytes in a piece: the longest command that can be bounced, by any of the devices.
+fn bounce_piece<'a>(limits: impl Iterator<Item = &'a Limits>) -> usize {
+    let longest = limits.map(|l| l.block_size).max();
+    longest.unwrap_or(0).max(8192) as usize
 }
 
-/// Bytes of the bounce pool for a depth.
-pub fn bounce_bytes(limits: &Limits, depth: u32) -> usize {
-    bounce_piece(limits) as usize * depth.clamp(2, 256) as usize
+/// Bytes of the bounce pool of an engine for these devices.
+pub fn bounce_bytes<'a>(limits: impl IntoIterator<Item = &'a Limits>, depth: u32) -> usize {
+    bounce_piece(limits.into_iter()) * depth.clamp(2, 256) as usize
 }
 
-/// Bytes that an engine of a depth locks besides the data buffers: the bounce pool, and its io_uring itself.
-pub fn locked_bytes(limits: &Limits, depth: u32) -> usize {
+/// Bytes that an engine locks besides the data buffers: the bounce pool, and its io_uring itself.
+pub fn locked_bytes<'a>(limits: impl IntoIterator<Item = &'a Limits>, depth: u32) -> usize {
     bounce_bytes(limits, depth).next_multiple_of(PAGE) + ring_bytes(ring_entries(depth))
 }
 
@@ -53,7 +95,7 @@ pub(super) fn ring_entries(depth: u32) -> u32 {
 }
 
 impl Engine {
-    /// Finds where the data is, or copies it to where the device can take it. `Ok(false)`: no piece.
+    /// Finds where a command's data is, or copies it to where the device can take it. `Ok(false)` if no piece is free.
     pub(super) fn place(
         &mut self,
         sqe: &UnifiedSqe,
@@ -61,10 +103,12 @@ impl Engine {
         slot: &mut Slot,
     ) -> std::result::Result<bool, Outcome> {
         let command = slot.task.command;
+        let target = &self.targets[slot.target as usize];
         let (at, len) = (command.offset as usize, command.len as usize);
         let short = flags & entry_flags::PAD_IN_BOUNCE != 0;
-        let in_place = self.backend.takes_in_place(&command)
-            || ((self.memory.data.address() + at) | len) & self.limits.dma_alignment as usize == 0;
+        let in_place = target.backend.takes_in_place(&command)
+            || ((self.memory.data.address() + at) | len) & target.limits.dma_alignment as usize
+                == 0;
         let one_shard = at / SHARD == (at + len - 1) / SHARD;
         if !short && one_shard && (in_place || !self.config.bounce) {
             slot.task.data = Some(BufRange {
@@ -100,24 +144,5 @@ impl Engine {
         self.shared.stats.bounced_bytes.add(command.len.into());
         probe::bounced(command.opcode, command.lba, command.len, command.offset);
         Ok(true)
-    }
-
-    pub(super) fn free_pieces(&mut self, slot: &mut Slot) {
-        self.bounce.free.extend(slot.bounce.take());
-        self.bounce.free.extend(slot.scratch.take());
-    }
-
-    pub(super) fn copy_back(&self, slot: &Slot) {
-        let command = &slot.command;
-        let reads = matches!(
-            command::direction(command.opcode),
-            command::Direction::FromDevice | command::Direction::Both
-        );
-        if let (true, Some(range)) = (reads, slot.data) {
-            let to = command.offset as usize;
-            self.memory
-                .bounce
-                .copy_to(range.offset, &self.memory.data, to, range.len as usize);
-        }
     }
 }

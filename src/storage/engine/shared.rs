@@ -28,13 +28,8 @@ pub struct EngineShared {
 }
 
 impl EngineShared {
-    /// For rings that a program writes itself: nobody says when it submitted, and no times are kept.
-    pub fn new() -> Result<Arc<EngineShared>> {
-        Self::timed(0)
-    }
-
-    /// For an SQ ring of so many entries, whose producer stamps them.
-    pub fn timed(sq_entries: u32) -> Result<Arc<EngineShared>> {
+    /// For an SQ ring of so many entries, whose producer stamps them; 0 if it does not.
+    pub fn new(sq_entries: u32) -> Result<Arc<EngineShared>> {
         let bell = || Doorbell::new().map_err(|e| Error::os(&e, "creating an eventfd"));
         Ok(Arc::new(EngineShared {
             engine_bell: bell()?,

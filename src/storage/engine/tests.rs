@@ -2,15 +2,22 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::submit::{FED, FEED};
 use super::*;
 use crate::region::{Layout, Region};
+use crate::storage::backend::Backend;
 use crate::storage::command::status;
+use crate::storage::command::{self, opcode};
+use crate::storage::device::Device;
 use crate::storage::device::DeviceConfig;
 use crate::storage::faulty::{Fault, Faults, Faulty};
+use crate::storage::null::Null;
 use crate::storage::spill::Spill;
-use crate::sys::mmap::Mapping;
+use crate::sys::abi::CQE_SPILLED;
+use crate::sys::event::monotonic_ns;
 
 const BLOCK: u32 = 512;
 const BLOCKS: u64 = 64;
@@ -44,19 +51,13 @@ impl Rig {
         });
         let mut device = device.unwrap();
         device.made.take().unwrap().keep();
-        device.spill = spill(&device);
-        if let Some(made) = device.spill.as_mut().and_then(|spill| spill.made.take()) {
+        let mut spill = spill(&device);
+        if let Some(made) = spill.as_mut().and_then(|spill| spill.made.take()) {
             made.keep();
         }
-        let len = bounce_bytes(&device.limits, 64);
-        let bounce = Arc::new(Mapping::anonymous(len, false).unwrap());
-        let shared = EngineShared::timed(64).unwrap();
         let mut engine = Engine::new(
-            device,
-            Consumer::new(region.sq.clone(), "SQ"),
-            Producer::new(region.cq.clone(), "CQ"),
-            region.data.clone(),
-            Shared::new(bounce, 0, len).unwrap(),
+            vec![OpenTarget { device, spill }],
+            &region,
             EngineConfig {
                 depth: 64,
                 bounce: true,
@@ -66,20 +67,17 @@ impl Rig {
                 registered: true,
                 retry,
             },
-            shared.clone(),
         )
         .unwrap();
         let faults = Faults::default();
-        let device = std::mem::replace(
-            &mut engine.backend,
-            Backend::Faulty(Box::new(Faulty {
-                device: Backend::Null(super::super::null::Null::new(&engine._device)),
-                faults: faults.clone(),
-            })),
-        );
-        if let Backend::Faulty(faulty) = &mut engine.backend {
-            faulty.device = device;
-        }
+        let target = &mut engine.targets[0];
+        let null = Backend::Null(Null::new(&target.device));
+        let device = std::mem::replace(&mut target.backend, null);
+        target.backend = Backend::Faulty(Box::new(Faulty {
+            device,
+            faults: faults.clone(),
+        }));
+        let shared = engine.shared().clone();
         Rig {
             sq: Producer::new(region.sq.clone(), "SQ"),
             cq: Consumer::new(region.cq.clone(), "CQ"),
@@ -155,7 +153,7 @@ impl Drop for Rig {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
         if !std::thread::panicking() {
-            assert_eq!((self.engine.in_flight(), self.engine.operating), (0, 0));
+            assert_eq!((self.engine.in_flight(), self.engine.operating()), (0, 0));
             assert_eq!(self.engine.bounce.free.len(), 64, "every piece came back");
             assert!(self.engine.ring.all_tables_are_free());
             assert_eq!(
@@ -176,25 +174,28 @@ fn scattered_entries_wait_for_no_neighbour_and_no_long_batch() {
     };
     // At first nobody knows: the last one waits, and all others for the end of the turn.
     turn(&mut rig, &mut (0..8).map(|i| i * 2));
-    assert!(rig.engine.run.is_some());
+    assert!(rig.engine.targets[0].run.is_some());
     assert_eq!(rig.engine.ring.queued(), 7);
     turn(&mut rig, &mut (8..24).map(|i| i * 2));
-    assert!(rig.engine.run.is_none());
-    assert_eq!(rig.engine.operating, 24);
+    assert!(rig.engine.targets[0].run.is_none());
+    assert_eq!(rig.engine.operating(), 24);
     assert!((1..=FEED).contains(&rig.engine.ring.queued()));
     assert_eq!(rig.take(24).len(), 24);
     // Once the device has enough, the rest goes as one batch.
     turn(&mut rig, &mut (0..48).map(|i| (i * 7) % 64));
-    assert_eq!(rig.engine.operating, 48);
+    assert_eq!(rig.engine.operating(), 48);
     let batch = rig.engine.ring.queued();
     assert!((FEED + 1..=48 - FED).contains(&batch), "{batch}");
     assert_eq!(rig.take(48).len(), 48);
     // Neighbours again.
     turn(&mut rig, &mut (50..56));
-    assert!(rig.engine.run.is_none(), "the device had nothing to do");
+    assert!(
+        rig.engine.targets[0].run.is_none(),
+        "the device had nothing to do"
+    );
     turn(&mut rig, &mut (56..64));
     assert!(
-        rig.engine.run.is_some(),
+        rig.engine.targets[0].run.is_some(),
         "it grows while the device is busy"
     );
     assert_eq!(rig.take(14).len(), 14);
@@ -312,9 +313,9 @@ fn what_the_device_fails_is_in_the_spill_and_a_flush_covers_it() {
         let expected = if i == 0 || i == 2 { i as u8 + 1 } else { 0 };
         assert!(block.iter().all(|b| *b == expected), "block {i}");
     }
-    assert!(rig.engine.spill.as_ref().unwrap().dirty);
+    assert!(rig.engine.targets[0].spill.as_ref().unwrap().dirty);
     assert_eq!(rig.flush().status, 0);
-    assert!(!rig.engine.spill.as_ref().unwrap().dirty);
+    assert!(!rig.engine.targets[0].spill.as_ref().unwrap().dirty);
     // A flush that fails on the device has failed; nothing of the caller's own fault is spilled.
     rig.fail(opcode::FLUSH, -libc::EIO);
     assert_ne!(rig.flush().status, 0);
@@ -356,9 +357,9 @@ fn a_flush_waits_for_the_spill_also_where_another_one_syncs_it() {
     assert!(Instant::now() < until);
     rig.engine.pump(false).unwrap();
     assert!(rig.cq.pop().unwrap().is_none(), "not synced yet");
-    assert_eq!(rig.engine.spill.as_ref().unwrap().syncing, 2);
+    assert_eq!(rig.engine.targets[0].spill.as_ref().unwrap().syncing, 2);
     assert!(rig.take(2).iter().all(|done| done.status == 0));
-    assert_eq!(rig.engine.spill.as_ref().unwrap().syncing, 0);
+    assert_eq!(rig.engine.targets[0].spill.as_ref().unwrap().syncing, 0);
     std::fs::remove_file(&path).unwrap();
 }
 

@@ -1,4 +1,4 @@
-//! What the device fails goes to the spill, where there is one.
+//! Writes that a device failed go to its spill, if it has one.
 
 #![forbid(unsafe_code)]
 
@@ -6,12 +6,13 @@ use super::Engine;
 use crate::log::{self, Level};
 use crate::storage::command::opcode;
 use crate::storage::device::Claim;
-use crate::storage::{Outcome, Step, spill};
+use crate::storage::spill;
+use crate::storage::task::{Outcome, Step};
 use crate::sys::uring::Op;
 
 /// The spill, as the engine uses it.
 #[derive(Debug)]
-pub(super) struct Overflow {
+pub(super) struct TargetSpill {
     /// Number in the registered file table.
     pub(super) file: u32,
     pub(super) path: String,
@@ -26,8 +27,10 @@ pub(super) struct Overflow {
 impl Engine {
     /// Sends a write that the device failed to the spill, and a flush on to it. `false`: it has ended.
     pub(super) fn spills(&mut self, index: u16, outcome: &mut Outcome) -> bool {
-        let slot = &self.slots[index as usize];
-        let (Some(spill), None) = (&mut self.spill, slot.spilling) else {
+        let slot = self.slab.at(index);
+        let number = slot.target;
+        let target = &mut self.targets[number as usize];
+        let (Some(spill), None) = (&mut target.spill, slot.spilling) else {
             return false;
         };
         let file = spill.file;
@@ -35,7 +38,7 @@ impl Engine {
             Some(range) if spill::wants(&slot.command, outcome) => Op::Write {
                 file,
                 range,
-                offset: slot.command.lba << self.limits.block_shift(),
+                offset: slot.command.lba << target.limits.block_shift(),
                 dsync: slot.command.fua,
             },
             _ if slot.command.opcode == opcode::FLUSH
@@ -48,26 +51,30 @@ impl Engine {
             }
             _ => return false,
         };
-        if let Err(error) = self.queue(&op, u64::from(index)) {
-            if let (Op::Sync { .. }, Some(spill)) = (&op, &mut self.spill) {
-                // Not flushed: that must not be taken for durable.
-                spill.dirty = true;
-                *outcome = Outcome::errno(error.errno(), opcode::FLUSH);
+        let queued = self.queue_for(number, &op, u64::from(index));
+        let target = &mut self.targets[number as usize];
+        if let (Op::Sync { .. }, Some(spill)) = (&op, &mut target.spill) {
+            match &queued {
+                Ok(()) => spill.syncing += 1,
+                Err(error) => {
+                    // Not flushed: it must not be taken for durable.
+                    spill.dirty = true;
+                    *outcome = Outcome::os(error, opcode::FLUSH);
+                }
             }
+        }
+        if queued.is_err() {
             return false;
         }
-        if let (Op::Sync { .. }, Some(spill)) = (&op, &mut self.spill) {
-            spill.syncing += 1;
-        }
-        self.slots[index as usize].spilling = Some(*outcome);
-        self.operating += 1;
+        target.operating += 1;
+        self.slab.at_mut(index).spilling = Some(*outcome);
         true
     }
 
     /// What became of a command that went to the spill.
     pub(super) fn spilled(&mut self, index: u16, ended: Outcome, result: i32) -> Step {
-        let slot = &mut self.slots[index as usize];
-        let Some(spill) = &mut self.spill else {
+        let slot = self.slab.at_mut(index);
+        let Some(spill) = &mut self.targets[slot.target as usize].spill else {
             return Step::Done(ended);
         };
         if slot.command.opcode == opcode::FLUSH {

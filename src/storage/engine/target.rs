@@ -1,0 +1,132 @@
+//! A device as the engine uses it: its backend, its limits and rules, its spill, and the run that grows for it.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::OwnedFd;
+
+use super::EngineConfig;
+use super::run::Run;
+use super::spilling::TargetSpill;
+use crate::error::{Error, Result};
+use crate::log::{self, Level};
+use crate::storage::backend::Backend;
+use crate::storage::command::Rules;
+use crate::storage::device::{Device, Kind, Limits};
+use crate::storage::merge::{AccessPattern, Bounds};
+use crate::storage::nvme;
+use crate::storage::spill::Spill;
+use crate::sys::shm::Shared;
+
+/// Most devices of one engine. A slot and an SQE's private flags have a byte for the number.
+pub(super) const MAX_TARGETS: usize = 16;
+
+/// A device that is open, with the place for the writes that it fails.
+#[derive(Debug)]
+pub struct OpenTarget {
+    pub device: Device,
+    pub spill: Option<Spill>,
+}
+
+pub(super) struct Target {
+    pub backend: Backend,
+    pub limits: Limits,
+    pub rules: Rules,
+    pub bounds: Bounds,
+    /// Its NVMe commands may use registered buffers. True if it is no NVMe drive.
+    pub registered: bool,
+    /// Runs may be of memory in pieces, if the ring can gather.
+    pub gathers: bool,
+    pub spill: Option<TargetSpill>,
+    /// Grows while the device is busy.
+    pub run: Option<Run>,
+    pub pattern: AccessPattern,
+    /// Operations that the device has.
+    pub operating: u32,
+    /// It had more operations before this turn's reap than after: it has room again.
+    pub freed: bool,
+    // Kept open as long as the engine may use its files.
+    pub device: Device,
+}
+
+impl Target {
+    /// Appends the files that the engine must register to `files`.
+    pub fn new(
+        opened: OpenTarget,
+        config: &EngineConfig,
+        data: &Shared,
+        files: &mut Vec<OwnedFd>,
+    ) -> Result<Target> {
+        let OpenTarget { device, spill } = opened;
+        let backend = Backend::of(&device, files.len() as u32)?;
+        files.extend(device.duplicate_files()?);
+        let spill = spill.map(|spill| {
+            files.push(spill.file);
+            TargetSpill {
+                file: files.len() as u32 - 1,
+                path: spill.path,
+                dirty: false,
+                syncing: 0,
+                _claim: spill.claim,
+            }
+        });
+        let mut takes = nvme::Takes {
+            registered: true,
+            pieces: true,
+        };
+        if device.kind == Kind::Nvme {
+            takes = match config.registered {
+                true => nvme::takes(&device)?,
+                false => nvme::Takes::default(),
+            };
+            if config.registered && !takes.registered {
+                log::log(
+                    Level::Warn,
+                    format_args!(
+                        "device '{}': this kernel refuses registered buffers for passthrough; each command maps its own (kernel 6.11.8 or newer does not)",
+                        device.path
+                    ),
+                );
+            }
+        }
+        let limits = device.limits;
+        Ok(Target {
+            rules: Rules {
+                nsid: limits.nsid,
+                block_shift: limits.block_shift(),
+                blocks: limits.blocks,
+                max_transfer: limits.max_transfer,
+                writable: device.writable,
+                buffers: data.address() as u64,
+                buffers_len: data.len() as u64,
+                raw: config.raw,
+                pass_unknown: backend.passes_unknown(),
+            },
+            bounds: Bounds::of(&limits, device.kind != Kind::Nvme),
+            registered: takes.registered,
+            gathers: backend.gathers() && takes.pieces,
+            backend,
+            limits,
+            spill,
+            run: None,
+            pattern: AccessPattern::default(),
+            operating: 0,
+            freed: false,
+            device,
+        })
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.device.kind
+    }
+}
+
+/// As many as there may be.
+pub(super) fn checked(targets: Vec<Target>) -> Result<Box<[Target]>> {
+    match targets.len() {
+        1..=MAX_TARGETS => Ok(targets.into()),
+        count => Err(Error::new(
+            libc::EINVAL,
+            format!("an engine for {count} devices: 1 to {MAX_TARGETS} are possible"),
+        )),
+    }
+}
