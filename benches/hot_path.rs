@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 use unified::config::Config;
-use unified::context::{Completion, Context};
+use unified::context::Context;
+use unified::lane::{Completion, Transfer};
 use unified::net::packet;
 use unified::region::{Layout, Region};
 use unified::ring::{Consumer, Producer};
-use unified::submit::Transfer;
 use unified::sys::abi::UnifiedSqe;
 
 const BATCH: usize = 64;

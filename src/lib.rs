@@ -31,9 +31,11 @@
 pub mod capi;
 pub mod config;
 pub mod context;
+pub mod counters;
 pub mod end;
 pub mod error;
 pub mod frame;
+pub mod lane;
 pub mod latency;
 pub mod locked;
 pub mod log;
@@ -47,10 +49,8 @@ pub mod region;
 pub mod ring;
 pub mod stats;
 pub mod storage;
-pub mod submit;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod uapi;
-pub mod wait;
 
 pub use error::{Error, Result};

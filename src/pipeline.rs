@@ -23,10 +23,10 @@ use packets::{Packets, moderation_of};
 use write_target::WriteTarget;
 
 use crate::context::Context;
+use crate::counters::Counter;
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use crate::recorder::Existing;
-use crate::stats::Counter;
 use crate::sys::event::{Doorbell, block_signals};
 
 /// Packets, or completions, taken at once.
@@ -227,7 +227,10 @@ impl Pipeline {
             "unified-packet",
             |progress| &progress.packets_done,
             move |context, progress| {
-                Packets::new(context, progress, target, &config, moderation).run()
+                let Some(lane) = context.lane(0) else {
+                    return Ok(());
+                };
+                Packets::new(context, lane, progress, target, &config, moderation).run()
             },
         )?;
         Ok(pipeline)

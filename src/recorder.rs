@@ -10,8 +10,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::context::{Completion, Context};
+use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::frame::FrameMap;
+use crate::lane::{Completion, Ready, Transfer};
 use crate::net::rx::Received;
 use crate::record::{
     Checksum, FLAG_VLAN, HEADER_LEN, Header, Losses, NAME_LEN, SUPER_LEN, SUPER_SLOTS, Superblock,
@@ -20,10 +22,9 @@ use crate::record::{
 use crate::stats::Statistics;
 use crate::storage::command::status_text;
 use crate::storage::device::Kind;
-use crate::submit::Transfer;
+
 use crate::sys::event::monotonic_ns;
 use crate::sys::shm::Shared;
-use crate::wait::WAIT_COMPLETIONS;
 
 /// After so many slots in a row without a record nothing newer follows: more than can ever have been in
 /// flight at once, so that a hole left by a crash is no end.
@@ -51,7 +52,7 @@ pub struct Recorder {
     next: u64,
     checkpointed: u64,
     data: Shared,
-    frame_size: u32,
+    map: FrameMap,
     fua: bool,
     queue: u16,
     /// CLOCK_REALTIME less CLOCK_MONOTONIC, ns.
@@ -178,7 +179,7 @@ impl Recorder {
             next: 0,
             checkpointed: 0,
             data: context.data().clone(),
-            frame_size: info.frame_size,
+            map: info.frames(),
             fua,
             queue: info.network.map_or(0, |network| network.queue as u16),
             wall: wall_offset(),
@@ -289,8 +290,8 @@ impl Recorder {
     /// Makes a received packet's frame a record, in place: the header in the frame's first bytes, zeroes
     /// around the packet. The caller holds the frame; `write` becomes the write to submit.
     pub fn record(&mut self, packet: &Received, write: &mut Transfer) {
-        let start = u64::from(packet.frame) * u64::from(self.frame_size);
-        let base = start as usize;
+        let frame = self.map.range(packet.frame);
+        let (start, base) = (frame.start, frame.start as usize);
         let at = (packet.offset - start) as usize;
         let end = at + packet.len as usize;
         let headers = &packet.headers;
@@ -320,10 +321,11 @@ impl Recorder {
         let crc = self.checksum(base + at, packet.len as usize);
         self.data.write(base, &header.to_bytes(crc));
         self.data.zero(base + HEADER_LEN, at - HEADER_LEN);
-        self.data.zero(base + end, self.frame_size as usize - end);
+        self.data
+            .zero(base + end, self.map.frame_size() as usize - end);
         write.frame = packet.frame;
         write.offset = start;
-        write.len = self.frame_size;
+        write.len = self.map.frame_size();
         write.lba = self.superblock.lba_of(self.next);
         write.fua = self.fua;
         self.next += 1;
@@ -370,17 +372,17 @@ impl Recorder {
         self.superblock.generation += 1;
         self.superblock.losses = self.losses.known;
         self.superblock.next_sequence = settled;
-        let start = u64::from(frame) * u64::from(self.frame_size);
+        let start = self.map.start(frame);
         let bytes = self.superblock.to_bytes();
         self.data.write(start as usize, &bytes);
         self.data.zero(
             start as usize + SUPER_LEN,
-            self.frame_size as usize - SUPER_LEN,
+            self.map.frame_size() as usize - SUPER_LEN,
         );
         Transfer {
             frame,
             offset: start,
-            len: self.frame_size,
+            len: self.map.frame_size(),
             lba: self.superblock.super_lba(self.superblock.generation),
             ..Transfer::default()
         }
@@ -510,15 +512,15 @@ struct Disk<'a> {
 }
 
 impl Disk<'_> {
-    fn frame_size(&self) -> u32 {
-        self.context.info().frame_size
+    fn frames(&self) -> FrameMap {
+        self.context.info().frames()
     }
 
     fn transfer(&self, frame: u32, lba: u64) -> Transfer {
         Transfer {
             frame,
-            offset: u64::from(frame) * u64::from(self.frame_size()),
-            len: self.frame_size(),
+            offset: self.frames().start(frame),
+            len: self.frames().frame_size(),
             lba,
             user_data: frame.into(),
             ..Transfer::default()
@@ -549,7 +551,7 @@ impl Disk<'_> {
         while count > 0 {
             self.context.stays()?;
             self.context
-                .wait(WAIT_COMPLETIONS, Some(Duration::from_millis(100)))?;
+                .wait(Ready::COMPLETIONS, Some(Duration::from_millis(100)))?;
             let got = self.context.completions(&mut done)?;
             for completion in &done[..got] {
                 if completion.status != 0 || completion.spilled {
@@ -570,7 +572,7 @@ impl Disk<'_> {
     /// Up to `count` whole slots.
     fn read(&self, lba: u64, count: u64) -> Result<Vec<Vec<u8>>> {
         self.context.stays()?;
-        let size = self.frame_size();
+        let size = self.frames().frame_size();
         let step = u64::from(self.context.blocks_of(size));
         let mut frames = Vec::new();
         for _ in 0..count {
@@ -606,7 +608,7 @@ impl Disk<'_> {
                 let mut slot = vec![0; size as usize];
                 self.context
                     .data()
-                    .read(frame as usize * size as usize, &mut slot);
+                    .read(self.frames().start(frame) as usize, &mut slot);
                 // A block that cannot be read costs its slot, and no other.
                 if failed.iter().any(|(data, _)| *data == u64::from(frame)) {
                     mark_unreadable(&mut slot);
@@ -628,9 +630,10 @@ impl Disk<'_> {
         };
         let at = request.offset as usize;
         self.context.data().write(at, bytes);
-        self.context
-            .data()
-            .zero(at + bytes.len(), self.frame_size() as usize - bytes.len());
+        self.context.data().zero(
+            at + bytes.len(),
+            self.frames().frame_size() as usize - bytes.len(),
+        );
         self.context.submit_write(&request).inspect_err(|_| {
             let _ = self.context.frame_release(frame);
         })?;

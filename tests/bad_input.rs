@@ -18,13 +18,13 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use unified::capi::types::*;
 use unified::config::{Config, Drive};
 use unified::context::Context;
+use unified::lane::Ready;
 use unified::net::rx::Received;
 use unified::net::xdp::programs_of;
 use unified::sys::mmap::Mapping;
 use unified::sys::shm::Shared;
-use unified::sys::xsk::{Xsk, XskSetup};
+use unified::sys::xsk::{QueueSetup, Umem, UmemSetup};
 use unified::sys::{bpf, link};
-use unified::wait::WAIT_RX;
 
 /// What these tests count belongs to the whole process: one at a time.
 fn alone() -> MutexGuard<'static, ()> {
@@ -847,19 +847,22 @@ fn a_queue_that_another_socket_holds_is_busy() {
     let wish = Wish::new(&veth.host, "null:");
     c::destroy(wish.create().unwrap()).unwrap();
     let len = 64 * 2048;
-    let setup = XskSetup {
-        ifname: veth.host.clone(),
-        queue: 0,
+    let umem = UmemSetup {
         frame_size: 2048,
         headroom: 0,
         fill_size: 64,
+        socket: None,
+    };
+    let queue = QueueSetup {
+        ifname: veth.host.clone(),
+        queue: 0,
         rx_size: 64,
         zero_copy: Some(false),
         skb_mode: true,
-        socket: None,
     };
     let memory = Arc::new(Mapping::anonymous(len, false).unwrap());
-    let foreign = Xsk::open(&setup, Shared::new(memory, 0, len).unwrap()).unwrap();
+    let umem = Umem::new(&umem, Shared::new(memory, 0, len).unwrap()).unwrap();
+    let foreign = umem.bind(&queue).unwrap();
     let before = holdings();
     let Refusal(errno, message) = wish.create().unwrap_err();
     assert_eq!(errno, libc::EBUSY, "{message}");
@@ -867,7 +870,7 @@ fn a_queue_that_another_socket_holds_is_busy() {
     assert!(message.contains(&named), "{message}");
     assert_bare(&veth, "busy");
     assert_unchanged(&before, "busy");
-    drop(foreign);
+    drop((foreign, umem));
     // The queue is free again as soon as the library has waited for it.
     c::destroy(wish.create().unwrap()).unwrap();
 }
@@ -1280,7 +1283,7 @@ fn receive_all(veth: &Veth, context: &Context, count: usize) {
     let mut packets = [Received::default(); 16];
     while lengths.len() < count && Instant::now() < until {
         context
-            .wait(WAIT_RX, Some(Duration::from_millis(50)))
+            .wait(Ready::RX, Some(Duration::from_millis(50)))
             .unwrap();
         let got = context.receive(&mut packets).unwrap();
         for packet in &packets[..got] {

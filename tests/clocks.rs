@@ -11,9 +11,9 @@ use common::recording::{settle, until};
 use common::{Scratch, Veth, check_sums, is_root, payload};
 use unified::config::{Config, Drive};
 use unified::context::Context;
+use unified::lane::Ready;
 use unified::pipeline::{Layout, Pipeline, PipelineConfig};
 use unified::sys::event::monotonic_ns;
-use unified::wait::WAIT_RX;
 
 const COUNT: u32 = 50;
 const LATE: u64 = 20_000_000_000;
@@ -37,7 +37,7 @@ fn receive_and_record(ifname: &str, path: &str) {
     let mut received = 0;
     let mut packets = [Default::default(); 64];
     until(20, "packets come", || {
-        context.wait(WAIT_RX, None).unwrap();
+        context.wait(Ready::RX, None).unwrap();
         let count = context.receive(&mut packets).unwrap();
         for packet in &packets[..count] {
             let ago = monotonic_ns().wrapping_sub(packet.timestamp);

@@ -12,10 +12,10 @@ use common::{Veth, check_sums, is_root, log_to_stderr, payload, skip};
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use unified::config::Config;
 use unified::context::Context;
+use unified::lane::Ready;
 use unified::log::Level;
 use unified::net::rx::Received;
 use unified::net::xdp::XdpMode;
-use unified::wait::WAIT_RX;
 
 const OURS: &str = "unified_xdp";
 const OTHER: &str = "other_pass";
@@ -81,7 +81,7 @@ fn receives(veth: &Veth, context: &Context) {
     let (mut count, start) = (0, Instant::now());
     while count < COUNT && start.elapsed() < Duration::from_secs(20) {
         context
-            .wait(WAIT_RX, Some(Duration::from_millis(100)))
+            .wait(Ready::RX, Some(Duration::from_millis(100)))
             .unwrap();
         let received = context.receive(&mut packets).unwrap();
         for packet in &packets[..received] {
@@ -248,7 +248,7 @@ fn merged_datagrams_in_skb_mode() {
     let start = Instant::now();
     loop {
         let wait = Some(Duration::from_millis(100));
-        context.wait(WAIT_RX, wait).unwrap();
+        context.wait(Ready::RX, wait).unwrap();
         let received = context.receive(&mut packets).unwrap();
         for packet in &packets[..received] {
             assert_eq!(packet.headers.payload_len, 1000);

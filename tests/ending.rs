@@ -14,8 +14,8 @@ use common::{Scratch, SmallDisk, Veth, is_root, payload};
 use store::{DRIVES, storage_config};
 use unified::config::Config;
 use unified::context::Context;
+use unified::lane::Transfer;
 use unified::pipeline::{Pipeline, PipelineConfig};
-use unified::submit::Transfer;
 
 const BLOCK: usize = 4096;
 
@@ -237,7 +237,7 @@ fn completions_that_nobody_took_keep_no_write_from_the_device() {
         for number in 0..room {
             while context.submit_flush(number.into()).is_err() {
                 context
-                    .wait(unified::wait::WAIT_COMPLETIONS, Some(Duration::ZERO))
+                    .wait(unified::lane::Ready::COMPLETIONS, Some(Duration::ZERO))
                     .unwrap();
             }
         }
@@ -245,7 +245,7 @@ fn completions_that_nobody_took_keep_no_write_from_the_device() {
         let until = Instant::now() + Duration::from_secs(10);
         while context.statistics().unwrap().completed < u64::from(room) {
             context
-                .wait(unified::wait::WAIT_COMPLETIONS, Some(Duration::ZERO))
+                .wait(unified::lane::Ready::COMPLETIONS, Some(Duration::ZERO))
                 .unwrap();
             assert!(Instant::now() < until);
         }

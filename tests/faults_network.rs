@@ -16,12 +16,12 @@ use common::recording::{Stream, check_stored, config, settle, statistics, until,
 use common::{Scratch, SmallDisk, Veth, check_sums, ip, is_full_tier, is_root, payload};
 use unified::config::{Config, Drive};
 use unified::context::Context;
+use unified::lane::Ready;
 use unified::log::{self, Level};
 use unified::net::rx::Received;
 use unified::pipeline::{Pipeline, PipelineConfig};
 use unified::stats::Statistics;
 use unified::sys::bpf;
-use unified::wait::WAIT_RX;
 
 // ---- Log lines ----
 
@@ -165,7 +165,7 @@ fn loses_its_interface(act: impl Fn(&Veth), words: &str) {
         let start = Instant::now();
         for error in [
             context.receive(&mut [Received::default(); 4]).unwrap_err(),
-            context.wait(WAIT_RX, None).unwrap_err(),
+            context.wait(Ready::RX, None).unwrap_err(),
         ] {
             assert_eq!(error.errno(), libc::ENODEV, "{error}");
             assert!(error.message().contains(words), "{error}");

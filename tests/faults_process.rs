@@ -20,14 +20,14 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::signal::Signal;
 use unified::config::{Config, Drive};
-use unified::context::{Completion, Context};
+use unified::context::Context;
+use unified::lane::{Completion, Ready};
 use unified::net::link;
 use unified::net::rx::Received;
 use unified::net::xdp::{Xdp, XdpConfig, XdpMode, programs_of};
 use unified::pipeline::{Pipeline, PipelineConfig};
 use unified::sys::bpf;
-use unified::sys::xsk::Xsk;
-use unified::wait::{WAIT_COMPLETIONS, WAIT_RX};
+use unified::sys::xsk;
 
 fn part_config(ifname: &str, path: &str) -> Config {
     let mut config = Config {
@@ -241,8 +241,8 @@ fn fork_while_recording(ifname: &str) {
             let refused = [
                 context.receive(&mut [Received::default(); 4]).err(),
                 context.completions(&mut [Completion::default(); 4]).err(),
-                context.wait(WAIT_RX, None).err(),
-                context.wait(WAIT_COMPLETIONS, None).err(),
+                context.wait(Ready::RX, None).err(),
+                context.wait(Ready::COMPLETIONS, None).err(),
                 context.frame_alloc().err(),
                 context.frame_release(0).err(),
                 context.statistics().err(),
@@ -602,7 +602,7 @@ fn an_unprivileged_process_records_with_descriptors_that_were_handed_in() {
     // The privileged side: program, socket, device.
     let mut xdp = attach_for_others(&veth);
     let map = unified::sys::file::duplicate(xdp.socket_map()).unwrap();
-    let socket = Xsk::socket().unwrap();
+    let socket = xsk::new_socket().unwrap();
     let device: OwnedFd = File::options()
         .read(true)
         .write(true)
@@ -658,7 +658,7 @@ fn a_socket_that_was_handed_in_waits_for_its_queue() {
     let mut xdp = attach_for_others(&veth);
     let map = unified::sys::file::duplicate(xdp.socket_map()).unwrap();
     let open = || {
-        let socket = Xsk::socket().unwrap();
+        let socket = xsk::new_socket().unwrap();
         Context::open(&Config {
             xsk_map: Some(map.as_raw_fd()),
             xsk: Some(socket.as_raw_fd()),

@@ -18,10 +18,9 @@ use store::{
     DRIVES, LoopDevice, Memory, Rig, STALE, can_loop, run, storage_config, succeeded, try_run,
 };
 use unified::config::{Config, Drive};
-use unified::context::{Completion, Context};
+use unified::context::Context;
+use unified::lane::{Completion, Ready, Transfer};
 use unified::storage::command::status;
-use unified::submit::Transfer;
-use unified::wait::WAIT_COMPLETIONS;
 
 const FRAME: usize = 4096;
 /// Entries of a batch: in a run they are one operation of 128 KiB.
@@ -583,7 +582,7 @@ fn corrupt_rings(seed: u64, time: Duration) -> (u64, u64) {
                 }
                 3 => context.submit_flush(step),
                 4 => context
-                    .wait(WAIT_COMPLETIONS, Some(Duration::from_millis(1)))
+                    .wait(Ready::COMPLETIONS, Some(Duration::from_millis(1)))
                     .map(drop),
                 _ => {
                     let mut done = [Completion::default(); 8];

@@ -13,15 +13,14 @@ use common::storing::store_and_compare;
 use common::{is_root, log_to_stderr, payload, skip};
 use nix::unistd::{Uid, seteuid};
 use unified::config::{Config, DEFAULT_HEADROOM, Drive, KERNEL_HEADROOM};
-use unified::context::{Completion, Context};
+use unified::context::Context;
+use unified::lane::{Completion, Ready, Transfer};
 use unified::region::{Layout, Region};
 use unified::ring::{Consumer, Producer};
 use unified::storage::command::{self, opcode, status};
 use unified::storage::device::{Device, DeviceConfig, Kind};
 use unified::storage::engine::{Engine, EngineConfig, OpenTarget};
-use unified::submit::Transfer;
 use unified::sys::abi::{CQE_BOUNCED, NvmeUringCmd};
-use unified::wait::WAIT_COMPLETIONS;
 
 /// Where tests write: the first bytes of each namespace. A block of 4 KiB for each of 600 packets fits.
 const AREA: usize = 3 << 20;
@@ -284,7 +283,7 @@ fn memory_in_pieces_is_one_command_where_the_drive_takes_gaps() {
                 while finished < COUNT {
                     assert!(Instant::now() < until, "{finished} of {COUNT}");
                     context
-                        .wait(WAIT_COMPLETIONS, Some(Duration::from_millis(100)))
+                        .wait(Ready::COMPLETIONS, Some(Duration::from_millis(100)))
                         .unwrap();
                     let count = context.completions(&mut done).unwrap();
                     for one in &done[..count] {
@@ -336,7 +335,7 @@ fn complete(context: &Context) -> Completion {
     let mut done = [Completion::default(); 2];
     for _ in 0..100 {
         context
-            .wait(WAIT_COMPLETIONS, Some(Duration::from_millis(100)))
+            .wait(Ready::COMPLETIONS, Some(Duration::from_millis(100)))
             .unwrap();
         match context.completions(&mut done).unwrap() {
             0 => {}

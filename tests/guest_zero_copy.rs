@@ -13,11 +13,10 @@ use std::time::{Duration, Instant};
 use common::check_sums;
 use common::{is_root, log_to_stderr, skip};
 use unified::config::{Config, Drive};
-use unified::context::{Completion, Context};
+use unified::context::Context;
+use unified::lane::{Completion, Ready, Transfer};
 use unified::net::rx::Received;
 use unified::net::socket::ZeroCopy;
-use unified::submit::Transfer;
-use unified::wait::{WAIT_COMPLETIONS, WAIT_RX};
 
 const COUNT: u64 = 1000;
 const SIZE: u32 = 1024;
@@ -94,7 +93,10 @@ impl Machine {
         let (mut lba, mut completed, start) = (0, 0, Instant::now());
         while completed < COUNT && start.elapsed() < Duration::from_secs(30) {
             context
-                .wait(WAIT_RX | WAIT_COMPLETIONS, Some(Duration::from_millis(50)))
+                .wait(
+                    Ready::RX | Ready::COMPLETIONS,
+                    Some(Duration::from_millis(50)),
+                )
                 .unwrap();
             let count = context.receive(&mut packets).unwrap();
             for packet in &packets[..count] {

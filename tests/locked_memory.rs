@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use common::{Scratch, Veth, is_root, payload};
 use unified::config::{Config, Drive};
-use unified::context::{Completion, Context};
-use unified::submit::Transfer;
-use unified::wait::WAIT_COMPLETIONS;
+use unified::context::Context;
+use unified::lane::{Completion, Ready, Transfer};
 
 const LIMIT: u64 = 8 << 20;
 const CHILD: &str = "UNIFIED_TEST_LOCKED";
@@ -90,7 +89,7 @@ fn store_one(context: &Context) {
         let mut done = [Completion::default()];
         while context.completions(&mut done).unwrap() == 0 {
             context
-                .wait(WAIT_COMPLETIONS, Some(Duration::from_secs(5)))
+                .wait(Ready::COMPLETIONS, Some(Duration::from_secs(5)))
                 .unwrap();
         }
         assert_eq!(done[0].status, 0, "{:?}", done[0]);

@@ -8,7 +8,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
-use unified::frame::{Frames, PacketOutcome};
+use unified::frame::{Frames, Freed, PacketOutcome};
 use unified::ring::{Consumer, Producer};
 use unified::sys::abi::UnifiedCqe;
 use unified::sys::shm::SharedRing;
@@ -181,31 +181,33 @@ fn a_frame_has_one_owner() {
         let bytes = Arc::new([(); 2].map(|()| Bytes(UnsafeCell::new(0))));
         let mut cursor = 0;
         let mut out = [0; 2];
-        assert_eq!(frames.take(&mut cursor, &mut out), 2);
+        assert_eq!(frames.pool.take(&mut cursor, &mut out), 2);
         for frame in out {
-            frames.fill(frame).unwrap();
-            frames.receive(frame).unwrap();
+            frames.table.fill(frame).unwrap();
+            frames.table.receive(frame).unwrap();
             bytes[frame as usize].touch();
-            frames.submit(frame, true, false).unwrap();
+            frames.table.submit(frame, true, false).unwrap();
         }
         let taker = thread::spawn({
             let (frames, bytes) = (frames.clone(), bytes.clone());
             move || {
+                let mut freed = Freed::default();
                 for frame in out {
                     bytes[frame as usize].touch();
                     assert_eq!(
-                        frames.finish(frame, true).unwrap(),
+                        frames.finish(frame, true, &mut freed).unwrap(),
                         Some(PacketOutcome::Stored)
                     );
                 }
+                frames.pool.give_back(&mut freed);
             }
         });
         let mut back = 0;
         while back < 2 {
             let mut out = [0; 2];
-            let count = frames.take(&mut cursor, &mut out);
+            let count = frames.pool.take(&mut cursor, &mut out);
             for frame in &out[..count] {
-                frames.fill(*frame).unwrap();
+                frames.table.fill(*frame).unwrap();
                 bytes[*frame as usize].touch();
             }
             back += count;
@@ -214,8 +216,8 @@ fn a_frame_has_one_owner() {
             }
         }
         taker.join().unwrap();
-        assert_eq!(frames.take(&mut cursor, &mut [0; 2]), 0);
-        assert_eq!(frames.census().filled, 2);
+        assert_eq!(frames.pool.take(&mut cursor, &mut [0; 2]), 0);
+        assert_eq!(frames.table.census().filled, 2);
     });
 }
 
@@ -224,15 +226,15 @@ fn a_frame_has_one_owner() {
 fn a_frame_is_given_back_once() {
     model(|| {
         let frames = Arc::new(Frames::new(1));
-        assert_eq!(frames.take(&mut 0, &mut [0]), 1);
-        frames.allocate(0).unwrap();
+        assert_eq!(frames.pool.take(&mut 0, &mut [0]), 1);
+        frames.table.allocate(0).unwrap();
         let other = thread::spawn({
             let frames = frames.clone();
             move || frames.release(0).is_ok()
         });
         let here = frames.release(0).is_ok();
         assert!(here ^ other.join().unwrap());
-        assert_eq!(frames.take(&mut 0, &mut [0, 0]), 1);
+        assert_eq!(frames.pool.take(&mut 0, &mut [0, 0]), 1);
     });
 }
 
@@ -243,22 +245,22 @@ fn a_dry_receiver_is_woken() {
         let frames = Arc::new(Frames::new(1));
         let bell = Bell::new();
         let mut cursor = 0;
-        assert_eq!(frames.take(&mut cursor, &mut [0]), 1);
-        frames.allocate(0).unwrap();
+        assert_eq!(frames.pool.take(&mut cursor, &mut [0]), 1);
+        frames.table.allocate(0).unwrap();
         let taker = thread::spawn({
             let (frames, bell) = (frames.clone(), bell.clone());
             move || {
                 frames.release(0).unwrap();
-                if frames.wants_wakeup() {
+                if frames.pool.wants_wakeup() {
                     bell.ring();
                 }
             }
         });
-        while frames.take(&mut cursor, &mut [0]) == 0 {
-            if frames.prepare_sleep() {
+        while frames.pool.take(&mut cursor, &mut [0]) == 0 {
+            if frames.pool.prepare_sleep() {
                 bell.sleep();
             }
-            frames.awake();
+            frames.pool.awake();
         }
         taker.join().unwrap();
     });

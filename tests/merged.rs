@@ -20,11 +20,11 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use unified::config::{Config, Drive};
 use unified::context::Context;
+use unified::lane::Ready;
 use unified::log::Level;
 use unified::net::rx::Received;
 use unified::net::xdp::XdpMode;
 use unified::stats::Statistics;
-use unified::wait::WAIT_RX;
 
 const PORT: u16 = 9999;
 const FRAMES: u32 = 512;
@@ -99,7 +99,7 @@ fn receive_until(
     let until = Instant::now() + Duration::from_secs(10);
     loop {
         context
-            .wait(WAIT_RX, Some(Duration::from_millis(20)))
+            .wait(Ready::RX, Some(Duration::from_millis(20)))
             .unwrap();
         let count = context.receive(&mut packets).unwrap();
         for packet in &packets[..count] {

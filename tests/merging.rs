@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use common::{Scratch, payload};
 use unified::config::{Config, Drive};
-use unified::context::{Completion, Context};
+use unified::context::Context;
+use unified::lane::{Completion, Ready, Transfer};
 use unified::storage::command::status;
-use unified::submit::Transfer;
-use unified::wait::WAIT_COMPLETIONS;
 
 const FRAME: u32 = 2048;
 const BLOCKS: u64 = 4;
@@ -56,7 +55,7 @@ fn take(context: &Context, count: usize) -> Vec<Completion> {
     while all.len() < count {
         assert!(start.elapsed() < Duration::from_secs(10), "{all:?}");
         context
-            .wait(WAIT_COMPLETIONS, Some(Duration::from_millis(100)))
+            .wait(Ready::COMPLETIONS, Some(Duration::from_millis(100)))
             .unwrap();
         let got = context.completions(&mut batch).unwrap();
         all.extend_from_slice(&batch[..got]);

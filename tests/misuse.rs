@@ -237,7 +237,8 @@ fn bounded<T: Send + 'static>(what: &str, act: impl FnOnce() -> T + Send + 'stat
         .unwrap_or_else(|e| panic!("{what}: {e}"))
 }
 
-const BOTH: u32 = unified::wait::WAIT_RX | unified::wait::WAIT_COMPLETIONS;
+const BOTH: u32 =
+    unified::capi::types::UNIFIED_WAIT_RX | unified::capi::types::UNIFIED_WAIT_COMPLETIONS;
 
 #[test]
 fn two_threads_on_one_queue_get_busy_and_lose_nothing() {

@@ -15,14 +15,14 @@ use common::{Scratch, Veth, check_sums, ip, is_root, payload};
 use etherparse::{EtherType, Ethernet2Header, PacketBuilder, SingleVlanHeader, VlanId};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrLike, sendto, socket};
 use unified::config::{Config, Drive};
-use unified::context::{Completion, Context};
+use unified::context::Context;
+use unified::lane::{Completion, Ready};
 use unified::net::packet::{Headers, addresses};
 use unified::net::rx::Received;
 use unified::net::wire::Event;
 use unified::pipeline::{AtEnd, Pipeline, PipelineConfig, PipelineStatus};
 use unified::stats::Statistics;
 use unified::sys::event::monotonic_ns;
-use unified::wait::WAIT_RX;
 
 const PORT: u16 = 9999;
 const FRAMES: u32 = 1024;
@@ -64,7 +64,7 @@ fn receive(context: &Context, count: usize) -> Vec<Got> {
             context.statistics()
         );
         context
-            .wait(WAIT_RX, Some(Duration::from_millis(50)))
+            .wait(Ready::RX, Some(Duration::from_millis(50)))
             .unwrap();
         let got = context.receive(&mut packets).unwrap();
         for packet in &packets[..got] {

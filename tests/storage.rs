@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use store::{DEVICE_BYTES, Rig, STALE, Target, can_loop, succeeded};
 use unified::config::{Config, Drive};
-use unified::context::{Completion, Context};
-use unified::submit::Transfer;
+use unified::context::Context;
+use unified::lane::{Completion, Transfer};
 use unified::sys::abi::NvmeUringCmd;
 use unified::sys::event::poll_readable;
 

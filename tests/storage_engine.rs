@@ -14,9 +14,8 @@ use proptest::prelude::*;
 use common::{Scratch, payload};
 use store::{DRIVES, Rig, Target, storage_config, succeeded, within};
 use unified::config::{Config, Drive};
-use unified::context::{Completion, Context};
-use unified::submit::Transfer;
-use unified::wait::WAIT_COMPLETIONS;
+use unified::context::Context;
+use unified::lane::{Completion, Ready, Transfer};
 
 /// One test of this file at a time: they look at threads of the process, and at time.
 fn alone() -> MutexGuard<'static, ()> {
@@ -439,9 +438,9 @@ fn no_wakeup_is_lost_between_two_threads() {
             while taken < COUNT {
                 assert!(Instant::now() < until, "{:#?}", context.statistics());
                 let (start, longest) = (Instant::now(), Duration::from_secs(10));
-                let ready = context.wait(WAIT_COMPLETIONS, Some(longest)).unwrap();
+                let ready = context.wait(Ready::COMPLETIONS, Some(longest)).unwrap();
                 assert!(
-                    ready != 0 && start.elapsed() < longest,
+                    ready != Ready::NONE && start.elapsed() < longest,
                     "slept for {longest:?}: {:#?}",
                     context.statistics()
                 );

@@ -16,7 +16,7 @@ use store::{
 };
 use unified::config::{Config, Drive};
 use unified::context::Context;
-use unified::submit::Transfer;
+use unified::lane::Transfer;
 
 fn config(path: &str) -> Config {
     storage_config(path, Drive::Inline)

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use common::{Scratch, Veth, check_sums, ip, is_root, payload, run};
 use unified::config::{Config, Drive};
 use unified::context::Context;
+use unified::lane::Ready;
 use unified::log::Level;
 use unified::net::rx::Received;
 use unified::net::xdp::XdpMode;
-use unified::wait::WAIT_RX;
 
 const PORT: u16 = 9999;
 const FRAMES: u32 = 256;
@@ -120,7 +120,7 @@ fn tag_of_one(veth: &Veth, context: &Context) -> Option<u16> {
     let until = Instant::now() + Duration::from_secs(5);
     loop {
         context
-            .wait(WAIT_RX, Some(Duration::from_millis(20)))
+            .wait(Ready::RX, Some(Duration::from_millis(20)))
             .unwrap();
         if context.receive(&mut packets).unwrap() > 0 {
             break;

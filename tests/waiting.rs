@@ -10,12 +10,11 @@ use std::time::{Duration, Instant};
 
 use common::{Veth, check_sums, is_root, payload};
 use unified::config::{Config, Drive};
-use unified::context::{Completion, Context};
+use unified::context::Context;
+use unified::lane::{Completion, Ready, Transfer};
 use unified::net::rx::Received;
 use unified::storage::engine::EngineShared;
-use unified::submit::Transfer;
 use unified::sys::event::poll_readable;
-use unified::wait::{WAIT_COMPLETIONS, WAIT_RX};
 
 const DRIVES: [Drive; 2] = [Drive::Inline, Drive::Thread];
 
@@ -137,7 +136,7 @@ fn a_close_and_a_failure_wake_every_waiter() {
             let fd = context.poll_fd().unwrap();
             let waiter = std::thread::spawn({
                 let context = context.clone();
-                move || context.wait(WAIT_COMPLETIONS, None).unwrap_err().errno()
+                move || context.wait(Ready::COMPLETIONS, None).unwrap_err().errno()
             });
             let looper = std::thread::spawn(move || {
                 poll_readable(&[fd], Some(Duration::from_secs(10))).unwrap()
@@ -152,7 +151,7 @@ fn a_close_and_a_failure_wake_every_waiter() {
             assert_eq!(bounded("the waiter", move || waiter.join().unwrap()), errno);
             // And those who come later.
             assert_eq!(
-                context.wait(WAIT_COMPLETIONS, None).unwrap_err().errno(),
+                context.wait(Ready::COMPLETIONS, None).unwrap_err().errno(),
                 errno
             );
             let none = &mut [Completion::default(); 4];
@@ -175,7 +174,7 @@ fn a_close_and_a_failure_wake_every_waiter() {
 }
 
 /// Waits, as soon as the other thread's looks leave it the role.
-fn sleep(context: &Context, what: u32) -> unified::Result<u32> {
+fn sleep(context: &Context, what: Ready) -> unified::Result<Ready> {
     loop {
         match context.wait(what, Some(Duration::from_secs(10))) {
             Err(error) if error.errno() == libc::EBUSY => std::thread::yield_now(),
@@ -192,7 +191,7 @@ fn whoever_sleeps_keeps_its_role() {
         for round in 0..20 {
             let sleeper = std::thread::spawn({
                 let context = context.clone();
-                move || sleep(&context, WAIT_COMPLETIONS)
+                move || sleep(&context, Ready::COMPLETIONS)
             });
             let mut out = [Completion::default(); 4];
             let until = Instant::now() + Duration::from_secs(5);
@@ -204,7 +203,7 @@ fn whoever_sleeps_keeps_its_role() {
                 for refused in [
                     context.completions(&mut out).map(drop),
                     context
-                        .wait(WAIT_COMPLETIONS, Some(Duration::ZERO))
+                        .wait(Ready::COMPLETIONS, Some(Duration::ZERO))
                         .map(drop),
                     context.poll_fd().map(drop),
                 ] {
@@ -215,7 +214,7 @@ fn whoever_sleeps_keeps_its_role() {
             }
             context.submit_flush(round).unwrap();
             let woken = bounded("the sleeper", move || sleeper.join().unwrap());
-            assert_eq!(woken.unwrap(), WAIT_COMPLETIONS);
+            assert_eq!(woken.unwrap(), Ready::COMPLETIONS);
             assert_eq!(context.completions(&mut out).unwrap(), 1);
             assert_eq!(out[0].user_data, round);
         }
@@ -230,7 +229,7 @@ fn a_receiver_that_sleeps_keeps_its_role() {
     let veth = Veth::new();
     let context = Context::open(&common::recording::config(&veth, "null:")).unwrap();
     std::thread::scope(|scope| {
-        let sleeper = scope.spawn(|| sleep(&context, WAIT_RX));
+        let sleeper = scope.spawn(|| sleep(&context, Ready::RX));
         let mut out = [Received::default(); 4];
         let until = Instant::now() + Duration::from_secs(5);
         while context.receive(&mut out) == Ok(0) {
@@ -245,7 +244,7 @@ fn a_receiver_that_sleeps_keeps_its_role() {
         context.statistics().unwrap();
         assert!(from.elapsed() < Duration::from_secs(2));
         veth.send(9999, vec![payload(1, 100)], 1000).join().unwrap();
-        assert_eq!(sleeper.join().unwrap().unwrap(), WAIT_RX);
+        assert_eq!(sleeper.join().unwrap().unwrap(), Ready::RX);
     });
 }
 

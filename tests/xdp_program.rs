@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use unified::sys::bpf::{Ingress, Variant as Program};
 use unified::sys::event::{monotonic_ns, poll_readable};
 use unified::sys::mmap::Mapping;
 use unified::sys::shm::Shared;
-use unified::sys::xsk::{Xsk, XskSetup};
+use unified::sys::xsk::{BoundQueue, QueueSetup, Umem, UmemSetup};
 
 const XDP_PASS: u32 = 2;
 const XDP_REDIRECT: u32 = 4;
@@ -41,7 +42,7 @@ const V6: ([u8; 16], [u8; 16]) = (
 struct Rig {
     xdp: Xdp,
     // Both only have to live as long as the program's map may name them.
-    _socket: Xsk,
+    _socket: BoundQueue,
     veth: Veth,
     counted: XdpCounters,
 }
@@ -75,22 +76,26 @@ const NATIVE: Program = Program {
 impl Rig {
     fn without_socket(config: &XdpConfig, program: Program) -> Rig {
         let veth = Veth::new();
-        let setup = XskSetup {
-            ifname: veth.host.clone(),
-            queue: 0,
+        let umem = UmemSetup {
             frame_size: 2048,
             headroom: 0,
             fill_size: 64,
+            socket: None,
+        };
+        let queue = QueueSetup {
+            ifname: veth.host.clone(),
+            queue: 0,
             rx_size: 64,
             zero_copy: Some(false),
             skb_mode: true,
-            socket: None,
         };
         let len = 64 * 2048;
         let memory = Arc::new(Mapping::anonymous(len, false).unwrap());
         Rig {
             xdp: Xdp::load_as(config, program).unwrap(),
-            _socket: Xsk::open(&setup, Shared::new(memory, 0, len).unwrap()).unwrap(),
+            _socket: Umem::new(&umem, Shared::new(memory, 0, len).unwrap())
+                .and_then(|umem| umem.bind(&queue))
+                .unwrap(),
             veth,
             counted: XdpCounters::default(),
         }
@@ -107,7 +112,9 @@ impl Rig {
     }
 
     fn insert_socket(&mut self) {
-        self.xdp.insert_socket(0, self._socket.fd()).unwrap();
+        self.xdp
+            .insert_socket(0, self._socket.socket.as_raw_fd())
+            .unwrap();
     }
 
     fn run(&mut self, packet: &[u8]) -> Outcome {
@@ -848,7 +855,9 @@ fn only_the_queue_of_the_socket_is_redirected() {
     assert_eq!(rig.run_from(&packet, on(0)).verdict, XDP_REDIRECT);
     let other = rig.run_from(&packet, on(1));
     assert_eq!((other.verdict, other.counted.no_socket), (XDP_PASS, 1));
-    rig.xdp.insert_socket(1, rig._socket.fd()).unwrap();
+    rig.xdp
+        .insert_socket(1, rig._socket.socket.as_raw_fd())
+        .unwrap();
     let redirected = rig.run_from(&packet, on(1));
     assert_eq!(redirected.verdict, XDP_REDIRECT);
     assert_eq!(redirected.events[0].queue, 1);

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::types::*;
 use super::{count, guard, null, unified_ctx, with, with_free};
-use crate::context::{Completion, Context};
+use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::lane::{Completion, Direction, Ready, Transfer};
 use crate::net::rx::Received;
-use crate::submit::Transfer;
 use crate::sys::abi::NvmeUringCmd;
 
 /// Packets and completions are passed on in pieces of this many, on the stack.
@@ -65,12 +65,47 @@ pub unsafe extern "C" fn unified_frame_data(ctx: *const unified_ctx, frame: u32)
             }
             data = context
                 .data()
-                .pointer(frame as usize * info.frame_size as usize)
+                .pointer(info.frames().start(frame) as usize)
                 .cast();
             Ok(0)
         })
     });
     data
+}
+
+/// Takes up to `max` elements, in pieces, and writes them to C's array. Returns their number. What was taken before an error
+/// is not lost by it: the next call reports the error.
+///
+/// # Safety
+/// `out` must be null or have room for `max`.
+unsafe fn in_pieces<T: Copy + Default, C>(
+    out: *mut C,
+    max: u32,
+    what: &str,
+    mut take: impl FnMut(&mut [T]) -> Result<usize>,
+    convert: impl Fn(&T) -> C,
+) -> Result<c_int> {
+    if out.is_null() || !out.is_aligned() {
+        return Err(null(what));
+    }
+    let mut piece = [T::default(); PIECE];
+    let mut total = 0;
+    while total < max as usize {
+        let want = PIECE.min(max as usize - total);
+        let got = match take(&mut piece[..want]) {
+            Err(_) if total > 0 => break,
+            result => result?,
+        };
+        for (i, element) in piece[..got].iter().enumerate() {
+            // SAFETY: `total + i` is below `max`, for which there is room.
+            unsafe { out.add(total + i).write(convert(element)) };
+        }
+        total += got;
+        if got < want {
+            break;
+        }
+    }
+    Ok(count(total))
 }
 
 fn packet_of(context: &Context, packet: &Received, queue: u32) -> unified_packet {
@@ -117,47 +152,44 @@ pub unsafe extern "C" fn unified_rx_batch(
     max: u32,
 ) -> c_int {
     guard(|| {
-        if packets.is_null() || !packets.is_aligned() {
-            return Err(null("the place for packets"));
-        }
         with_free(ctx, |context| {
             let queue = context.info().network.map_or(0, |n| n.queue);
-            let mut piece = [Received::default(); PIECE];
-            let mut total = 0;
-            while total < max as usize {
-                let want = PIECE.min(max as usize - total);
-                let got = match context.receive(&mut piece[..want]) {
-                    // What was taken before must not be lost by a later error.
-                    Err(_) if total > 0 => break,
-                    result => result?,
-                };
-                for (i, packet) in piece[..got].iter().enumerate() {
-                    // SAFETY: `total + i` is below `max`, for which there is room.
-                    unsafe {
-                        packets
-                            .add(total + i)
-                            .write(packet_of(context, packet, queue))
-                    };
-                }
-                total += got;
-                if got < want {
-                    break;
-                }
+            // SAFETY: the caller's promise: room for `max`.
+            unsafe {
+                in_pieces(
+                    packets,
+                    max,
+                    "the place for packets",
+                    |piece: &mut [Received]| context.receive(piece),
+                    |packet| packet_of(context, packet, queue),
+                )
             }
-            Ok(count(total))
         })
     })
 }
 
-fn transfer(
-    context: &Context,
+/// The arguments that transfers have in common.
+struct Request {
     frame: u32,
     data: *const c_void,
     len: u32,
     lba: u64,
     user_data: u64,
     flags: u32,
-) -> Result<Transfer> {
+}
+
+fn submit(ctx: *const unified_ctx, direction: Direction, request: Request) -> c_int {
+    guard(|| {
+        with_free(ctx, |context| {
+            let transfer = transfer(context, &request)?;
+            context.submit_transfer(direction, &transfer)
+        })
+        .map(|()| 0)
+    })
+}
+
+fn transfer(context: &Context, request: &Request) -> Result<Transfer> {
+    let flags = request.flags;
     if flags & !(UNIFIED_FUA | UNIFIED_KEEP | UNIFIED_MORE) != 0 {
         return Err(Error::new(
             libc::EINVAL,
@@ -165,18 +197,18 @@ fn transfer(
         ));
     }
     let base = context.data().address();
-    let offset = (data as usize).checked_sub(base).ok_or_else(|| {
+    let offset = (request.data as usize).checked_sub(base).ok_or_else(|| {
         Error::new(
             libc::EINVAL,
             "the data does not lie in the data buffers: use a frame's memory",
         )
     })?;
     Ok(Transfer {
-        frame,
+        frame: request.frame,
         offset: offset as u64,
-        len,
-        lba,
-        user_data,
+        len: request.len,
+        lba: request.lba,
+        user_data: request.user_data,
         fua: flags & UNIFIED_FUA != 0,
         keep: flags & UNIFIED_KEEP != 0,
         more: flags & UNIFIED_MORE != 0,
@@ -206,13 +238,15 @@ pub unsafe extern "C" fn unified_submit_write(
     user_data: u64,
     flags: u32,
 ) -> c_int {
-    guard(|| {
-        with_free(ctx, |context| {
-            let transfer = transfer(context, frame, data, len, lba, user_data, flags)?;
-            context.submit_write(&transfer)
-        })
-        .map(|()| 0)
-    })
+    let request = Request {
+        frame,
+        data,
+        len,
+        lba,
+        user_data,
+        flags,
+    };
+    submit(ctx, Direction::Write, request)
 }
 
 /// Reads `len` bytes, whole blocks, beginning at block `lba`, to `data` inside a frame that the caller owns. The completion
@@ -230,13 +264,15 @@ pub unsafe extern "C" fn unified_submit_read(
     user_data: u64,
     flags: u32,
 ) -> c_int {
-    guard(|| {
-        with_free(ctx, |context| {
-            let transfer = transfer(context, frame, data, len, lba, user_data, flags)?;
-            context.submit_read(&transfer)
-        })
-        .map(|()| 0)
-    })
+    let request = Request {
+        frame,
+        data,
+        len,
+        lba,
+        user_data,
+        flags,
+    };
+    submit(ctx, Direction::Read, request)
 }
 
 /// Compares `len` bytes, whole blocks, with the device. The status is Compare Failure (285h) if they differ. The completion
@@ -254,13 +290,15 @@ pub unsafe extern "C" fn unified_submit_compare(
     user_data: u64,
     flags: u32,
 ) -> c_int {
-    guard(|| {
-        with_free(ctx, |context| {
-            let transfer = transfer(context, frame, data, len, lba, user_data, flags)?;
-            context.submit_compare(&transfer)
-        })
-        .map(|()| 0)
-    })
+    let request = Request {
+        frame,
+        data,
+        len,
+        lba,
+        user_data,
+        flags,
+    };
+    submit(ctx, Direction::Compare, request)
 }
 
 /// Flushes the device: when the flush completes, all writes that completed before it was submitted are durable. Writes that
@@ -366,8 +404,7 @@ pub unsafe extern "C" fn unified_submit_raw(
             if data.is_null() {
                 return context.submit_raw(&cmd, None, user_data);
             }
-            let start =
-                context.data().address() + frame as usize * context.info().frame_size as usize;
+            let start = context.data().address() + context.info().frames().start(frame) as usize;
             let at = (data as usize)
                 .checked_sub(start)
                 .and_then(|at| u32::try_from(at).ok());
@@ -406,28 +443,17 @@ pub unsafe extern "C" fn unified_completions(
     max: u32,
 ) -> c_int {
     guard(|| {
-        if completions.is_null() || !completions.is_aligned() {
-            return Err(null("the place for completions"));
-        }
         with_free(ctx, |context| {
-            let mut piece = [Completion::default(); PIECE];
-            let mut total = 0;
-            while total < max as usize {
-                let want = PIECE.min(max as usize - total);
-                let got = match context.completions(&mut piece[..want]) {
-                    Err(_) if total > 0 => break,
-                    result => result?,
-                };
-                for (i, done) in piece[..got].iter().enumerate() {
-                    // SAFETY: `total + i` is below `max`, for which there is room.
-                    unsafe { completions.add(total + i).write(completion_of(done)) };
-                }
-                total += got;
-                if got < want {
-                    break;
-                }
+            // SAFETY: the caller's promise: room for `max`.
+            unsafe {
+                in_pieces(
+                    completions,
+                    max,
+                    "the place for completions",
+                    |piece: &mut [Completion]| context.completions(piece),
+                    completion_of,
+                )
             }
-            Ok(count(total))
         })
     })
 }
@@ -463,8 +489,24 @@ pub unsafe extern "C" fn unified_wait(
     timeout_ms: c_int,
 ) -> c_int {
     guard(|| {
+        let wanted = Ready {
+            rx: what & UNIFIED_WAIT_RX != 0,
+            completions: what & UNIFIED_WAIT_COMPLETIONS != 0,
+        };
         let timeout = u64::try_from(timeout_ms).ok().map(Duration::from_millis);
-        with_free(ctx, |context| context.wait(what, timeout)).map(|ready| ready as c_int)
+        let ready = with_free(ctx, |context| {
+            if what == 0 || what & !(UNIFIED_WAIT_RX | UNIFIED_WAIT_COMPLETIONS) != 0 {
+                return Err(Error::new(
+                    libc::EINVAL,
+                    format!(
+                        "waiting for condition {what:#x}: use UNIFIED_WAIT_RX, UNIFIED_WAIT_COMPLETIONS or both"
+                    ),
+                ));
+            }
+            context.wait(wanted, timeout)
+        })?;
+        let bit = |on: bool, bit: u32| if on { bit as c_int } else { 0 };
+        Ok(bit(ready.rx, UNIFIED_WAIT_RX) | bit(ready.completions, UNIFIED_WAIT_COMPLETIONS))
     })
 }
 

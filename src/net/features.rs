@@ -4,8 +4,8 @@
 
 use std::fmt;
 
+use super::attributes::{attributes, u32_at};
 use super::link::Link;
-use super::watch::{attributes, u32_at};
 use crate::error::Error;
 use crate::log::{self, Level};
 use crate::sys::bpf::Mode;

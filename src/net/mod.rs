@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+mod attributes;
 mod clock;
-pub mod features;
+mod features;
+pub mod interface;
 pub mod link;
 mod owner;
 pub mod packet;

@@ -5,20 +5,20 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use super::clock::StampOffset;
 use super::packet::{self, Headers};
 use super::wire::{META_LEN, Meta};
+use crate::counters::{OutcomeStats, RxStats};
 use crate::error::Result;
-use crate::frame::{Frames, PacketOutcome};
+use crate::frame::{FrameMap, Frames, PacketOutcome};
 use crate::log::{self, Level};
-use crate::stats::{OutcomeStats, RxStats};
 use crate::sys::event::monotonic_ns;
 use crate::sys::probe;
 use crate::sys::shm::Shared;
-use crate::sys::xsk::{RxDescriptor, Xsk, XskStatistics};
+use crate::sys::xsk::{BoundQueue, FillQueue, RxDescriptor, RxQueue, Socket, XskStatistics};
 
 /// Packets taken, and frames filled, at once.
 const BATCH: usize = 64;
@@ -36,10 +36,12 @@ pub struct Received {
 }
 
 pub struct Receiver {
-    xsk: Xsk,
+    socket: Arc<Socket>,
+    fill: FillQueue,
+    rx: RxQueue,
+    map: FrameMap,
     frames: Arc<Frames>,
     data: Shared,
-    frame_size: u32,
     /// Where a packet must begin in its frame.
     expected_start: u32,
     stamps: StampOffset,
@@ -56,22 +58,25 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    #[allow(clippy::too_many_arguments)]
+    /// Receives from a queue into `frames`, which lie in `data`. `expected_start`: where a packet must begin in its frame.
     pub fn new(
-        xsk: Xsk,
+        queue: BoundQueue,
+        map: FrameMap,
         frames: Arc<Frames>,
         data: Shared,
-        frame_size: u32,
         expected_start: u32,
         fill_ring: u32,
-        stats: Arc<RxStats>,
-        outcomes: Arc<OutcomeStats>,
+        counters: (Arc<RxStats>, Arc<OutcomeStats>),
     ) -> Receiver {
+        let (stats, outcomes) = counters;
+        let BoundQueue { socket, fill, rx } = queue;
         let mut receiver = Receiver {
-            xsk,
+            socket,
+            fill,
+            rx,
+            map,
             frames,
             data,
-            frame_size,
             expected_start,
             stamps: StampOffset::of_this_process(),
             cursor: 0,
@@ -79,7 +84,7 @@ impl Receiver {
             fill_ring,
             misplaced_said: false,
             descriptors: [RxDescriptor::default(); BATCH],
-            whole: vec![0; frame_size as usize].into(),
+            whole: vec![0; map.frame_size() as usize].into(),
             stats,
             outcomes,
         };
@@ -88,20 +93,20 @@ impl Receiver {
     }
 
     pub fn fd(&self) -> RawFd {
-        self.xsk.fd()
+        self.socket.as_raw_fd()
     }
 
     pub fn statistics(&self) -> std::io::Result<XskStatistics> {
-        self.xsk.statistics()
+        self.socket.statistics()
     }
 
     pub fn is_zero_copy(&self) -> std::io::Result<bool> {
-        self.xsk.is_zero_copy()
+        self.socket.is_zero_copy()
     }
 
     /// Packets that wait in the RX ring.
     pub fn pending(&mut self) -> u32 {
-        self.xsk.pending()
+        self.rx.pending()
     }
 
     /// Takes up to `out.len()` packets and refills the fill ring.
@@ -113,7 +118,7 @@ impl Receiver {
         let mut now = 0;
         while count < out.len() {
             let want = (out.len() - count).min(BATCH);
-            let got = self.xsk.receive(&mut self.descriptors[..want]);
+            let got = self.rx.receive(&mut self.descriptors[..want]);
             taken += got;
             for i in 0..got {
                 if let Some(packet) = self.accept(self.descriptors[i]) {
@@ -125,7 +130,7 @@ impl Receiver {
                         0 => now,
                         timestamp => timestamp,
                     };
-                    self.frames.arrived(packet.frame, arrival);
+                    self.frames.table.arrived(packet.frame, arrival);
                     let payload_len = packet.headers.payload_len;
                     probe::received(packet.frame, packet.len, payload_len, arrival);
                     bytes += u64::from(packet.len);
@@ -146,23 +151,20 @@ impl Receiver {
     /// Checks a descriptor, and reads where things are in its packet.
     fn accept(&mut self, descriptor: RxDescriptor) -> Option<Received> {
         let RxDescriptor { addr, len } = descriptor;
-        let size = u64::from(self.frame_size);
-        let frame = (addr / size) as u32;
-        let start = addr % size;
-        if frame >= self.frames.count()
-            || start + u64::from(len) > size
-            || self.frames.receive(frame).is_err()
-        {
+        let located = self.map.locate_all(addr, len);
+        let Some((frame, start)) =
+            located.filter(|(frame, _)| self.frames.table.receive(*frame).is_ok())
+        else {
             // Not a frame that the kernel can have: nothing is read through such an address.
             self.stats.bad_descriptors.add(1);
             probe::dropped(c"bad_descriptor", 1, probe::NO_FRAME);
             return None;
-        }
+        };
         self.filled = self.filled.saturating_sub(1);
-        if start != u64::from(self.expected_start) {
+        if start != self.expected_start {
             self.misplaced(start);
         }
-        let (headers, timestamp) = match self.headers(addr as usize, len as usize) {
+        let (headers, timestamp) = match self.headers(addr as usize, start, len as usize) {
             Some(found) => found,
             None => {
                 if self
@@ -188,7 +190,7 @@ impl Receiver {
     /// The kernel put a packet somewhere else than the headroom says. It is stored all the same, but
     /// may have to be bounced.
     #[cold]
-    fn misplaced(&mut self, start: u64) {
+    fn misplaced(&mut self, start: u32) {
         self.stats.misplaced.add(1);
         if !std::mem::replace(&mut self.misplaced_said, true) {
             log::log(
@@ -201,8 +203,9 @@ impl Receiver {
         }
     }
 
-    fn headers(&mut self, at: usize, len: usize) -> Option<(Headers, u64)> {
-        if at % self.frame_size as usize >= META_LEN {
+    /// Reads where things are in a packet, and when it arrived. `start`: its place in its frame.
+    fn headers(&mut self, at: usize, start: u32, len: usize) -> Option<(Headers, u64)> {
+        if start as usize >= META_LEN {
             let mut record = [0; META_LEN];
             self.data.read(at - META_LEN, &mut record);
             if let Some(meta) = Meta::parse(&record) {
@@ -229,43 +232,40 @@ impl Receiver {
             if room < BATCH && !(eager && room > 0) {
                 break;
             }
-            let want = room
-                .min(BATCH)
-                .min(self.xsk.fill_room(BATCH as u32) as usize);
-            let count = self.frames.take(&mut self.cursor, &mut frames[..want]);
+            let want = room.min(BATCH).min(self.fill.room(BATCH as u32) as usize);
+            let count = self.frames.pool.take(&mut self.cursor, &mut frames[..want]);
             if count == 0 {
                 break;
             }
             for frame in &frames[..count] {
                 // Just taken, so it is free, and the step cannot fail.
-                let step = self.frames.fill(*frame);
+                let step = self.frames.table.fill(*frame);
                 debug_assert!(step.is_ok());
             }
-            let size = u64::from(self.frame_size);
+            let map = self.map;
             let filled = self
-                .xsk
-                .fill(frames[..count].iter().map(|frame| u64::from(*frame) * size));
+                .fill
+                .fill(frames[..count].iter().map(|frame| map.start(*frame)));
             debug_assert!(filled, "room was asked for");
             self.filled += count as u32;
         }
-        if self.xsk.needs_wakeup() {
-            let _ = self.xsk.wake();
+        if self.fill.needs_wakeup() {
+            let _ = self.socket.wake();
         }
     }
 
     /// Takes one free frame for the caller.
-    pub fn allocate(&mut self) -> Option<u32> {
-        let mut frame = [0];
-        (self.frames.take(&mut self.cursor, &mut frame) == 1).then_some(frame[0])
+    pub fn allocate(&mut self) -> Result<Option<u32>> {
+        self.frames.allocate(&mut self.cursor)
     }
 
     /// Whether the kernel has so few frames that this side must be woken when some come back. Says so to
     /// those who give them back.
     pub fn prepare_sleep(&mut self) -> bool {
         self.refill();
-        if self.filled >= (self.fill_ring.min(self.frames.count()) / 4).max(1) {
+        if self.filled >= (self.fill_ring.min(self.map.count()) / 4).max(1) {
             return true;
         }
-        self.frames.prepare_sleep()
+        self.frames.pool.prepare_sleep()
     }
 }

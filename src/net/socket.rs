@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use crate::sys::limits;
 use crate::sys::shm::Shared;
-use crate::sys::xsk::{Xsk, XskSetup};
+use crate::sys::xsk::{BoundQueue, QueueSetup, Umem, UmemSetup};
 
 /// Whether the NIC writes into the frames itself.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -20,31 +20,34 @@ pub enum ZeroCopy {
     Insist,
 }
 
-/// Opens a socket. `setup.zero_copy` is decided here. `EBUSY` (another socket holds the queue),
-/// `EOPNOTSUPP` (zero-copy was insisted on), `ENOBUFS`/`ENOMEM` (RLIMIT_MEMLOCK), `EPERM`.
-pub fn open(setup: &XskSetup, zero_copy: ZeroCopy, buffers: &Shared) -> Result<Xsk> {
+/// Makes a UMEM of the data buffers and binds its first socket. `setup.zero_copy` is decided here. `EBUSY` (another socket
+/// holds the queue), `EOPNOTSUPP` (zero-copy was insisted on), `ENOBUFS`/`ENOMEM` (RLIMIT_MEMLOCK), `EPERM`.
+pub fn open(
+    umem_setup: &UmemSetup,
+    setup: &QueueSetup,
+    zero_copy: ZeroCopy,
+    buffers: &Shared,
+) -> Result<BoundQueue> {
+    let handed_in = umem_setup.socket.is_some();
     let ways: &[Option<bool>] = match zero_copy {
         // A socket that was handed in cannot be bound a second time: the kernel chooses.
-        ZeroCopy::Auto if setup.socket.is_some() => &[None],
+        ZeroCopy::Auto if handed_in => &[None],
         ZeroCopy::Auto if setup.skb_mode => &[Some(false)],
         ZeroCopy::Auto => &[Some(true), Some(false)],
         ZeroCopy::Copy => &[Some(false)],
         ZeroCopy::Insist => &[Some(true)],
     };
     let mut last = None;
-    let refused = |way: Option<bool>, os: &io::Error| {
-        let setup = XskSetup {
-            zero_copy: way,
+    for way in ways {
+        let setup = QueueSetup {
+            zero_copy: *way,
             ..setup.clone()
         };
-        refusal(&setup, os, buffers.len())
-    };
-    for way in ways {
-        // A UMEM for each way: where binding failed once, kernel 6.12 binds again, but the fill ring is lost and no
-        // packet arrives. Locked memory that is given back late is waited for.
-        let mut xsk = Xsk::new(setup, buffers.clone()).map_err(|os| refused(*way, &os))?;
-        match xsk.bind(setup, *way).map_err(|os| refused(*way, &os)) {
-            Ok(()) => return Ok(xsk),
+        // A new UMEM for each way: after one failed bind, kernel 6.12 binds again but loses the fill ring, so that no
+        // packet arrives.
+        let bound = Umem::new(umem_setup, buffers.clone()).and_then(|umem| umem.bind(&setup));
+        match bound.map_err(|os| refusal(&setup, handed_in, &os, buffers.len())) {
+            Ok(queue) => return Ok(queue),
             Err(error)
                 if *way == Some(true)
                     && matches!(error.errno(), libc::EOPNOTSUPP | libc::EINVAL) =>
@@ -59,7 +62,7 @@ pub fn open(setup: &XskSetup, zero_copy: ZeroCopy, buffers: &Shared) -> Result<X
 }
 
 /// What was tried, and what to do about the errno.
-fn refusal(setup: &XskSetup, os: &io::Error, umem: usize) -> Error {
+fn refusal(setup: &QueueSetup, handed_in: bool, os: &io::Error, umem: usize) -> Error {
     let error = Error::os(
         os,
         format_args!(
@@ -74,10 +77,10 @@ fn refusal(setup: &XskSetup, os: &io::Error, umem: usize) -> Error {
         ),
     );
     match os.raw_os_error() {
-        Some(libc::EBUSY) if setup.socket.is_some() => error
+        Some(libc::EBUSY) if handed_in => error
             .hint("another AF_XDP socket holds this queue, or the one handed in is bound already"),
         Some(libc::EBUSY) => error.hint("another AF_XDP socket holds this queue"),
-        Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL) if setup.socket.is_some() => {
+        Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL) if handed_in => {
             error.hint("the descriptor handed in is no AF_XDP socket")
         }
         Some(libc::EOPNOTSUPP) => error.hint("the driver cannot; take copy mode"),

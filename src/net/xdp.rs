@@ -96,6 +96,15 @@ struct Fds {
     settings: RawFd,
 }
 
+/// Lines of libbpf and libxdp go to the log, a level lower than they come: both warn of everything that they try and do
+/// without. What fails for good comes back as an error and is reported as one.
+pub(super) fn log_libraries() {
+    bpf::set_print(|debug, line| {
+        let level = if debug { Level::Debug } else { Level::Info };
+        log::log(level, format_args!("{line}"));
+    });
+}
+
 impl Xdp {
     /// Loads and attaches. `EBUSY` (another process records from this interface), `EPERM` (missing
     /// capabilities), `EOPNOTSUPP` (the insisted-on mode), all with the interface's name.
@@ -179,6 +188,7 @@ impl Xdp {
                 _ => error,
             }
         };
+        log_libraries();
         let mut program = Program::open(config.events_bytes, variant)
             .map_err(|e| failed(e, "preparing the XDP program for"))?;
         program
@@ -251,6 +261,7 @@ impl Xdp {
     /// The same with another variant of the program.
     pub fn load_as(config: &XdpConfig, variant: Variant) -> Result<Xdp> {
         let failed = |e: io::Error| Error::os(&e, "loading the XDP program");
+        log_libraries();
         let mut program = Program::open(config.events_bytes, variant).map_err(failed)?;
         program.load().map_err(failed)?;
         let owner = OwnerSocket::new();

@@ -5,11 +5,11 @@
 use std::sync::atomic::Ordering;
 
 use super::{BATCH, FLUSH, Progress, SUPERBLOCK, TICK, WINDOW};
-use crate::context::{Completion, Context};
+use crate::context::Context;
 use crate::error::Result;
+use crate::lane::{Completion, Ready};
 use crate::log::{self, Level};
 use crate::storage::command::status;
-use crate::wait::WAIT_COMPLETIONS;
 
 /// Which writes are completed: the first that is not, and a bit for each of the window behind it.
 struct Window {
@@ -93,7 +93,7 @@ pub(super) fn completions(context: &Context, progress: &Progress) -> Result<()> 
         {
             return Ok(());
         }
-        context.wait(WAIT_COMPLETIONS, Some(TICK))?;
+        context.wait(Ready::COMPLETIONS, Some(TICK))?;
     }
 }
 

@@ -9,12 +9,10 @@ use super::write_target::WriteTarget;
 use super::{BATCH, FLUSH, PipelineConfig, Progress, SUPERBLOCK, TICK};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::lane::{Direction, Lane, Ready, Transfer};
 use crate::log::{self, Level};
 use crate::net::rx::Received;
-use crate::storage::command::opcode;
-use crate::submit::Transfer;
 use crate::sys::event::poll_readable;
-use crate::wait::WAIT_RX;
 
 /// How late a group flush may be, where there is one.
 const FLUSH_TICK: Duration = Duration::from_millis(5);
@@ -80,6 +78,8 @@ const LOSS_TICK: Duration = Duration::from_secs(1);
 /// The packet thread.
 pub(super) struct Packets<'a> {
     context: &'a Context,
+    /// That it receives from and submits to.
+    lane: &'a Lane,
     progress: &'a Progress,
     target: WriteTarget,
     flusher: Flusher,
@@ -93,6 +93,7 @@ pub(super) struct Packets<'a> {
 impl<'a> Packets<'a> {
     pub fn new(
         context: &'a Context,
+        lane: &'a Lane,
         progress: &'a Progress,
         target: WriteTarget,
         config: &PipelineConfig,
@@ -100,6 +101,7 @@ impl<'a> Packets<'a> {
     ) -> Packets<'a> {
         Packets {
             context,
+            lane,
             progress,
             target,
             flusher: Flusher {
@@ -136,7 +138,7 @@ impl<'a> Packets<'a> {
         let mut fresh = 0;
         loop {
             let stopping = self.progress.stop.load(Ordering::Acquire);
-            let count = self.context.receive(&mut batch)?;
+            let count = self.lane.receive(&mut batch)?;
             if count > 0 {
                 self.store(&batch[..count])?;
             }
@@ -153,7 +155,7 @@ impl<'a> Packets<'a> {
                 if fresh > 0 && left >= SHORTEST_PAUSE {
                     std::thread::sleep(left);
                 } else {
-                    self.context.wait(WAIT_RX, Some(idle))?;
+                    self.lane.wait(Ready::RX, Some(idle))?;
                 }
                 woken = Instant::now();
                 fresh = 0;
@@ -186,17 +188,17 @@ impl<'a> Packets<'a> {
     /// `false`: no frame was free.
     fn superblock(&mut self, completed: u64) -> Result<bool> {
         // Without a free frame there is another turn.
-        let Ok(frame) = self.context.frame_alloc() else {
+        let Ok(frame) = self.lane.frame_alloc() else {
             return Ok(false);
         };
         let WriteTarget::Log(log) = &mut self.target else {
-            return self.context.frame_release(frame).map(|()| true);
+            return self.lane.frame_release(frame).map(|()| true);
         };
         let failed = self.progress.failed.get();
         let mut write = log.checkpoint(frame, self.progress.first_sequence + completed);
         write.user_data = SUPERBLOCK | failed;
         self.progress.superblocks.fetch_add(1, Ordering::AcqRel);
-        while let Err(error) = self.context.submit_write(&write) {
+        while let Err(error) = self.lane.submit_transfer(Direction::Write, &write) {
             retry(self.progress, error).inspect_err(|_| {
                 self.progress.superblocks.fetch_sub(1, Ordering::AcqRel);
             })?;
@@ -206,7 +208,7 @@ impl<'a> Packets<'a> {
 
     fn flush(&mut self, covers: u64) -> Result<()> {
         self.progress.flushing.store(true, Ordering::Release);
-        while let Err(error) = self.context.submit_flush(FLUSH | covers) {
+        while let Err(error) = self.lane.submit_flush(FLUSH | covers) {
             retry(self.progress, error).inspect_err(|_| {
                 self.progress.flushing.store(false, Ordering::Release);
             })?;
@@ -244,7 +246,7 @@ impl<'a> Packets<'a> {
 
     fn wait_for(&self, reached: impl Fn(&Progress) -> bool) -> Result<()> {
         while !reached(self.progress) {
-            self.context.alive()?;
+            self.lane.alive()?;
             pause(self.progress)?;
         }
         Ok(())
@@ -254,17 +256,17 @@ impl<'a> Packets<'a> {
         let mut done = 0;
         self.submit(batch, &mut done).inspect_err(|_| {
             // What was submitted must be seen, and the rest is nobody's.
-            let _ = self.context.submit_pending();
+            let _ = self.lane.submit_pending();
             for packet in &batch[done..] {
-                let _ = self.context.frame_release(packet.frame);
+                let _ = self.lane.frame_release(packet.frame);
             }
         })
     }
 
     /// Submits packets; `done` counts those whose frames are in other hands.
     fn submit(&mut self, batch: &[Received], done: &mut usize) -> Result<()> {
-        let (context, progress) = (self.context, self.progress);
-        let mut rx_side = context.lock_rx_side()?;
+        let (lane, progress) = (self.lane, self.progress);
+        let mut rx_side = lane.lock_rx_side()?;
         let mut number = progress.submitted.load(Ordering::Acquire);
         if let WriteTarget::Log(log) = &mut self.target {
             log.look_at_clock();
@@ -276,25 +278,25 @@ impl<'a> Packets<'a> {
         for packet in batch {
             if packet.headers.payload_len == 0 && matches!(self.target, WriteTarget::Range(_)) {
                 progress.empty.add(1);
-                context.frame_release(packet.frame)?;
+                lane.frame_release(packet.frame)?;
                 *done += 1;
                 continue;
             }
-            let most = self.target.outstanding_before(context, packet);
+            let most = self.target.outstanding_before(lane, packet);
             if number - self.completed > most {
                 self.completed = progress.completed.load(Ordering::Acquire);
                 if number - self.completed > most {
-                    context.kick(&mut rx_side);
+                    lane.kick(&mut rx_side);
                     drop(rx_side);
                     self.wait_for(|p| number - p.completed.load(Ordering::Acquire) <= most)?;
                     self.completed = progress.completed.load(Ordering::Acquire);
-                    rx_side = context.lock_rx_side()?;
+                    rx_side = lane.lock_rx_side()?;
                 }
             }
-            if !self.target.write(context, packet, &mut transfer) {
+            if !self.target.write(lane, packet, &mut transfer) {
                 progress.fail(libc::ENOSPC);
                 progress.no_space.add(1);
-                context.frame_release(packet.frame)?;
+                lane.frame_release(packet.frame)?;
                 *done += 1;
                 continue;
             }
@@ -304,9 +306,9 @@ impl<'a> Packets<'a> {
             progress
                 .payload_bytes
                 .add(packet.headers.payload_len.into());
-            while let Err(error) = context.queue_transfer(&mut rx_side, opcode::WRITE, &transfer) {
+            while let Err(error) = lane.queue_transfer(&mut rx_side, Direction::Write, &transfer) {
                 drop(rx_side);
-                let again = retry(progress, error).and_then(|()| context.lock_rx_side());
+                let again = retry(progress, error).and_then(|()| lane.lock_rx_side());
                 rx_side = again.inspect_err(|_| {
                     progress.submitted.fetch_sub(1, Ordering::AcqRel);
                 })?;
@@ -318,7 +320,7 @@ impl<'a> Packets<'a> {
             .next_lba
             .store(self.target.next_lba(), Ordering::Relaxed);
         progress.wraps.store(self.target.wraps(), Ordering::Relaxed);
-        context.kick(&mut rx_side);
+        lane.kick(&mut rx_side);
         Ok(())
     }
 }

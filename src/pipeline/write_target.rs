@@ -5,9 +5,9 @@
 use super::{AtEnd, Layout, PipelineConfig, WINDOW};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::lane::{Lane, Transfer};
 use crate::net::rx::Received;
 use crate::recorder::Recorder;
-use crate::submit::Transfer;
 
 /// The block behind the range's last.
 fn check_range(context: &Context, config: &PipelineConfig) -> Result<u64> {
@@ -140,11 +140,11 @@ impl WriteTarget {
 
     /// How many earlier writes may be outstanding when this packet's begins: it must not meet one of the lap before it,
     /// which the device could carry out after it.
-    pub fn outstanding_before(&self, context: &Context, packet: &Received) -> u64 {
+    pub fn outstanding_before(&self, lane: &Lane, packet: &Received) -> u64 {
         match self {
             WriteTarget::Range(range) => {
                 let len = u32::from(packet.headers.payload_len);
-                match range.wraps_with(context.blocks_of(len).into()) {
+                match range.wraps_with(lane.blocks_of(len).into()) {
                     true => 0,
                     false => WINDOW - 1,
                 }
@@ -155,11 +155,11 @@ impl WriteTarget {
 
     /// Makes `write` the write of a packet; `false` where there is no room. In place: moving it would read what
     /// was just written in other widths, which waits until the frame's zeroes have left the store buffer.
-    pub fn write(&mut self, context: &Context, packet: &Received, write: &mut Transfer) -> bool {
+    pub fn write(&mut self, lane: &Lane, packet: &Received, write: &mut Transfer) -> bool {
         match self {
             WriteTarget::Range(range) => {
                 let len = u32::from(packet.headers.payload_len);
-                let Some(lba) = range.take(context.blocks_of(len).into()) else {
+                let Some(lba) = range.take(lane.blocks_of(len).into()) else {
                     return false;
                 };
                 write.frame = packet.frame;

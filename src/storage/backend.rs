@@ -2,10 +2,11 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+pub mod faulty;
+
 use super::command::{self, Command, status};
 use super::device::{Device, Kind};
-#[cfg(test)]
-use super::faulty;
 use super::retry::Retry;
 use super::task::{Memory, Outcome, Step, Task};
 use super::{block, null, nvme};

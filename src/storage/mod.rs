@@ -10,8 +10,6 @@ pub mod block;
 pub mod command;
 pub mod device;
 pub mod engine;
-#[cfg(test)]
-pub mod faulty;
 pub mod identify;
 pub mod merge;
 pub mod null;

@@ -1,5 +1,6 @@
 //! libbpf and libxdp, as far as the library needs them: the embedded program, its maps, its events.
 
+use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
 use std::os::fd::RawFd;
@@ -7,7 +8,6 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::fork::{Guard, Lock};
-use crate::log::{self, Level};
 
 /// The object must start on 8 bytes: libelf reads its headers in place.
 #[repr(C, align(8))]
@@ -46,12 +46,46 @@ impl Variant {
 /// contexts being made at once there.)
 static LIBXDP: Lock<()> = Lock::new(());
 
-/// What libxdp says meanwhile is told when the lock is gone: a callback may make a context itself.
-fn libxdp() -> (Guard<'static, ()>, log::Held) {
-    let held = log::hold();
-    // A tuple's fields are dropped in order.
-    // Whoever was in it when this process was forked left nothing behind but those buffers, which each call fills anew.
-    (LIBXDP.lock_or_renew(|| ()), held)
+/// Receives the lines of libbpf and libxdp: whether a line is for debugging only, and the line.
+pub type Print = fn(debug: bool, line: &str);
+
+static PRINT: Lock<Option<Print>> = Lock::new(None);
+
+thread_local! {
+    /// Lines that this thread got while it was in libxdp; `None` outside.
+    static KEPT: RefCell<Option<Vec<(bool, String)>>> = const { RefCell::new(None) };
+}
+
+/// Sets where the lines of both libraries go. Until then they go nowhere.
+pub fn set_print(print: Print) {
+    *PRINT.lock_or_renew(|| None) = Some(print);
+}
+
+fn print(debug: bool, line: &str) {
+    let to = *PRINT.lock_or_renew(|| None);
+    if let Some(to) = to {
+        to(debug, line);
+    }
+}
+
+/// Keeps other threads out of libxdp. Lines are printed after that: whoever gets them may call the library again.
+struct Within(Option<Guard<'static, ()>>);
+
+fn libxdp() -> Within {
+    // Whoever was in it when this process was forked left nothing but those buffers, which each call fills anew.
+    let within = Within(Some(LIBXDP.lock_or_renew(|| ())));
+    let _ = KEPT.try_with(|kept| *kept.borrow_mut() = Some(Vec::new()));
+    within
+}
+
+impl Drop for Within {
+    fn drop(&mut self) {
+        self.0 = None;
+        let lines = KEPT.try_with(|kept| kept.borrow_mut().take());
+        for (debug, line) in lines.ok().flatten().unwrap_or_default() {
+            print(debug, &line);
+        }
+    }
 }
 
 /// For tests: is in it while `wait` runs.
@@ -83,13 +117,18 @@ unsafe fn forward(level: c_int, format: *const c_char, args: *mut c_void) -> c_i
     // SAFETY: the buffer and its size belong together; format and args are the caller's promise.
     unsafe { vsnprintf(line.as_mut_ptr().cast(), line.len(), format, args) };
     if let Ok(text) = CStr::from_bytes_until_nul(&line) {
-        // A step lower than they come: both warn of everything that they try and do without. What fails
-        // for good comes back as an error, and is told as one.
-        let level = match level {
-            0 => Level::Info,
-            _ => Level::Debug,
-        };
-        log::log(level, format_args!("{}", text.to_string_lossy()));
+        // libbpf's and libxdp's warnings: also of what they try and do without. A failure comes back as an error.
+        let (debug, line) = (level != 0, text.to_string_lossy());
+        let kept = KEPT.try_with(|kept| match &mut *kept.borrow_mut() {
+            Some(lines) => {
+                lines.push((debug, line.to_string()));
+                true
+            }
+            None => false,
+        });
+        if !kept.unwrap_or(false) {
+            print(debug, &line);
+        }
     }
     0
 }
@@ -112,7 +151,7 @@ unsafe extern "C" fn print_xdp(
     unsafe { forward(level as c_int, format, args.cast()) }
 }
 
-/// Both libraries' lines go to the log callback from now on, and never to stderr.
+/// Both libraries' lines go to `print` from now on, and never to stderr.
 fn route_log() {
     static ROUTED: AtomicBool = AtomicBool::new(false);
     if ROUTED.load(Ordering::Acquire) {

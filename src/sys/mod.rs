@@ -13,8 +13,6 @@ pub mod mmap;
 pub mod netlink;
 pub mod probe;
 pub mod shm;
-#[cfg(loom)]
-mod shm_model;
 pub mod uring;
 pub mod user;
 pub mod xsk;

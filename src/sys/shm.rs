@@ -104,7 +104,9 @@ unsafe impl Entry for UnifiedSqe {}
 unsafe impl Entry for UnifiedCqe {}
 
 #[cfg(loom)]
-pub use super::shm_model::SharedRing;
+mod model;
+#[cfg(loom)]
+pub use model::SharedRing;
 
 /// One ring of the region: its shared indices and its entries.
 ///

@@ -1,36 +1,52 @@
-//! AF_XDP sockets over libxdp's xsk, on memory that the socket keeps alive.
+//! AF_XDP over libxdp's xsk: a UMEM, the sockets that share it, and their rings.
+//!
+//! The objects keep one another alive: a ring holds its socket, a socket holds its UMEM, the UMEM holds its memory.
+
+mod queues;
 
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use libxdp_sys as xdp;
+use parking_lot::Mutex;
 
 use super::file::duplicate;
 use super::limits::retry_locking;
 use super::shm::Shared;
 
+pub use queues::{FillQueue, RxDescriptor, RxQueue};
+
 /// The kernel frees a queue some time after its last socket was closed.
 const BUSY_RETRY: Duration = Duration::from_secs(1);
+/// Entries of the completion ring. Nothing is sent, but the kernel requires the ring.
+const COMPLETION_RING: u32 = 64;
 
-/// What a socket is made of.
+/// How a UMEM is made.
 #[derive(Debug, Clone)]
-pub struct XskSetup {
-    pub ifname: String,
-    pub queue: u32,
+pub struct UmemSetup {
     /// 2048 or 4096 bytes.
     pub frame_size: u32,
     pub headroom: u32,
-    /// Entries, powers of two.
+    /// Entries of each socket's fill ring, a power of two.
     pub fill_size: u32,
+    /// An AF_XDP socket, not bound, that somebody with CAP_NET_RAW made. A duplicate is used for the first queue.
+    pub socket: Option<RawFd>,
+}
+
+/// What a socket is bound to, and how.
+#[derive(Debug, Clone)]
+pub struct QueueSetup {
+    pub ifname: String,
+    pub queue: u32,
+    /// Entries of the RX ring, a power of two.
     pub rx_size: u32,
-    /// `None`: zero-copy where the driver can, as the kernel finds.
+    /// `None`: zero-copy if the driver can; the kernel decides.
     pub zero_copy: Option<bool>,
     pub skb_mode: bool,
-    /// An AF_XDP socket, not bound, that somebody with CAP_NET_RAW made; a duplicate is used.
-    pub socket: Option<RawFd>,
 }
 
 /// What the kernel dropped on its way to the socket.
@@ -43,30 +59,6 @@ pub struct XskStatistics {
     pub rx_invalid: u64,
 }
 
-/// A received packet: where it begins in the UMEM, and its bytes.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct RxDescriptor {
-    pub addr: u64,
-    pub len: u32,
-}
-
-/// One socket, its UMEM and its rings. One thread uses it at a time.
-pub struct Xsk {
-    socket: *mut xdp::xsk_socket,
-    umem: *mut xdp::xsk_umem,
-    // libxdp keeps pointers to these four: boxed, so that they do not move.
-    fill: Box<xdp::xsk_ring_prod>,
-    _completion: Box<xdp::xsk_ring_cons>,
-    rx: Box<xdp::xsk_ring_cons>,
-    fd: RawFd,
-    // Last: the memory outlives the UMEM made of it.
-    _memory: Shared,
-}
-
-// SAFETY: the libxdp objects have no thread affinity and one owner; &self methods only make system
-// calls on the descriptor or atomic loads of ring indices.
-unsafe impl Send for Xsk {}
-
 fn negative(rc: i32) -> io::Result<()> {
     if rc < 0 {
         Err(io::Error::from_raw_os_error(-rc))
@@ -75,105 +67,145 @@ fn negative(rc: i32) -> io::Result<()> {
     }
 }
 
-fn zeroed_ring<T>() -> Box<T> {
-    // SAFETY: used with libxdp's two ring structs only: integers and raw pointers, for which zero is a value.
-    unsafe { Box::new(std::mem::zeroed()) }
+/// One of libxdp's ring structs on the heap. libxdp keeps a pointer to it until its socket or UMEM is deleted.
+struct RingStruct<T>(*mut T);
+
+impl<T> RingStruct<T> {
+    fn zeroed() -> RingStruct<T> {
+        // SAFETY: used with libxdp's two ring structs only: integers and raw pointers, for which zero is a value.
+        RingStruct(Box::into_raw(unsafe { Box::new(std::mem::zeroed()) }))
+    }
 }
 
-/// An interface's name in a buffer of the full size: libxdp copies so many bytes whatever the name's length.
-fn name_buffer(name: &str) -> io::Result<[libc::c_char; libc::IFNAMSIZ]> {
-    let mut buffer = [0; libc::IFNAMSIZ];
-    if name.len() >= buffer.len() || name.contains('\0') {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+impl<T> Drop for RingStruct<T> {
+    fn drop(&mut self) {
+        // SAFETY: made by `zeroed` and freed once. Its owner, a UMEM or a socket, deletes the libxdp object that points
+        // to it before its own fields are dropped.
+        drop(unsafe { Box::from_raw(self.0) });
     }
-    for (to, from) in buffer.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    Ok(buffer)
 }
 
-impl Xsk {
-    /// Makes the UMEM over `memory` and binds a socket as `setup.zero_copy` says. libxdp's default program is not
-    /// loaded.
-    pub fn open(setup: &XskSetup, memory: Shared) -> io::Result<Xsk> {
-        let mut xsk = Xsk::new(setup, memory)?;
-        xsk.bind(setup, setup.zero_copy)?;
-        Ok(xsk)
-    }
+/// The fill and the completion ring of a socket.
+struct UmemRings {
+    fill: RingStruct<xdp::xsk_ring_prod>,
+    completion: RingStruct<xdp::xsk_ring_cons>,
+}
 
-    /// Makes the UMEM over `memory`, for a socket that is yet to be bound.
-    pub fn new(setup: &XskSetup, memory: Shared) -> io::Result<Xsk> {
-        let mut xsk = Xsk {
-            socket: ptr::null_mut(),
-            umem: ptr::null_mut(),
-            fill: zeroed_ring(),
-            _completion: zeroed_ring(),
-            rx: zeroed_ring(),
-            fd: -1,
-            _memory: memory.clone(),
-        };
-        let umem = xdp::xsk_umem_config {
+impl UmemRings {
+    fn zeroed() -> UmemRings {
+        UmemRings {
+            fill: RingStruct::zeroed(),
+            completion: RingStruct::zeroed(),
+        }
+    }
+}
+
+struct UmemInner {
+    umem: *mut xdp::xsk_umem,
+    /// Those that were made with the UMEM, until the first socket takes them. The lock also orders calls of libxdp on
+    /// this UMEM, which is not made for several threads.
+    first: Mutex<Option<UmemRings>>,
+    // Last: the memory outlives the UMEM made of it.
+    _memory: Shared,
+}
+
+// SAFETY: libxdp objects have no thread affinity; this one has one owner, and calls that change it are made under its
+// lock.
+unsafe impl Send for UmemInner {}
+// SAFETY: see above; everything else only reads.
+unsafe impl Sync for UmemInner {}
+
+impl Drop for UmemInner {
+    fn drop(&mut self) {
+        // SAFETY: made by `Umem::new`; every socket held an Arc of this and is gone. libxdp reads the first rings'
+        // structs here if no socket took them: the field is dropped after this.
+        unsafe { xdp::xsk_umem__delete(self.umem) };
+    }
+}
+
+/// Memory that AF_XDP sockets receive into. Several sockets can share it.
+#[derive(Clone)]
+pub struct Umem(Arc<UmemInner>);
+
+impl Umem {
+    /// Makes a UMEM of `memory`.
+    pub fn new(setup: &UmemSetup, memory: Shared) -> io::Result<Umem> {
+        let config = xdp::xsk_umem_config {
             fill_size: setup.fill_size,
-            // Nothing is sent; the kernel wants the ring all the same.
-            comp_size: 64,
+            comp_size: COMPLETION_RING,
             frame_size: setup.frame_size,
             frame_headroom: setup.headroom,
             flags: 0,
         };
+        let rings = UmemRings::zeroed();
+        let mut umem = ptr::null_mut();
         retry_locking(|| {
-            // libxdp's own would be inherited by the programs that this one starts, and would hold the queue in
-            // them when it was closed here.
+            // A socket of libxdp's own would be inherited by the programs that this one starts, which then would hold
+            // the queue after it was closed here.
             let fd = match setup.socket {
                 Some(socket) => duplicate(socket)?,
-                None => Xsk::socket()?,
+                None => new_socket()?,
             }
             .into_raw_fd();
-            // SAFETY: the memory is a live range that xsk keeps alive; the boxed rings live as long as the
-            // UMEM; the config is read during the call. The descriptor belongs to the UMEM from here on, and
-            // is closed with it, or when making it fails: then nothing else of it is left either.
+            // SAFETY: the memory is a live range that the UMEM keeps alive; the ring structs live as long as the UMEM;
+            // the config is read during the call. The descriptor belongs to the UMEM from here on, and is closed with
+            // it, or if making it fails: then nothing else of it is left either.
             negative(unsafe {
                 xdp::xsk_umem__create_with_fd(
-                    &mut xsk.umem,
+                    &mut umem,
                     fd,
                     memory.pointer(0).cast(),
                     memory.len() as u64,
-                    &mut *xsk.fill,
-                    &mut *xsk._completion,
-                    &umem,
+                    rings.fill.0,
+                    rings.completion.0,
+                    &config,
                 )
             })
         })?;
-        Ok(xsk)
+        Ok(Umem(Arc::new(UmemInner {
+            umem,
+            first: Mutex::new(Some(rings)),
+            _memory: memory,
+        })))
     }
 
-    /// Binds the socket, for which it waits up to a second if another one has the queue. After another error the
-    /// UMEM is of no use: not every kernel leaves its rings as they were.
-    pub fn bind(&mut self, setup: &XskSetup, zero_copy: Option<bool>) -> io::Result<()> {
+    /// Binds a socket to a queue, without libxdp's default program. If another socket has the queue, this waits up to a
+    /// second for it. If the first socket of a UMEM cannot be bound, the UMEM is of no more use: some kernels lose its
+    /// rings.
+    pub fn bind(&self, setup: &QueueSetup) -> io::Result<BoundQueue> {
         let ifname = name_buffer(&setup.ifname)?;
         // SAFETY: integers only; zero is a value of each.
         let mut config: xdp::xsk_socket_config = unsafe { std::mem::zeroed() };
         config.rx_size = setup.rx_size;
         config.__bindgen_anon_1.libxdp_flags = xdp::XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD;
         config.xdp_flags = if setup.skb_mode { 1 << 1 } else { 1 << 2 };
-        let copy = match zero_copy {
+        let copy = match setup.zero_copy {
             Some(true) => xdp::XDP_ZEROCOPY,
             Some(false) => xdp::XDP_COPY,
             None => 0,
         };
         config.bind_flags = (copy | xdp::XDP_USE_NEED_WAKEUP) as u16;
+        let rx = RingStruct::zeroed();
+        let mut first = self.0.first.lock();
+        let further = first.is_none().then(UmemRings::zeroed);
+        let rings = further.as_ref().or(first.as_ref());
+        let rings = rings.expect("one of them is there");
+        let mut socket = ptr::null_mut();
         let until = Instant::now() + BUSY_RETRY;
         loop {
-            // SAFETY: the UMEM was made by `new`, and it and the boxed rings live as long as the socket; no TX ring
-            // is asked for. When binding fails, libxdp keeps the UMEM, its rings and the descriptor as they were
-            // before the call.
+            // SAFETY: the UMEM is alive and locked, and it and the ring structs live as long as the socket; no TX ring is
+            // asked for. If binding fails, libxdp keeps no pointer to `rx` and to rings other than the UMEM's own, which
+            // stay with the UMEM.
             let bound = negative(unsafe {
-                xdp::xsk_socket__create(
-                    &mut self.socket,
+                xdp::xsk_socket__create_shared(
+                    &mut socket,
                     ifname.as_ptr(),
                     setup.queue,
-                    self.umem,
-                    &mut *self.rx,
+                    self.0.umem,
+                    rx.0,
                     ptr::null_mut(),
+                    rings.fill.0,
+                    rings.completion.0,
                     &config,
                 )
             });
@@ -185,93 +217,70 @@ impl Xsk {
             }
         }
         // SAFETY: the socket was just made.
-        self.fd = unsafe { xdp::xsk_socket__fd(self.socket) };
-        Ok(())
+        let fd = unsafe { xdp::xsk_socket__fd(socket) };
+        let socket = Arc::new(Socket {
+            socket,
+            fd,
+            rings: further.or_else(|| first.take()).expect("as above"),
+            rx,
+            umem: self.clone(),
+        });
+        drop(first);
+        Ok(BoundQueue {
+            fill: FillQueue::new(socket.clone()),
+            rx: RxQueue::new(socket.clone()),
+            socket,
+        })
     }
+}
 
-    /// A socket that is nothing yet. Needs CAP_NET_RAW, and is the only step that does.
-    pub fn socket() -> io::Result<OwnedFd> {
-        // SAFETY: no memory is passed; the result is a new descriptor or -1.
-        let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: just made, and owned by nobody else.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+/// A socket that is bound to a queue, and its rings.
+pub struct BoundQueue {
+    pub socket: Arc<Socket>,
+    pub fill: FillQueue,
+    pub rx: RxQueue,
+}
+
+pub struct Socket {
+    socket: *mut xdp::xsk_socket,
+    fd: RawFd,
+    // libxdp points to these until the socket is deleted.
+    rings: UmemRings,
+    rx: RingStruct<xdp::xsk_ring_cons>,
+    umem: Umem,
+}
+
+// SAFETY: libxdp objects have no thread affinity. What takes &self makes system calls on the descriptor only; a ring is
+// used through its one queue, which takes &mut self.
+unsafe impl Send for Socket {}
+// SAFETY: see above.
+unsafe impl Sync for Socket {}
+
+/// An interface's name in a buffer of the full size: libxdp copies that many bytes, however long the name is.
+fn name_buffer(name: &str) -> io::Result<[libc::c_char; libc::IFNAMSIZ]> {
+    let mut buffer = [0; libc::IFNAMSIZ];
+    if name.len() >= buffer.len() || name.contains('\0') {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
-
-    pub fn fd(&self) -> RawFd {
-        self.fd
+    for (to, from) in buffer.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
     }
+    Ok(buffer)
+}
 
-    /// Takes received descriptors; they are checked by the caller before use.
-    pub fn receive(&mut self, out: &mut [RxDescriptor]) -> usize {
-        let mut index = 0;
-        // SAFETY: the RX ring is mapped as long as the socket lives; indices come from libxdp and are
-        // masked by it; `peek` never gives more than asked for.
-        unsafe {
-            let count = xdp::xsk_ring_cons__peek(&mut *self.rx, out.len() as u32, &mut index);
-            for (i, slot) in out[..count as usize].iter_mut().enumerate() {
-                let descriptor =
-                    &*xdp::xsk_ring_cons__rx_desc(&*self.rx, index.wrapping_add(i as u32));
-                *slot = RxDescriptor {
-                    addr: descriptor.addr,
-                    len: descriptor.len,
-                };
-            }
-            if count > 0 {
-                xdp::xsk_ring_cons__release(&mut *self.rx, count);
-            }
-            count as usize
-        }
+/// An AF_XDP socket that is not bound. Needs CAP_NET_RAW, and is the only step that does.
+pub fn new_socket() -> io::Result<OwnedFd> {
+    // SAFETY: no memory is passed; the result is a new descriptor or -1.
+    let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
     }
+    // SAFETY: just made, and owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
 
-    /// Descriptors that wait in the RX ring.
-    pub fn pending(&mut self) -> u32 {
-        // SAFETY: the ring is mapped as long as the socket lives; both words are aligned u32 of it.
-        unsafe {
-            let producer = (*self.rx.producer.cast::<std::sync::atomic::AtomicU32>())
-                .load(std::sync::atomic::Ordering::Acquire);
-            let consumer = (*self.rx.consumer.cast::<std::sync::atomic::AtomicU32>())
-                .load(std::sync::atomic::Ordering::Relaxed);
-            producer.wrapping_sub(consumer)
-        }
-    }
-
-    /// Room in the fill ring.
-    pub fn fill_room(&mut self, wanted: u32) -> u32 {
-        // SAFETY: the fill ring is mapped as long as the UMEM lives.
-        unsafe { xdp::xsk_prod_nb_free(&mut *self.fill, wanted) }
-    }
-
-    /// Gives frames to the kernel: all of `addresses`, or none where they do not fit.
-    pub fn fill(&mut self, addresses: impl ExactSizeIterator<Item = u64>) -> bool {
-        let count = addresses.len() as u32;
-        let mut index = 0;
-        // SAFETY: the fill ring is mapped as long as the UMEM lives; `reserve` gave `count` slots from
-        // `index`, masked by libxdp.
-        unsafe {
-            if count == 0
-                || xdp::xsk_ring_prod__reserve(&mut *self.fill, count, &mut index) != count
-            {
-                return count == 0;
-            }
-            for (i, address) in addresses.take(count as usize).enumerate() {
-                *xdp::xsk_ring_prod__fill_addr(&mut *self.fill, index.wrapping_add(i as u32)) =
-                    address;
-            }
-            xdp::xsk_ring_prod__submit(&mut *self.fill, count);
-        }
-        true
-    }
-
-    /// The driver sleeps until it is told that the fill ring has frames again.
-    pub fn needs_wakeup(&self) -> bool {
-        // SAFETY: the ring's flags are mapped as long as the UMEM lives.
-        unsafe { xdp::xsk_ring_prod__needs_wakeup(&*self.fill) != 0 }
-    }
-
-    /// Wakes the driver. An errno tells about the device: ENETDOWN, ENXIO.
+impl Socket {
+    /// Wakes the driver. The errno tells about the device: `ENETDOWN`, `ENXIO`.
     pub fn wake(&self) -> io::Result<()> {
         // SAFETY: no buffer is passed.
         let rc = unsafe {
@@ -336,17 +345,17 @@ impl Xsk {
     }
 }
 
-impl Drop for Xsk {
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd
+    }
+}
+
+impl Drop for Socket {
     fn drop(&mut self) {
-        // SAFETY: made by open, or null; the socket goes before its UMEM.
-        unsafe {
-            if !self.socket.is_null() {
-                xdp::xsk_socket__delete(self.socket);
-            }
-            if !self.umem.is_null() {
-                xdp::xsk_umem__delete(self.umem);
-            }
-        }
+        let _one = self.umem.0.first.lock();
+        // SAFETY: made by `bind`; its rings' structs and its UMEM are fields of self, dropped after this.
+        unsafe { xdp::xsk_socket__delete(self.socket) };
     }
 }
 

@@ -4,11 +4,10 @@ use std::time::{Duration, Instant};
 
 use super::{Veth, check_sums, log_to_stderr, payload};
 use unified::config::Config;
-use unified::context::{Completion, Context, Info};
+use unified::context::{Context, Info};
+use unified::lane::{Completion, Ready, Transfer};
 use unified::net::rx::Received;
 use unified::stats::Statistics;
-use unified::submit::Transfer;
-use unified::wait::{WAIT_COMPLETIONS, WAIT_RX};
 
 const COUNT: u32 = 600;
 
@@ -48,7 +47,10 @@ pub fn store_and_compare(
     let start = Instant::now();
     while completed < COUNT && start.elapsed() < Duration::from_secs(20) {
         context
-            .wait(WAIT_RX | WAIT_COMPLETIONS, Some(Duration::from_millis(100)))
+            .wait(
+                Ready::RX | Ready::COMPLETIONS,
+                Some(Duration::from_millis(100)),
+            )
             .unwrap();
         let count = context.receive(&mut packets).unwrap();
         for packet in &packets[..count] {

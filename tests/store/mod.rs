@@ -10,9 +10,8 @@ use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use unified::config::{Config, Drive};
-use unified::context::{Completion, Context};
-use unified::submit::Transfer;
-use unified::wait::WAIT_COMPLETIONS;
+use unified::context::Context;
+use unified::lane::{Completion, Ready, Transfer};
 
 use crate::common::{Scratch, is_root};
 
@@ -295,9 +294,12 @@ impl Rig {
         while taken.len() < count {
             // A wait that runs out is a lost wakeup, also where its last look then finds something.
             let start = Instant::now();
-            let ready = self.context.wait(WAIT_COMPLETIONS, Some(PATIENCE)).unwrap();
+            let ready = self
+                .context
+                .wait(Ready::COMPLETIONS, Some(PATIENCE))
+                .unwrap();
             assert!(
-                ready != 0 && start.elapsed() < PATIENCE,
+                ready != Ready::NONE && start.elapsed() < PATIENCE,
                 "{} of {count} completions, none for {PATIENCE:?}: {:#?}",
                 taken.len(),
                 self.context.statistics()

@@ -28,14 +28,19 @@ const WAIT_BATCH_TIME: Duration = Duration::from_micros(200);
 /// Who calls `pump`.
 pub enum Driver {
     /// Whoever takes completions.
-    Inline(Mutex<Engine>),
+    Inline(Mutex<Box<Engine>>),
     /// The library's thread, until it is taken to be ended.
     Thread(Mutex<Option<DriverThread>>),
 }
 
 impl Driver {
     pub fn inline(engine: Engine) -> Driver {
-        Driver::Inline(Mutex::new(engine))
+        Driver::Inline(Mutex::new(Box::new(engine)))
+    }
+
+    /// Nobody: the engine has ended.
+    pub fn none() -> Driver {
+        Driver::Thread(Mutex::new(None))
     }
 
     /// A thread that sleeps until its doorbell rings.

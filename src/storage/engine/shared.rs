@@ -5,10 +5,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
+use crate::counters::EngineStats;
 use crate::end::End;
 use crate::error::{Error, Result};
 use crate::latency::Stamps;
-use crate::stats::EngineStats;
 use crate::sys::event::Doorbell;
 
 /// What the engine shares with those who feed it and empty it.

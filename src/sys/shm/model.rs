@@ -6,9 +6,9 @@ use std::sync::Arc;
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicU32, Ordering};
 
-use super::abi::RING_NEED_WAKEUP;
-use super::mmap::Mapping;
-use super::shm::Entry;
+use super::super::abi::RING_NEED_WAKEUP;
+use super::super::mmap::Mapping;
+use super::Entry;
 
 #[derive(Debug)]
 struct Memory<T> {

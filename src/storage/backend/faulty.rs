@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::backend::Backend;
-use super::task::Task;
+use super::Backend;
+use crate::storage::task::Task;
 
 /// The next operation of a command with this opcode ends with this result, as io_uring gives it.
 #[derive(Debug, Clone, Copy)]

@@ -2,26 +2,60 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::{BitOr, BitOrAssign};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::context::{Context, RxSide, busy};
+use super::{Lane, Role, RxSide};
 use crate::error::{Error, Result};
 use crate::log;
 use crate::net::watch;
 use crate::ring::Consumer;
-use crate::storage::engine::Engine;
 use crate::sys::abi::UnifiedCqe;
 use crate::sys::event::{Epoll, poll_which};
 
-/// What to wait for.
-pub const WAIT_RX: u32 = 1;
-pub const WAIT_COMPLETIONS: u32 = 2;
+/// What to wait for, and what is ready.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Ready {
+    pub rx: bool,
+    pub completions: bool,
+}
 
-/// Descriptors that one call waits for at most: the end, the socket, two bells, the link.
+impl Ready {
+    pub const NONE: Ready = Ready {
+        rx: false,
+        completions: false,
+    };
+    pub const RX: Ready = Ready {
+        rx: true,
+        completions: false,
+    };
+    pub const COMPLETIONS: Ready = Ready {
+        rx: false,
+        completions: true,
+    };
+}
+
+impl BitOr for Ready {
+    type Output = Ready;
+
+    fn bitor(mut self, other: Ready) -> Ready {
+        self |= other;
+        self
+    }
+}
+
+impl BitOrAssign for Ready {
+    fn bitor_assign(&mut self, other: Ready) {
+        self.rx |= other.rx;
+        self.completions |= other.completions;
+    }
+}
+
+/// Most descriptors that one call waits for: the end, the socket, two bells, the link.
 const FDS: usize = 5;
 
 /// Roles of a thread that waits.
@@ -33,13 +67,13 @@ struct Roles<'a> {
 
 /// The descriptor for event loops, made when first asked for.
 #[derive(Debug, Default)]
-pub(crate) struct PollState {
+pub(super) struct PollState {
     epoll: Mutex<Option<Epoll>>,
     used: AtomicBool,
 }
 
 impl PollState {
-    /// Whether calls must leave the wakeups armed behind them.
+    /// Whether calls must leave the wakeups armed when they return.
     pub fn is_used(&self) -> bool {
         self.used.load(Ordering::Relaxed)
     }
@@ -49,39 +83,27 @@ fn os(what: &'static str) -> impl Fn(std::io::Error) -> Error {
     move |e| Error::os(&e, what)
 }
 
-impl Context {
-    fn engine(&self) -> Result<Option<MutexGuard<'_, Engine>>> {
-        match &self.inline {
-            Some(engine) => engine.try_lock().map(Some).ok_or_else(|| busy("pump")),
-            None => Ok(None),
-        }
-    }
-
-    /// Waits until there is something of `what` (`WAIT_RX`, `WAIT_COMPLETIONS`), and says which. 0: the
-    /// time ran out, or a signal came. Pumps an inline engine meanwhile. The thread of the role(s), which it keeps
-    /// while it sleeps: a second thread in one of them gets EBUSY, and cannot disarm the sleeper.
-    pub fn wait(&self, what: u32, timeout: Option<Duration>) -> Result<u32> {
-        if what == 0 || what & !(WAIT_RX | WAIT_COMPLETIONS) != 0 {
-            return Err(Error::new(
-                libc::EINVAL,
-                "waiting: unknown or no condition; WAIT_RX and WAIT_COMPLETIONS are known",
-            ));
-        }
-        // More than the clock can say is for ever.
+impl Lane {
+    /// Waits until something of `what` is ready, and returns what is. `Ready::NONE` on timeout or signal. Drives an inline
+    /// engine meanwhile. The thread of the role or roles, which it keeps while it sleeps: a second thread in one of them gets
+    /// `EBUSY`, and cannot disarm the sleeper.
+    pub fn wait(&self, what: Ready, timeout: Option<Duration>) -> Result<Ready> {
+        // A timeout beyond the clock's range is none.
         let until = timeout.and_then(|t| Instant::now().checked_add(t));
         let mut roles = self.roles(what)?;
         loop {
             self.alive()?;
             let (ready, mut fds, mut count) = self.look(&mut roles)?;
-            if ready != 0 {
+            if ready != Ready::NONE {
                 self.disarm_engine(what);
                 return Ok(ready);
             }
             let mut left = until.map(|u| u.saturating_duration_since(Instant::now()));
             let mut link = 0;
-            let watch = self.watch.as_ref().filter(|_| what & WAIT_RX != 0);
+            let interface = self.interface.as_ref().filter(|_| what.rx);
+            let watch = interface.map(|interface| &interface.watch);
             if let Some(watch) = watch {
-                // An interface that is gone makes its socket readable for ever.
+                // The socket of an interface that is gone stays readable for ever.
                 watch.check().inspect_err(|_| self.awake(what))?;
                 fds[count] = watch.fd();
                 link = 1 << count;
@@ -98,7 +120,7 @@ impl Context {
                 watch.look();
             }
             if signal || woken == 0 && until.is_some_and(|until| Instant::now() >= until) {
-                // One more look: what came with the last moment counts.
+                // One more look: what came in the last moment counts.
                 self.alive()?;
                 let (ready, ..) = self.look(&mut roles)?;
                 self.awake(what);
@@ -107,23 +129,26 @@ impl Context {
         }
     }
 
-    /// Takes the roles that waiting for `what` needs. The data of the receiver stays free meanwhile: statistics read it.
-    fn roles(&self, what: u32) -> Result<Roles<'_>> {
+    /// Takes the roles that waiting for `what` needs. The data of the receiver stays unlocked: statistics read it.
+    fn roles(&self, what: Ready) -> Result<Roles<'_>> {
         self.alive()?;
         let mut roles = Roles::default();
-        if what & WAIT_RX != 0 {
-            let role = self.receiving.try_lock().ok_or_else(|| busy("receive"))?;
+        if what.rx {
+            let role = self
+                .receiving
+                .try_lock()
+                .ok_or_else(|| Role::Receive.busy())?;
             roles.receiving = Some(role);
         }
-        if what & WAIT_COMPLETIONS != 0 {
-            roles.taking = Some(self.taking.try_lock().ok_or_else(|| busy("take"))?);
+        if what.completions {
+            roles.taking = Some(self.lock_taking()?);
         }
         Ok(roles)
     }
 
-    /// What is there; and where nothing is, which descriptors will tell, all wakeups armed.
-    fn look(&self, roles: &mut Roles<'_>) -> Result<(u32, [RawFd; FDS], usize)> {
-        let (mut ready, mut fds, mut count) = (0, [-1; FDS], 0);
+    /// Returns what is ready. If nothing is, all wakeups are armed, and the descriptors become readable when something is.
+    fn look(&self, roles: &mut Roles<'_>) -> Result<(Ready, [RawFd; FDS], usize)> {
+        let (mut ready, mut fds, mut count) = (Ready::NONE, [-1; FDS], 0);
         let mut watch = |fd| {
             fds[count] = fd;
             count += 1;
@@ -141,13 +166,13 @@ impl Context {
             watch(receiver.fd());
             watch(self.rx_bell.fd());
             if receiver.pending() > 0 {
-                ready |= WAIT_RX;
+                ready.rx = true;
             } else {
                 self.arm_receive(&mut rx_side);
             }
         }
         if let Some(taking) = &mut roles.taking {
-            match self.engine()? {
+            match self.inline_engine()? {
                 Some(mut engine) => {
                     engine.pump(true)?;
                     watch(engine.fd());
@@ -155,52 +180,52 @@ impl Context {
                 None => watch(self.shared.taker_bell.fd()),
             }
             if taking.available()? > 0 || !self.arm_take(taking)? {
-                ready |= WAIT_COMPLETIONS;
+                ready.completions = true;
             }
         }
         Ok((ready, fds, count))
     }
 
-    fn awake(&self, what: u32) {
-        if what & WAIT_RX != 0 {
-            // Where event loops wait, the receiver stays armed behind every call.
+    fn awake(&self, what: Ready) {
+        if what.rx {
+            // For event loops the receiver stays armed after every call.
             if !self.poll.is_used() {
-                self.frames.awake();
+                self.frames.pool.awake();
             }
             self.rx_bell.clear();
         }
-        if what & WAIT_COMPLETIONS != 0 {
+        if what.completions {
             self.shared.taker_bell.clear();
         }
         self.disarm_engine(what);
     }
 
-    /// Whoever waited for an inline engine is awake and will pump it: submitters need not ring. Where event
-    /// loops wait, the engine stays armed behind every call.
-    fn disarm_engine(&self, what: u32) {
-        if what & WAIT_COMPLETIONS != 0
+    /// Whoever waited for an inline engine is awake and will drive it: submitters need not ring. For event loops the engine
+    /// stays armed after every call.
+    fn disarm_engine(&self, what: Ready) {
+        if what.completions
             && !self.poll.is_used()
-            && let Ok(Some(mut engine)) = self.engine()
+            && let Ok(Some(mut engine)) = self.inline_engine()
         {
             engine.awake();
         }
     }
 
-    /// Leaves the receiving side ready to sleep: fill ring full, or frames asked back for.
-    pub(crate) fn arm_receive(&self, rx_side: &mut RxSide) {
+    /// Prepares the receiving side to sleep: the fill ring is full, or whoever gives a frame back will ring.
+    pub(super) fn arm_receive(&self, rx_side: &mut RxSide) {
         if let Some(receiver) = &mut rx_side.receiver {
             while !receiver.prepare_sleep() {
-                self.frames.awake();
+                self.frames.pool.awake();
                 receiver.refill();
             }
         }
     }
 
-    /// Leaves the completion side ready to sleep. `false` where completions are there after all.
-    pub(crate) fn arm_take(&self, taking: &mut Consumer<UnifiedCqe>) -> Result<bool> {
-        match self.engine()? {
+    /// Prepares the completion side to sleep. `false` if there are completions after all.
+    pub(super) fn arm_take(&self, taking: &mut Consumer<UnifiedCqe>) -> Result<bool> {
+        match self.inline_engine()? {
             Some(mut engine) => {
-                // Entries that came meanwhile are pumped; what completes shows on the ring's descriptor.
+                // Entries that came meanwhile are taken; their completions make the ring's descriptor readable.
                 while !engine.prepare_sleep()? {
                     let turn = engine.pump(true)?;
                     if turn.completed > 0 || turn.taken == 0 {
@@ -217,8 +242,8 @@ impl Context {
         }
     }
 
-    /// One descriptor, readable when packets or completions wait. It belongs to the context. After it
-    /// became readable call `receive` and `completions` until they give less than was asked for.
+    /// One descriptor, readable when packets or completions wait. It belongs to the lane. When it is readable, call
+    /// `receive` and `completions` until they return fewer than requested.
     pub fn poll_fd(&self) -> Result<RawFd> {
         // A callback may ask for the descriptor, too.
         let _held = log::hold();
@@ -232,12 +257,12 @@ impl Context {
                 .add(fd)
                 .map_err(os("adding to the pollable descriptor"))
         };
-        // Both roles, for whatever is armed here is theirs.
+        // Both roles: what is armed here belongs to them.
         let mut rx_side = self.lock_rx_side()?;
-        let mut taking = self.taking.try_lock().ok_or_else(|| busy("take"))?;
+        let mut taking = self.lock_taking()?;
         add(self.shared.end.fd())?;
-        if let Some(watch) = &self.watch {
-            add(watch.fd())?;
+        if let Some(interface) = &self.interface {
+            add(interface.watch.fd())?;
         }
         if let Some(receiver) = &rx_side.receiver {
             add(receiver.fd())?;
@@ -245,12 +270,12 @@ impl Context {
         }
         self.hear_frames();
         self.arm_receive(&mut rx_side);
-        match self.engine()? {
+        match self.inline_engine()? {
             Some(engine) => add(engine.fd())?,
             None => add(self.shared.taker_bell.fd())?,
         }
         self.poll.used.store(true, Ordering::Relaxed);
-        if !self.arm_take(&mut taking)? && self.inline.is_none() {
+        if !self.arm_take(&mut taking)? && !self.is_inline() {
             self.shared.taker_bell.ring();
         }
         let fd = epoll.fd();

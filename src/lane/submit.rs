@@ -1,8 +1,8 @@
-//! From a caller's request to an SQ entry: blocks, padding, frames.
+//! Submitting: from a caller's request to an SQ entry. Blocks, padding, frames.
 
 #![forbid(unsafe_code)]
 
-use crate::context::{Context, RxSide};
+use super::{Lane, RxSide};
 use crate::error::{Error, Result};
 use crate::storage::command::{self, DSM_RANGE, MAX_BLOCKS, entry_flags, opcode};
 use crate::sys::abi::{NvmeUringCmd, UnifiedSqe};
@@ -14,92 +14,78 @@ pub struct Transfer {
     pub frame: u32,
     /// Where its data begins, in the data buffers; inside the frame.
     pub offset: u64,
-    /// Bytes, 1 up to the frame's end. A write is padded with zeroes to whole blocks.
+    /// Bytes, from 1 up to the frame's end.
     pub len: u32,
     pub lba: u64,
     pub user_data: u64,
-    /// On the medium when it completes, also where the device caches.
+    /// Durable when it completes, also if the device has a volatile cache.
     pub fua: bool,
     /// The frame comes back with the completion. Reads and compares always do that.
     pub keep: bool,
-    /// More is coming: do not make it visible to the engine yet.
+    /// More will follow: the engine does not see it yet.
     pub more: bool,
 }
 
+/// What a transfer does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// The last block is padded with zeroes.
+    Write,
+    /// Reads whole blocks: `len` is a multiple of the block.
+    Read,
+    /// Compares whole blocks with the device: Compare Failure (285h) if they differ.
+    Compare,
+}
+
+impl Direction {
+    fn opcode(self) -> u8 {
+        match self {
+            Direction::Write => opcode::WRITE,
+            Direction::Read => opcode::READ,
+            Direction::Compare => opcode::COMPARE,
+        }
+    }
+}
+
 impl RxSide {
-    /// Once for all that is published together.
+    /// Reads the clock once for all entries that are published together.
     #[inline(never)]
     fn look_at_clock(&mut self) {
         self.submitted_at = monotonic_ns();
     }
 }
 
-impl Context {
-    /// Blocks that `len` bytes take on this device.
-    pub fn blocks_of(&self, len: u32) -> u32 {
-        len.div_ceil(self.info.limits.block_size)
-    }
-
-    /// Writes a frame's bytes. The frame belongs to the library until its completion was taken; after an
-    /// error the caller has it as before. `EINVAL` (lengths), `EBUSY` (in flight already), `EAGAIN` (SQ full).
-    pub fn submit_write(&self, request: &Transfer) -> Result<()> {
+impl Lane {
+    /// Moves a frame's bytes to the device or back. The frame belongs to the library until its completion was taken; after
+    /// an error the caller has it as before. `EINVAL` (lengths), `EBUSY` (in flight already), `EAGAIN` (SQ full).
+    /// Receiver's thread.
+    pub fn submit_transfer(&self, direction: Direction, request: &Transfer) -> Result<()> {
         let mut rx_side = self.lock_rx_side()?;
-        self.queue_transfer(&mut rx_side, opcode::WRITE, request)
+        self.queue_transfer(&mut rx_side, direction, request)
     }
 
-    /// Reads whole blocks into a held frame: `len` is a multiple of the block.
-    pub fn submit_read(&self, request: &Transfer) -> Result<()> {
-        let mut rx_side = self.lock_rx_side()?;
-        self.queue_transfer(
-            &mut rx_side,
-            opcode::READ,
-            &Transfer {
-                keep: true,
-                ..*request
-            },
-        )
-    }
-
-    /// Compares whole blocks with a held frame: Compare Failure (285h) where they differ.
-    pub fn submit_compare(&self, request: &Transfer) -> Result<()> {
-        let mut rx_side = self.lock_rx_side()?;
-        self.queue_transfer(
-            &mut rx_side,
-            opcode::COMPARE,
-            &Transfer {
-                keep: true,
-                ..*request
-            },
-        )
-    }
-
-    pub(crate) fn queue_transfer(
+    /// As `submit_transfer`, for whoever has the role already.
+    pub fn queue_transfer(
         &self,
         rx_side: &mut RxSide,
-        code: u8,
+        direction: Direction,
         request: &Transfer,
     ) -> Result<()> {
-        let limits = &self.info.limits;
-        let frame_size = u64::from(self.info.frame_size);
-        let start = u64::from(request.frame) * frame_size;
+        let limits = &self.limits;
         let (offset, len) = (request.offset, u64::from(request.len));
-        let inside = offset >= start
-            && offset
-                .checked_add(len)
-                .is_some_and(|end| end <= start + frame_size);
-        if len == 0 || !inside {
+        let frame = self.map.range(request.frame);
+        if len == 0 || !self.map.contains(request.frame, offset, len) {
             return Err(Error::new(
                 libc::EINVAL,
                 format!(
-                    "{len} bytes at offset {offset} are not inside frame {} (bytes {start} to {} of the data buffers)",
-                    request.frame,
-                    start + frame_size
+                    "{len} bytes at offset {offset} are not inside frame {} (bytes {} to {} of the data buffers)",
+                    request.frame, frame.start, frame.end
                 ),
             ));
         }
         let blocks = self.blocks_of(request.len);
         let padded = blocks * limits.block_size;
-        if code != opcode::WRITE && padded != request.len {
+        if direction != Direction::Write && padded != request.len {
             return Err(Error::new(
                 libc::EINVAL,
                 format!("{len} bytes are not whole blocks of {}", limits.block_size),
@@ -114,25 +100,33 @@ impl Context {
                 ),
             ));
         }
-        let mut sqe = command::transfer(code, request.lba, blocks, offset, padded, request.fua);
+        let mut sqe = command::transfer(
+            direction.opcode(),
+            request.lba,
+            blocks,
+            offset,
+            padded,
+            request.fua,
+        );
         sqe.user_data = request.user_data;
         sqe.flags = entry_flags::FRAME;
+        let writes = direction == Direction::Write;
         self.frames
-            .submit(request.frame, code == opcode::WRITE, request.keep)?;
+            .table
+            .submit(request.frame, writes, request.keep || !writes)?;
         // The rest of the last block is zeroed, so that no other packet's bytes go to the device.
-        let beyond = offset + u64::from(padded) > start + frame_size;
+        let beyond = offset + u64::from(padded) > frame.end;
         if beyond {
             sqe.flags |= entry_flags::PAD_IN_BOUNCE;
             sqe.pad = request.len;
         } else {
-            self.region
-                .data
+            self.data
                 .zero((offset + len) as usize, (padded - request.len) as usize);
         }
         self.queue_framed(rx_side, sqe, request)
     }
 
-    // Inline: an entry is long enough that handing it on costs more than what is done with it.
+    // Inline: copying an entry into a call would cost more than the call's work.
     #[inline(always)]
     fn queue_framed(
         &self,
@@ -142,7 +136,7 @@ impl Context {
     ) -> Result<()> {
         self.queue(rx_side, sqe, request.more).inspect_err(|_| {
             // Not submitted: the caller has the frame as before.
-            let _ = self.frames.unsubmit(request.frame);
+            let _ = self.frames.table.unsubmit(request.frame);
         })
     }
 
@@ -151,7 +145,7 @@ impl Context {
         let index = rx_side.sq.tail();
         if !rx_side.sq.push(sqe)? {
             self.rx_stats.sq_full.add(1);
-            // What is queued must be seen before room can come.
+            // The engine must see what is queued before there can be room.
             self.kick(rx_side);
             return Err(Error::new(
                 libc::EAGAIN,
@@ -168,20 +162,21 @@ impl Context {
         Ok(())
     }
 
-    pub(crate) fn kick(&self, rx_side: &mut RxSide) {
+    /// Publishes what was queued with `more`, and wakes the engine if it sleeps.
+    pub fn kick(&self, rx_side: &mut RxSide) {
         rx_side.submitted_at = 0;
         if rx_side.sq.publish() {
             self.shared.engine_bell.ring();
         }
     }
 
-    /// Makes visible what was submitted with `more`.
+    /// Publishes what was submitted with `more`.
     pub fn submit_pending(&self) -> Result<()> {
         self.kick(&mut *self.lock_rx_side()?);
         Ok(())
     }
 
-    /// Makes everything durable that completed before.
+    /// Flushes: makes everything durable that completed before.
     pub fn submit_flush(&self, user_data: u64) -> Result<()> {
         let sqe = UnifiedSqe {
             user_data,
@@ -216,29 +211,28 @@ impl Context {
         self.queue(&mut *self.lock_rx_side()?, sqe, false)
     }
 
-    /// Tells the device that it may forget blocks. Takes a free frame for the range (`ENOBUFS`).
+    /// Deallocates blocks. Takes a free frame for the range: `ENOBUFS` if there is none.
     pub fn submit_deallocate(&self, lba: u64, blocks: u32, user_data: u64) -> Result<()> {
         self.check_blocks(blocks)?;
         let frame = self.frame_alloc()?;
-        let offset = u64::from(frame) * u64::from(self.info.frame_size);
-        self.region
-            .data
+        let offset = self.map.start(frame);
+        self.data
             .write(offset as usize, &command::dsm_range(lba, blocks));
         debug_assert_eq!(DSM_RANGE, 16);
         let mut sqe = command::deallocate(offset);
         sqe.user_data = user_data;
         sqe.flags = entry_flags::FRAME;
-        self.frames.submit(frame, false, false)?;
+        self.frames.table.submit(frame, false, false)?;
         self.lock_rx_side()
             .and_then(|mut rx_side| self.queue(&mut rx_side, sqe, false))
             .inspect_err(|_| {
-                let _ = self.frames.unsubmit(frame);
+                let _ = self.frames.table.unsubmit(frame);
                 let _ = self.frames.release(frame);
             })
     }
 
-    /// Any NVMe command. Its data, `cmd.data_len` bytes, lies at `offset` of `frame`, which comes back
-    /// with the completion; no frame, no data.
+    /// Submits any NVMe command. `frame`: the frame of its data, which comes back with the completion, and where its
+    /// `cmd.data_len` bytes begin in it; `None` for a command without data.
     pub fn submit_raw(
         &self,
         cmd: &NvmeUringCmd,
@@ -260,19 +254,21 @@ impl Context {
             return self.queue(&mut *self.lock_rx_side()?, sqe, false);
         };
         let end = u64::from(at) + u64::from(cmd.data_len);
-        if cmd.data_len == 0 || end > u64::from(self.info.frame_size) {
+        if cmd.data_len == 0 || end > u64::from(self.map.frame_size()) {
             return Err(Error::new(
                 libc::EINVAL,
                 format!(
                     "{} bytes at {at} are not inside a frame of {}",
-                    cmd.data_len, self.info.frame_size
+                    cmd.data_len,
+                    self.map.frame_size()
                 ),
             ));
         }
-        sqe.buf_offset = u64::from(frame) * u64::from(self.info.frame_size) + u64::from(at);
+        sqe.buf_offset = self.map.start(frame) + u64::from(at);
         sqe.flags = entry_flags::FRAME;
         let mut rx_side = self.lock_rx_side()?;
         self.frames
+            .table
             .submit(frame, cmd.opcode == opcode::WRITE, true)?;
         let request = Transfer {
             frame,

@@ -1,0 +1,51 @@
+//! What a context is, as found at open.
+
+#![forbid(unsafe_code)]
+
+use crate::config::Drive;
+use crate::frame::FrameMap;
+use crate::region::Layout;
+use crate::storage::device::{Kind, Limits};
+
+#[derive(Debug, Clone)]
+pub struct Info {
+    pub device: String,
+    /// Where the writes go that the device failed.
+    pub spill: Option<String>,
+    pub kind: Kind,
+    pub limits: Limits,
+    pub writable: bool,
+    /// The caller insists: what is on the device may be overwritten.
+    pub forced: bool,
+    pub frame_size: u32,
+    pub frame_count: u32,
+    pub headroom: u32,
+    pub layout: Layout,
+    pub region_address: usize,
+    pub huge_pages: bool,
+    pub drive: Drive,
+    /// The data buffers are registered once. Otherwise each NVMe command maps its own.
+    pub registered_buffers: bool,
+    /// `None`: storage only.
+    pub network: Option<NetworkInfo>,
+}
+
+impl Info {
+    /// Where frames are in the data buffers.
+    pub fn frames(&self) -> FrameMap {
+        FrameMap::new(self.frame_size, self.frame_count)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct NetworkInfo {
+    pub ifindex: u32,
+    pub queue: u32,
+    pub rx_queues: u32,
+    pub native: bool,
+    pub dispatcher: bool,
+    pub zero_copy: bool,
+    pub program_id: u32,
+    /// Packets that can wait in the kernel: entries of the shorter of the RX and the fill ring.
+    pub backlog: u32,
+}

@@ -1,0 +1,279 @@
+//! Opening a context: everything is checked and made before anything is attached.
+
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::{Context, Info, NetworkInfo};
+use crate::config::{Config, Drive, KERNEL_HEADROOM};
+use crate::counters::{OutcomeStats, RxStats};
+use crate::error::{Error, Result};
+use crate::frame::{FrameMap, Frames};
+use crate::lane::{Lane, LaneParts};
+use crate::locked::{Budget, Charge};
+use crate::log::{self, Level};
+use crate::net::interface::{Attached, Interface};
+use crate::net::link::{self, Link};
+use crate::net::rx::Receiver;
+use crate::net::socket;
+use crate::net::xdp::XdpConfig;
+use crate::region::{Layout, Region, check_memory_cgroup};
+use crate::ring::{Consumer, Producer};
+use crate::storage::device::{Device, Limits, MadeFile};
+use crate::storage::engine::{
+    Driver, Engine, EngineConfig, OpenTarget, bounce_bytes, locked_bytes,
+};
+use crate::storage::spill::Spill;
+use crate::sys::bpf::Mode;
+use crate::sys::event::SignalShield;
+use crate::sys::fork::ProcessId;
+use crate::sys::limits;
+use crate::sys::mmap::HUGE_PAGE;
+use crate::sys::xsk::{QueueSetup, UmemSetup};
+
+impl Context {
+    /// Opens everything, in an order in which nothing is attached before all that can be checked was: configuration,
+    /// interface, memory, device, region, engine, socket, XDP program last.
+    ///
+    /// Errors are those of `Config::validate`, `link::look_up`, `Device::open`, `Budget::take`, `Region::create`,
+    /// `socket::open` and `Xdp::attach`. After an error nothing is left attached, open or made.
+    pub fn open(config: &Config) -> Result<Context> {
+        config.validate()?;
+        log::to_stderr_if_asked();
+        // While a signal is pending, loading a program fails with EAGAIN, and other calls end early.
+        let _shield = SignalShield::new();
+        Context::open_valid(config).map_err(|error| name_what_else_is_missing(config, error))
+    }
+
+    fn open_valid(config: &Config) -> Result<Context> {
+        let process =
+            ProcessId::of_this_process().map_err(|e| Error::os(&e, "marking this process"))?;
+        let link = match &config.ifname {
+            Some(name) => Some(link::look_up(name, config.queue)?),
+            None => None,
+        };
+        let map = FrameMap::new(config.frame_size, config.frame_count);
+        let layout = Layout::new(config.sq_entries, config.cq_entries, map.len() as usize)?;
+        let (target, made) = open_target(config)?;
+        let (region, charge) = make_region(config, layout, link.is_some(), &target.device.limits)?;
+        let mut info = Info {
+            device: target.device.path.clone(),
+            spill: config.spill.clone(),
+            kind: target.device.kind,
+            limits: target.device.limits,
+            writable: target.device.writable,
+            forced: config.device.force,
+            frame_size: config.frame_size,
+            frame_count: config.frame_count,
+            headroom: config.headroom,
+            layout,
+            region_address: region.mapping.address(),
+            huge_pages: region.mapping.is_huge(),
+            drive: config.drive,
+            registered_buffers: false,
+            network: None,
+        };
+        let engine = Engine::new(
+            vec![target],
+            &region,
+            EngineConfig {
+                depth: config.depth(),
+                bounce: config.bounce,
+                raw: false,
+                threaded: config.drive == Drive::Thread,
+                backlog: 0,
+                registered: true,
+                retry: config.retry,
+            },
+        )?;
+        info.registered_buffers = engine.registered();
+        let shared = engine.shared().clone();
+        let frames = Arc::new(Frames::new(config.frame_count));
+        let (rx_stats, outcomes) = (
+            Arc::new(RxStats::default()),
+            Arc::new(OutcomeStats::default()),
+        );
+        let (mut receiver, mut interface) = (None, None);
+        if let Some(link) = link {
+            let counters = (rx_stats.clone(), outcomes.clone());
+            let network = open_network(config, link, map, &region, &frames, counters)?;
+            receiver = Some(network.receiver);
+            interface = Some(Arc::new(network.interface));
+            info.network = Some(network.info);
+        }
+        let lane = Lane::new(LaneParts {
+            process,
+            interface: interface.clone(),
+            receiver,
+            driver: match config.drive {
+                Drive::Inline => Driver::inline(engine),
+                Drive::Thread => Driver::thread(engine)?,
+            },
+            shared,
+            frames,
+            map,
+            data: region.data.clone(),
+            limits: info.limits,
+            rx_stats,
+            outcomes,
+            sq: Producer::new(region.sq.clone(), "SQ"),
+            cq: Consumer::new(region.cq.clone(), "CQ"),
+        })?;
+        made.into_iter().for_each(MadeFile::keep);
+        Ok(Context {
+            info,
+            process,
+            interfaces: interface.into_iter().collect(),
+            lanes: vec![lane],
+            leaving: AtomicBool::new(false),
+            pipelined: AtomicBool::new(false),
+            ended: false,
+            region,
+            _charge: charge,
+        })
+    }
+}
+
+/// Opens the device and its spill. The files that were made are removed again unless they are kept.
+fn open_target(config: &Config) -> Result<(OpenTarget, Vec<MadeFile>)> {
+    let mut device = Device::open(&config.device)?;
+    let mut made: Vec<MadeFile> = device.made.take().into_iter().collect();
+    let mut spill = None;
+    if let Some(path) = &config.spill {
+        let mut opened = Spill::open(path, &device, config.device.force)?;
+        made.extend(opened.made.take());
+        spill = Some(opened);
+    }
+    Ok((OpenTarget { device, spill }, made))
+}
+
+/// Makes the region, after the limits on memory were checked.
+fn make_region(
+    config: &Config,
+    layout: Layout,
+    umem: bool,
+    device: &Limits,
+) -> Result<(Region, Charge)> {
+    let depth = config.depth();
+    let budget = Budget::take(
+        layout,
+        umem,
+        locked_bytes([device], depth),
+        config.huge_pages,
+        limits::memlock(),
+    )?;
+    let memory = layout.memory() + bounce_bytes([device], depth);
+    check_memory_cgroup(memory, limits::memory_cgroup())?;
+    let region = match budget.huge || layout.total < HUGE_PAGE {
+        true => Region::create(layout, config.huge_pages && budget.huge)?,
+        false => {
+            log::log(
+                Level::Info,
+                format_args!(
+                    "the region of {} bytes takes base pages: huge pages count whole, and RLIMIT_MEMLOCK allows less",
+                    layout.total
+                ),
+            );
+            Region::in_base_pages(layout)?
+        }
+    };
+    let charge = budget.settle(region.mapping.is_huge());
+    region.begin_at(config.first_index);
+    Ok((region, charge))
+}
+
+struct Network {
+    receiver: Receiver,
+    interface: Interface,
+    info: NetworkInfo,
+}
+
+fn open_network(
+    config: &Config,
+    link: Link,
+    map: FrameMap,
+    region: &Region,
+    frames: &Arc<Frames>,
+    counters: (Arc<RxStats>, Arc<OutcomeStats>),
+) -> Result<Network> {
+    let xdp_config = XdpConfig {
+        ports: config.ports.clone(),
+        mode: config.xdp_mode,
+        run_priority: config.run_priority,
+        event_sample: config.event_sample,
+        events_bytes: config.events_bytes,
+    };
+    // The program first: a native zero-copy bind needs it.
+    let mut attached = Attached::attach(link.clone(), &xdp_config, config.xsk_map)?;
+    let umem = UmemSetup {
+        frame_size: config.frame_size,
+        headroom: config.headroom,
+        fill_size: config.fill_ring,
+        socket: config.xsk,
+    };
+    let queue = QueueSetup {
+        ifname: link.name,
+        queue: config.queue,
+        rx_size: config.rx_ring,
+        zero_copy: None,
+        skb_mode: attached.mode() == Some(Mode::Skb),
+    };
+    let receiver = Receiver::new(
+        socket::open(&umem, &queue, config.zero_copy, &region.data)?,
+        map,
+        frames.clone(),
+        region.data.clone(),
+        KERNEL_HEADROOM + config.headroom,
+        config.fill_ring,
+        counters,
+    );
+    let zero_copy = receiver
+        .is_zero_copy()
+        .map_err(|e| Error::os(&e, "asking the AF_XDP socket for its mode"))?;
+    // Frames are in the fill ring before the first packet can come.
+    attached.insert_socket(config.queue, receiver.fd())?;
+    let interface = attached.watched()?;
+    let found = interface.info;
+    let info = NetworkInfo {
+        ifindex: found.ifindex,
+        queue: config.queue,
+        rx_queues: found.rx_queues,
+        native: found.native,
+        dispatcher: found.dispatcher,
+        zero_copy,
+        program_id: found.program_id,
+        backlog: config.rx_ring.min(config.fill_ring).min(config.frame_count),
+    };
+    Ok(Network {
+        receiver,
+        interface,
+        info,
+    })
+}
+
+/// Whoever lacks one privilege mostly lacks others: the first error names all of them.
+fn name_what_else_is_missing(config: &Config, error: Error) -> Error {
+    if !matches!(error.errno(), libc::EPERM | libc::EACCES | libc::ENOMEM) {
+        return error;
+    }
+    let mut needed = Vec::new();
+    if config.ifname.is_some() && config.xsk_map.is_none() {
+        needed.push(limits::NET_ADMIN);
+        if !limits::has(limits::SYS_ADMIN) {
+            needed.extend([limits::BPF, limits::PERFMON]);
+        }
+    }
+    if config.ifname.is_some() && config.xsk.is_none() {
+        needed.push(limits::NET_RAW);
+    }
+    let mut more = limits::missing(&needed);
+    more.retain(|name| !error.message().contains(name));
+    match more.is_empty() {
+        true => error,
+        false => error.hint(format_args!(
+            "this process also lacks {} (run as root, or give it those)",
+            more.join(", ")
+        )),
+    }
+}

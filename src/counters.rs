@@ -1,0 +1,76 @@
+//! Counters that threads of the data path add to. Every one has a single place where it grows.
+
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::latency::Histogram;
+
+/// A counter that one or more threads add to, in batches where it matters.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, n: u64) {
+        if n > 0 {
+            self.0.fetch_add(n, Ordering::Relaxed);
+        }
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Written by the thread that drives the engine. A cache line apart from the others'.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct EngineStats {
+    /// Entries taken from the SQ ring.
+    pub submitted: Counter,
+    /// Completions put into the CQ ring.
+    pub completed: Counter,
+    /// Of these, with a status other than success.
+    pub errors: Counter,
+    /// Operations given to the device (a command may take several).
+    pub operations: Counter,
+    /// Commands whose data was copied by the library because the device could not take it in place.
+    pub bounced: Counter,
+    pub bounced_bytes: Counter,
+    pub bytes_written: Counter,
+    pub bytes_read: Counter,
+    /// Writes that the device failed and the spill took; not in `errors` and `bytes_written`.
+    pub spilled: Counter,
+    pub spilled_bytes: Counter,
+    /// Turns that found nothing to do and slept.
+    pub sleeps: Counter,
+    /// From a command's submission to its completion in the CQ ring.
+    pub latency: Histogram,
+}
+
+/// Written by the thread that receives and submits.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct RxStats {
+    /// Packets handed to the caller.
+    pub received: Counter,
+    pub received_bytes: Counter,
+    /// Submissions refused because the SQ ring was full.
+    pub sq_full: Counter,
+    /// Descriptors of the kernel that made no sense.
+    pub bad_descriptors: Counter,
+    /// Packets not where the headroom should have put them.
+    pub misplaced: Counter,
+}
+
+/// Fates of packets, and of the frames they came in; counted where the frame becomes free.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct OutcomeStats {
+    pub stored: Counter,
+    pub stored_bytes: Counter,
+    pub failed: Counter,
+    pub released: Counter,
+    /// From a packet's arrival until the completion of its first write was taken. Written by the taker.
+    pub latency: Histogram,
+}

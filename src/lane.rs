@@ -1,0 +1,215 @@
+//! A lane: one RX queue, one SQ, one CQ, one driver, and the frames between them.
+//!
+//! Everything that is single-threaded by contract is here. Three roles work on a lane, each one thread at a time: the
+//! *receiver* takes packets and submits (`receive`, `submit`), the *taker* takes completions (`complete`), and the *pumper*
+//! drives an inline engine. Each role is a mutex that is only ever tried: a second thread in the same role gets `EBUSY`
+//! instead of waiting. `wait` sleeps for one or both of the first two roles.
+
+#![forbid(unsafe_code)]
+
+mod complete;
+mod end;
+mod receive;
+mod submit;
+mod wait;
+
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
+
+pub use complete::Completion;
+pub use end::Unfinished;
+pub use receive::RxSide;
+pub use submit::{Direction, Transfer};
+pub use wait::Ready;
+
+use crate::counters::{OutcomeStats, RxStats};
+use crate::error::{Error, Result};
+use crate::frame::{FrameMap, Frames};
+use crate::latency::Latency;
+use crate::net::interface::Interface;
+use crate::net::rx::Receiver;
+use crate::ring::{Consumer, Producer};
+use crate::stats::Statistics;
+use crate::storage::device::Limits;
+use crate::storage::engine::{Driver, Engine, EngineShared};
+use crate::sys::abi::{UnifiedCqe, UnifiedSqe};
+use crate::sys::event::Doorbell;
+use crate::sys::fork::ProcessId;
+use crate::sys::shm::Shared;
+
+/// What a lane is made of. Its context opened all of it.
+pub struct LaneParts {
+    pub process: ProcessId,
+    pub interface: Option<Arc<Interface>>,
+    pub receiver: Option<Receiver>,
+    pub driver: Driver,
+    pub shared: Arc<EngineShared>,
+    pub frames: Arc<Frames>,
+    pub map: FrameMap,
+    pub data: Shared,
+    pub limits: Limits,
+    pub rx_stats: Arc<RxStats>,
+    pub outcomes: Arc<OutcomeStats>,
+    pub sq: Producer<UnifiedSqe>,
+    pub cq: Consumer<UnifiedCqe>,
+}
+
+pub struct Lane {
+    /// A child of fork must not touch what it shares with its parent.
+    process: ProcessId,
+    interface: Option<Arc<Interface>>,
+    /// Who receives and submits. Apart from the lock of what it works on: reading statistics makes a receiver wait for a
+    /// moment instead of giving it `EBUSY`.
+    receiving: Mutex<()>,
+    rx_side: Mutex<RxSide>,
+    taking: Mutex<Consumer<UnifiedCqe>>,
+    driver: Driver,
+    shared: Arc<EngineShared>,
+    frames: Arc<Frames>,
+    map: FrameMap,
+    data: Shared,
+    limits: Limits,
+    /// Rung by whoever gives frames back to a receiver that has none.
+    rx_bell: Doorbell,
+    rx_stats: Arc<RxStats>,
+    outcomes: Arc<OutcomeStats>,
+    poll: wait::PollState,
+}
+
+/// The roles of a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Receive,
+    Take,
+    Pump,
+}
+
+impl Role {
+    /// Another thread has the role.
+    #[cold]
+    fn busy(self) -> Error {
+        Error::new(
+            libc::EBUSY,
+            match self {
+                Role::Receive => {
+                    "another thread is receiving or submitting on this context: one thread at a time"
+                }
+                Role::Take => {
+                    "another thread is taking completions from this context: one thread at a time"
+                }
+                Role::Pump => "another thread is pumping this context: one thread at a time",
+            },
+        )
+    }
+}
+
+impl Lane {
+    pub fn new(parts: LaneParts) -> Result<Lane> {
+        let rx_bell = Doorbell::new().map_err(|e| Error::os(&e, "creating an eventfd"))?;
+        Ok(Lane {
+            process: parts.process,
+            interface: parts.interface,
+            receiving: Mutex::new(()),
+            rx_side: Mutex::new(RxSide::new(parts.receiver, parts.sq)),
+            taking: Mutex::new(parts.cq),
+            driver: parts.driver,
+            shared: parts.shared,
+            frames: parts.frames,
+            map: parts.map,
+            data: parts.data,
+            limits: parts.limits,
+            rx_bell,
+            rx_stats: parts.rx_stats,
+            outcomes: parts.outcomes,
+            poll: wait::PollState::default(),
+        })
+    }
+
+    /// What the engine shares with those who feed and empty it: its counters, its end.
+    pub fn engine_shared(&self) -> &EngineShared {
+        &self.shared
+    }
+
+    /// Blocks that `len` bytes take on the device.
+    pub fn blocks_of(&self, len: u32) -> u32 {
+        len.div_ceil(self.limits.block_size)
+    }
+
+    fn check_process(&self) -> Result<()> {
+        if self.process.is_current() {
+            return Ok(());
+        }
+        Err(Error::new(
+            libc::ENOTSUP,
+            "this context belongs to the parent process of a fork; create one here",
+        ))
+    }
+
+    /// `ESHUTDOWN` once teardown began; the engine's errno if it failed for good; `ENOTSUP` in a forked child.
+    pub fn alive(&self) -> Result<()> {
+        self.check_process()?;
+        if self.shared.end.is_closing() {
+            return Err(Error::new(
+                libc::ESHUTDOWN,
+                "the context is being destroyed",
+            ));
+        }
+        match self.shared.failure() {
+            None => Ok(()),
+            Some(errno) => Err(Error::new(
+                errno,
+                "the engine has stopped after a failure (see the log); destroy the context",
+            )),
+        }
+    }
+
+    fn lock_taking(&self) -> Result<MutexGuard<'_, Consumer<UnifiedCqe>>> {
+        self.taking.try_lock().ok_or_else(|| Role::Take.busy())
+    }
+
+    /// The engine, if whoever takes completions drives it.
+    fn inline_engine(&self) -> Result<Option<MutexGuard<'_, Box<Engine>>>> {
+        match &self.driver {
+            Driver::Inline(engine) => engine.try_lock().map(Some).ok_or_else(|| Role::Pump.busy()),
+            Driver::Thread(_) => Ok(None),
+        }
+    }
+
+    /// Entries submitted whose completions are not taken yet. Each entry gives one completion, so the indices tell.
+    pub fn outstanding(&self) -> Result<u32> {
+        let submitted = self.lock_rx_side()?.sq.tail();
+        Ok(submitted.wrapping_sub(self.lock_taking()?.head()))
+    }
+
+    /// From a packet's arrival until the completion of its first write was taken.
+    pub fn packet_latency(&self) -> Latency {
+        self.outcomes.latency.snapshot()
+    }
+
+    /// Fills in what this lane counts. May make a receiver wait for one system call.
+    pub fn count(&self, stats: &mut Statistics) -> Result<()> {
+        {
+            let mut rx_side = self.rx_side.lock();
+            if let Some(receiver) = &mut rx_side.receiver {
+                stats.xsk = receiver
+                    .statistics()
+                    .map_err(|e| Error::os(&e, "reading the AF_XDP socket's statistics"))?;
+                stats.rx_pending = receiver.pending().into();
+                rx_side.trace_dropped(stats.xsk);
+            }
+        }
+        stats.fill(
+            &self.rx_stats,
+            &self.outcomes,
+            &self.shared.stats,
+            self.frames.table.census(),
+        );
+        Ok(())
+    }
+
+    /// Makes every waiting call return `ESHUTDOWN`, now and later.
+    pub fn close(&self) {
+        self.shared.end.close();
+    }
+}

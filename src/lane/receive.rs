@@ -1,0 +1,188 @@
+//! Receiving: packets in, empty frames, and frames given back.
+
+#![forbid(unsafe_code)]
+
+use std::ops::{Deref, DerefMut};
+
+use parking_lot::MutexGuard;
+
+use super::{Lane, Role};
+use crate::error::{Error, Result};
+use crate::frame::PacketOutcome;
+use crate::log::{self, Held};
+use crate::net::rx::{Received, Receiver};
+use crate::ring::Producer;
+use crate::sys::abi::UnifiedSqe;
+use crate::sys::probe;
+use crate::sys::xsk::XskStatistics;
+
+/// What the receiver's role works on: packets in, entries out.
+pub struct RxSide {
+    pub(super) receiver: Option<Receiver>,
+    pub(super) sq: Producer<UnifiedSqe>,
+    /// When the entries that are not yet published were submitted; 0 if there are none.
+    pub(super) submitted_at: u64,
+    /// What the kernel had dropped when the statistics were read last.
+    dropped: XskStatistics,
+    /// Without a network: where `frame_alloc` goes on.
+    cursor: u32,
+}
+
+impl RxSide {
+    pub(super) fn new(receiver: Option<Receiver>, sq: Producer<UnifiedSqe>) -> RxSide {
+        RxSide {
+            receiver,
+            sq,
+            submitted_at: 0,
+            dropped: XskStatistics::default(),
+            cursor: 0,
+        }
+    }
+
+    /// Fires the probes of what the kernel has dropped since the last call.
+    pub(super) fn trace_dropped(&mut self, now: XskStatistics) {
+        let before = std::mem::replace(&mut self.dropped, now);
+        for (cause, now, before) in [
+            (c"no_frame", now.rx_dropped, before.rx_dropped),
+            (c"rx_ring_full", now.rx_ring_full, before.rx_ring_full),
+        ] {
+            if now > before {
+                probe::dropped(cause, now - before, probe::NO_FRAME);
+            }
+        }
+    }
+}
+
+/// The receiver's role, taken.
+pub struct RxSideGuard<'a> {
+    rx_side: MutexGuard<'a, RxSide>,
+    // Released after the lock of the data.
+    _role: MutexGuard<'a, ()>,
+    // Last: lines that were logged meanwhile reach the callback when the locks are free.
+    _held: Held,
+}
+
+impl Deref for RxSideGuard<'_> {
+    type Target = RxSide;
+
+    fn deref(&self) -> &RxSide {
+        &self.rx_side
+    }
+}
+
+impl DerefMut for RxSideGuard<'_> {
+    fn deref_mut(&mut self) -> &mut RxSide {
+        &mut self.rx_side
+    }
+}
+
+impl Lane {
+    pub fn lock_rx_side(&self) -> Result<RxSideGuard<'_>> {
+        self.alive()?;
+        let held = log::hold();
+        let role = self.receiving.try_lock();
+        let role = role.ok_or_else(|| Role::Receive.busy())?;
+        Ok(RxSideGuard {
+            rx_side: self.rx_side.lock(),
+            _role: role,
+            _held: held,
+        })
+    }
+
+    /// Takes up to `out.len()` packets; 0 if there are none, `ENODEV` if there are none and the interface is gone.
+    /// Receiver's thread.
+    pub fn receive(&self, out: &mut [Received]) -> Result<usize> {
+        let mut rx_side = self.lock_rx_side()?;
+        if self.poll.is_used() {
+            // Before the look, which sees whatever the bell announced.
+            self.hear_frames();
+        }
+        let count = match &mut rx_side.receiver {
+            Some(receiver) => receiver.receive(out)?,
+            None => {
+                return Err(Error::new(
+                    libc::ENOTCONN,
+                    "this context has no interface: it was made for storage only",
+                ));
+            }
+        };
+        if self.poll.is_used() {
+            self.arm_receive(&mut rx_side);
+        }
+        drop(rx_side);
+        if count < out.len()
+            && self.poll.is_used()
+            && let Some(interface) = &self.interface
+        {
+            interface.watch.take_events();
+        }
+        if count == 0 {
+            self.check_link()?;
+        }
+        Ok(count)
+    }
+
+    /// `ENODEV` if the interface was deleted or moved away. Looks at most four times a second.
+    fn check_link(&self) -> Result<()> {
+        match &self.interface {
+            Some(interface) => interface.watch.check(),
+            None => Ok(()),
+        }
+    }
+
+    /// An empty frame, held by the caller. `ENOBUFS` if none is free now. Receiver's thread.
+    pub fn frame_alloc(&self) -> Result<u32> {
+        let mut rx_side = self.lock_rx_side()?;
+        let rx_side = &mut *rx_side;
+        let frame = match &mut rx_side.receiver {
+            Some(receiver) => receiver.allocate(),
+            None => self.frames.allocate(&mut rx_side.cursor),
+        }?;
+        frame.ok_or_else(|| {
+            Error::new(
+                libc::ENOBUFS,
+                "no frame is free: take completions and release frames first",
+            )
+        })
+    }
+
+    /// Gives a held frame back. Any thread. `EINVAL` or `EBUSY` if the caller does not hold it.
+    pub fn frame_release(&self, frame: u32) -> Result<()> {
+        self.check_process()?;
+        let outcome = self.frames.release(frame)?;
+        self.count_outcome(frame, outcome, 0);
+        self.wake_receiver();
+        Ok(())
+    }
+
+    pub(super) fn count_outcome(&self, frame: u32, outcome: PacketOutcome, bytes: u32) {
+        match outcome {
+            PacketOutcome::Empty => {}
+            PacketOutcome::Stored => {
+                self.outcomes.stored.add(1);
+                self.outcomes.stored_bytes.add(bytes.into());
+            }
+            PacketOutcome::Failed => {
+                self.outcomes.failed.add(1);
+                probe::dropped(c"failed", 1, frame);
+            }
+            PacketOutcome::Released => {
+                self.outcomes.released.add(1);
+                probe::dropped(c"released", 1, frame);
+            }
+        }
+    }
+
+    /// After frames were given back: wakes the receiver if it waits for some.
+    pub(super) fn wake_receiver(&self) {
+        if self.frames.pool.wants_wakeup() {
+            self.rx_bell.ring();
+        }
+    }
+
+    /// The receiver is awake: nobody needs to ring for it, and the bell's earlier rings are consumed.
+    pub(super) fn hear_frames(&self) {
+        self.frames.pool.awake();
+        self.rx_bell.clear();
+    }
+}
