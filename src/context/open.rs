@@ -54,7 +54,7 @@ impl Context {
             None => None,
         };
         let map = FrameMap::new(config.frame_size, config.frame_count);
-        let layout = Layout::new(config.sq_entries, config.cq_entries, map.len() as usize)?;
+        let layout = Layout::new(config.sq_entries, config.cq_entries, map.bytes() as usize)?;
         let (target, made) = open_target(config)?;
         let (region, charge) = make_region(config, layout, link.is_some(), &target.device.limits)?;
         let mut info = Info {

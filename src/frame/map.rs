@@ -31,12 +31,8 @@ impl FrameMap {
     }
 
     /// Bytes of all frames.
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         u64::from(self.count) << self.shift
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
     }
 
     /// Where a frame begins. The frame need not exist.
@@ -76,7 +72,7 @@ mod tests {
     #[test]
     fn a_byte_lies_in_one_frame() {
         let map = FrameMap::new(2048, 64);
-        assert_eq!(map.len(), 131072);
+        assert_eq!(map.bytes(), 131072);
         assert_eq!(map.locate(0), Some((0, 0)));
         assert_eq!(map.locate(2047), Some((0, 2047)));
         assert_eq!(map.locate(63 * 2048 + 5), Some((63, 5)));

@@ -72,10 +72,6 @@ impl FrameTable {
         }
     }
 
-    pub fn count(&self) -> u32 {
-        self.states.len() as u32
-    }
-
     fn entry(&self, frame: u32) -> Result<&AtomicU16> {
         self.states.get(frame as usize).ok_or_else(|| {
             Error::new(

@@ -249,16 +249,7 @@ impl Xdp {
         Ok(xdp)
     }
 
-    /// Loads the program and attaches it nowhere: it sees the packets of `run` only.
-    pub fn load(config: &XdpConfig) -> Result<Xdp> {
-        let native = Variant {
-            metadata: true,
-            merged: false,
-        };
-        Xdp::load_as(config, native)
-    }
-
-    /// The same with another variant of the program.
+    /// Loads a variant of the program and attaches it nowhere: it sees the packets of `run` only.
     pub fn load_as(config: &XdpConfig, variant: Variant) -> Result<Xdp> {
         let failed = |e: io::Error| Error::os(&e, "loading the XDP program");
         log_libraries();
@@ -298,10 +289,6 @@ impl Xdp {
         self.program
             .test_run(packet, ingress, out)
             .map_err(|e| Error::os(&e, "running the XDP program on a packet"))
-    }
-
-    pub fn link(&self) -> &Link {
-        &self.link
     }
 
     pub fn mode(&self) -> Mode {

@@ -29,7 +29,6 @@ pub mod status {
     pub const WRITE_PROTECTED: u16 = 0x020;
     pub const LBA_OUT_OF_RANGE: u16 = 0x080;
     pub const CAPACITY_EXCEEDED: u16 = 0x081;
-    pub const READ_ONLY_RANGE: u16 = 0x182;
     pub const WRITE_FAULT: u16 = 0x280;
     pub const UNRECOVERED_READ: u16 = 0x281;
     pub const COMPARE_FAILURE: u16 = 0x285;
@@ -41,8 +40,6 @@ pub const DNR: u16 = 0x4000;
 pub const FUA: u32 = 1 << 30;
 /// Attribute Deallocate of Dataset Management, bit 2 of cdw11.
 pub const DEALLOCATE: u32 = 1 << 2;
-/// Deallocate bit of Write Zeroes, bit 25 of cdw12.
-pub const WRITE_ZEROES_DEAC: u32 = 1 << 25;
 /// Most blocks in one command: NLB is 16 bits, zero based.
 pub const MAX_BLOCKS: u32 = 65536;
 /// Bytes of one range of Dataset Management.

@@ -1,6 +1,6 @@
 //! System calls on devices and files that std does not have: direct I/O limits, NVMe ioctls, fallocate.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -31,23 +31,15 @@ pub struct DirectAlign {
     pub offset: u32,
 }
 
-/// `None` where the file system does not say, or does not do direct I/O on this file.
-pub fn direct_align(path: &Path) -> Option<DirectAlign> {
-    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
-    direct_align_at(libc::AT_FDCWD, &path, 0)
-}
-
-/// The same of an open file.
+/// Of an open file. `None` if the file system does not say, or does no direct I/O on this file.
 pub fn direct_align_of(file: &File) -> Option<DirectAlign> {
-    direct_align_at(file.as_raw_fd(), c"", libc::AT_EMPTY_PATH)
-}
-
-fn direct_align_at(at: RawFd, path: &CStr, flags: libc::c_int) -> Option<DirectAlign> {
     // SAFETY: statx is integers only; all zeroes is a value of it.
     let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+    let mask = libc::STATX_DIOALIGN;
     // SAFETY: the path ends in a zero byte, and `stat` is a live statx that the kernel fills.
-    let rc = unsafe { libc::statx(at, path.as_ptr(), flags, libc::STATX_DIOALIGN, &mut stat) };
-    let said = rc == 0 && stat.stx_mask & libc::STATX_DIOALIGN != 0;
+    let rc = unsafe { libc::statx(file.as_raw_fd(), path, flags, mask, &mut stat) };
+    let said = rc == 0 && stat.stx_mask & mask != 0;
     (said && stat.stx_dio_mem_align > 0 && stat.stx_dio_offset_align > 0).then_some(DirectAlign {
         memory: stat.stx_dio_mem_align,
         offset: stat.stx_dio_offset_align,

@@ -161,8 +161,6 @@ pub struct Gathered {
 pub struct Reaped {
     pub user_data: u64,
     pub result: i32,
-    /// The big CQE's first word: an NVMe command's CDW0 (and CDW1 above it).
-    pub extra: u64,
 }
 
 struct Buffer {
@@ -176,7 +174,6 @@ pub struct Ring {
     buffers: Vec<Buffer>,
     files: Vec<OwnedFd>,
     fixed_nvme: bool,
-    gathers: bool,
     /// The vectors of gathered operations, `PIECES` for each. The box never moves; a table is written again only when
     /// its operation has completed, for the kernel may read it as long (an NVMe command's that it could not begin at
     /// once).
@@ -221,7 +218,6 @@ impl Ring {
             buffers: Vec::new(),
             files: Vec::new(),
             fixed_nvme: true,
-            gathers,
             tables: vec![Vector::default(); tables as usize * PIECES].into(),
             free_tables: (0..tables).rev().map(Table).collect(),
             pauses: Box::default(),
@@ -288,12 +284,8 @@ impl Ring {
         self.fixed_nvme
     }
 
-    /// Whether the kernel takes registered memory in several pieces.
-    pub fn gathers(&self) -> bool {
-        self.gathers
-    }
-
-    /// A table for the vectors of one operation, kept until `release`. `None` where all are in use.
+    /// A table for the vectors of one operation, kept until `release`. `None` if all are in use, or if the kernel does
+    /// not take registered memory in several pieces.
     pub fn reserve(&mut self) -> Option<Table> {
         self.free_tables.pop()
     }
@@ -567,7 +559,6 @@ impl Ring {
             each(Reaped {
                 user_data: cqe.user_data(),
                 result: cqe.result(),
-                extra: cqe.big_cqe()[0],
             });
         }
         count
