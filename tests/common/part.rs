@@ -25,11 +25,7 @@ impl Part {
     }
 
     pub fn start_as(test: &str, told: &str, before: &[&str], binary: &str) -> Part {
-        let words = [
-            before,
-            &[binary, "--exact", test, "--nocapture", "--test-threads=1"],
-        ]
-        .concat();
+        let words = [before, &[binary, test, "--nocapture", "--test-threads=1"]].concat();
         let mut child = Command::new(words[0])
             .args(&words[1..])
             .env(CHILD, told)

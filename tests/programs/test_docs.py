@@ -55,7 +55,10 @@ def test_the_readme_leads_to_every_document():
 
 @pytest.mark.parametrize("name", ["SECURITY.md", "docs/reliability.md"])
 def test_promises_name_tests_that_exist(name):
+    # A test program is a file, or a directory with main.rs.
     sources = {path.stem: path.read_text() for path in (ROOT / "tests").glob("*.rs")}
+    for main in (ROOT / "tests").glob("*/main.rs"):
+        sources[main.parent.name] = "\n".join(path.read_text() for path in main.parent.glob("*.rs"))
     sources["everything"] = "\n".join([*sources.values(), *(p.read_text() for p in (ROOT / "src").rglob("*.rs"))])
     known = set(re.findall(r"fn (\w+)\(", sources["everything"]))
     named = set(re.findall(r"`([a-z]+(?:_[a-z0-9]+){2,})`", TEXT[ROOT / name]))
