@@ -409,6 +409,17 @@ value() { # of a line of the final statistics
 	awk -v name="$1:" 'index($0, "  " name) == 1 { print $(split(name, w, " ") + 1); exit }' "$scratch/output"
 }
 
+# Waits until the child prints a line that matches, ends, or so many tenths of a second have passed.
+wait_until_ready() {
+	local i
+	for ((i = 0; i < $2; i++)); do
+		grep -qi "$1" "$scratch/output" 2>/dev/null && return
+		kill -0 "$child" 2>/dev/null || return 1
+		sleep 0.1
+	done
+	return 1
+}
+
 # Such programs compile their own XDP program when they start, without debug information and without the
 # architecture's include path: clang's own variable puts that right.
 start_selftest() {
@@ -420,12 +431,8 @@ start_selftest() {
 		exec stdbuf -oL "$selftest" "$iface" "$device" "$queue"
 	) > >(tee "$scratch/output") 2>&1 &
 	child=$!
-	local i
-	for ((i = 0; i < 300; i++)); do
-		grep -qi 'ready\|waiting' "$scratch/output" 2>/dev/null && return
-		kill -0 "$child" 2>/dev/null || break
-		sleep 0.1
-	done
+	# A program may be silent about it: one that runs after that time is ready.
+	wait_until_ready 'ready\|waiting' 300 && return
 	kill -0 "$child" 2>/dev/null && return
 	wait "$child"
 	child=
@@ -490,12 +497,7 @@ start_program() {
 	fi
 	"$program" "${options[@]}" "$iface" "$device" "$queue" > >(tee "$scratch/output") 2>&1 &
 	child=$!
-	local i
-	for ((i = 0; i < 200; i++)); do
-		grep -q '^System ready' "$scratch/output" 2>/dev/null && return
-		kill -0 "$child" 2>/dev/null || break
-		sleep 0.1
-	done
+	wait_until_ready '^System ready' 200 && return
 	wait "$child"
 	child=
 	die "the test program did not start; what it said is above"

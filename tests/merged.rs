@@ -13,8 +13,8 @@ use std::process::Command;
 use std::sync::{Mutex, Once};
 use std::time::{Duration, Instant};
 
+use common::packet::{mac_of, udp};
 use common::{Scratch, Veth, check_sums, ip, is_root, payload, run, skip};
-use etherparse::PacketBuilder;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
@@ -236,17 +236,7 @@ impl Tap {
                 bytes.extend(field.to_ne_bytes());
             }
         }
-        let mac = std::fs::read_to_string(format!("/sys/class/net/{}/address", self.name)).unwrap();
-        let mac: Vec<u8> = mac
-            .trim()
-            .split(':')
-            .map(|b| u8::from_str_radix(b, 16).unwrap())
-            .collect();
-        PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], mac.try_into().unwrap())
-            .ipv4([198, 18, 0, 1], [198, 18, 0, 2], 64)
-            .udp(4321, PORT)
-            .write(&mut bytes, datagram)
-            .unwrap();
+        bytes.extend(udp(mac_of(&self.name), (4321, PORT), datagram));
         assert_eq!(self.user.write(&bytes).unwrap(), bytes.len());
     }
 }

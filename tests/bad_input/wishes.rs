@@ -99,8 +99,6 @@ impl Wish {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal(pub i32, pub String);
 
-/// The exported functions, called as C calls them.
-
 // ---- Refused when it is created ----
 
 pub type Change = Box<dyn Fn(&mut Wish)>;

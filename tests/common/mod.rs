@@ -2,6 +2,7 @@
 //! again when the test ends, also by a panic.
 #![allow(dead_code)]
 
+pub mod packet;
 pub mod part;
 pub mod recording;
 pub mod storing;

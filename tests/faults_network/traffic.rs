@@ -1,59 +1,14 @@
 //! Bad packets, many packets, and a device that is too slow.
 
 use super::*;
+use crate::common::packet::{mac_of, send_frames, udp};
 
 // ---- Bad packets, and many ----
-
-/// Sends frames from the far end as they are.
-fn send_frames(veth: &Veth, frames: Vec<Vec<u8>>) {
-    use nix::sys::socket::{
-        AddressFamily, MsgFlags, SockFlag, SockType, SockaddrLike, sendto, socket,
-    };
-    use std::os::fd::AsRawFd;
-    let peer = veth.peer.clone();
-    let far = veth.far(move || {
-        let to = nix::ifaddrs::getifaddrs()
-            .unwrap()
-            .filter(|a| a.interface_name == peer)
-            .filter_map(|a| a.address)
-            .find(|a| a.family() == Some(AddressFamily::Packet))
-            .unwrap();
-        let flags = SockFlag::SOCK_CLOEXEC;
-        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None).unwrap();
-        for (i, frame) in frames.iter().enumerate() {
-            let sent = sendto(socket.as_raw_fd(), frame, &to, MsgFlags::empty());
-            assert_eq!(sent, Ok(frame.len()));
-            if i % 32 == 0 {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-    });
-    far.join().unwrap();
-}
-
-fn mac_of(veth: &Veth) -> [u8; 6] {
-    let text = fs::read_to_string(format!("/sys/class/net/{}/address", veth.host)).unwrap();
-    let mut mac = [0; 6];
-    for (byte, hex) in mac.iter_mut().zip(text.trim().split(':')) {
-        *byte = u8::from_str_radix(hex, 16).unwrap();
-    }
-    mac
-}
-
-fn frame(mac: [u8; 6], payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 9], mac)
-        .ipv4([10, 9, 8, 7], [10, 9, 8, 6], 64)
-        .udp(4000, 9999)
-        .write(&mut bytes, payload)
-        .unwrap();
-    bytes
-}
 
 /// A frame to the right port that must not be stored. `kind` counts up.
 fn bad(mac: [u8; 6], kind: u32) -> Vec<u8> {
     let noise = payload(kind, 1500);
-    let mut bytes = frame(mac, &noise[..100 + kind as usize % 400]);
+    let mut bytes = udp(mac, (4000, 9999), &noise[..100 + kind as usize % 400]);
     let short = |bytes: &mut Vec<u8>, to: usize| bytes.truncate(to);
     match kind % 12 {
         // Cut off: inside the Ethernet header's follower, the IP header, the UDP header, the payload.
@@ -97,7 +52,7 @@ fn bad_packets_of_every_kind_are_refused_and_the_good_ones_between_them_stored()
     let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "bad");
     let context = Arc::new(Context::open(&config(&veth, file.path())).unwrap());
     let pipeline = Pipeline::start(context.clone(), PipelineConfig::default()).unwrap();
-    let mac = mac_of(&veth);
+    let mac = mac_of(&veth.host);
     let good = 1200;
     let mut frames = Vec::new();
     for number in 0..good {
@@ -106,9 +61,13 @@ fn bad_packets_of_every_kind_are_refused_and_the_good_ones_between_them_stored()
         }
         if number % 100 == 50 {
             // Beyond a frame of the data buffers.
-            frames.push(frame(mac, &payload(number, 2000 + number as usize % 6000)));
+            frames.push(udp(
+                mac,
+                (4000, 9999),
+                &payload(number, 2000 + number as usize % 6000),
+            ));
         }
-        frames.push(frame(mac, &recording::numbered(number)));
+        frames.push(udp(mac, (4000, 9999), &recording::numbered(number)));
     }
     let all = frames.len() as u64;
     send_frames(&veth, frames);

@@ -11,13 +11,11 @@ mod pipelines;
 use std::collections::VecDeque;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Scratch, Veth, check_sums, ip, is_root, payload};
-use etherparse::{EtherType, Ethernet2Header, PacketBuilder, SingleVlanHeader, VlanId};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrLike, sendto, socket};
+use etherparse::PacketBuilder;
 use unified::config::{Config, Drive};
 use unified::context::Context;
 use unified::lane::{Completion, Ready};

@@ -1,6 +1,7 @@
 //! Packets of every kind, to our ports and to others.
 
 use super::*;
+use crate::common::packet::{ethernet, mac_of, send_frames};
 
 fn assert_nothing(socket: &UdpSocket) {
     socket.set_nonblocking(true).unwrap();
@@ -46,31 +47,6 @@ fn send_to(veth: &Veth, datagrams: Vec<(u16, SocketAddr, Vec<u8>)>) {
             };
             let socket = bind_patiently((any, source).into());
             assert_eq!(socket.send_to(&payload, to).unwrap(), payload.len());
-        }
-    });
-    far.join().unwrap();
-}
-
-/// Sends frames from the far end as they are.
-fn send_frames(veth: &Veth, frames: Vec<Vec<u8>>) {
-    let peer = veth.peer.clone();
-    let far = veth.far(move || {
-        let to = nix::ifaddrs::getifaddrs()
-            .unwrap()
-            .filter(|a| a.interface_name == peer)
-            .filter_map(|a| a.address)
-            .find(|a| a.family() == Some(AddressFamily::Packet))
-            .unwrap();
-        let socket = socket(
-            AddressFamily::Packet,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )
-        .unwrap();
-        for frame in frames {
-            let sent = sendto(socket.as_raw_fd(), &frame, &to, MsgFlags::empty());
-            assert_eq!(sent, Ok(frame.len()));
         }
     });
     far.join().unwrap();
@@ -295,7 +271,7 @@ fn tagged_and_ipv6_packets_are_received_with_their_fields() {
             .udp(4007, PORT)
             .write(&mut inner, &payload(i as u32, 100 + i))
             .unwrap();
-        frames.push(tagged(mac, tags, &inner));
+        frames.push(ethernet(mac_of(h), tags, 0x0800, &inner));
     }
     send_frames(&veth, frames.clone());
     let got = receive(&context, TAGS.len());
@@ -332,31 +308,6 @@ const TAGS: [&[(u16, u16)]; 4] = [
     &[(0x88a8, 0x0fff), (0x8100, 0x0001)],
     &[(0x8100, 0)],
 ];
-
-fn tagged(mac: &str, tags: &[(u16, u16)], l3: &[u8]) -> Vec<u8> {
-    let mut destination = [0; 6];
-    for (byte, text) in destination.iter_mut().zip(mac.split(':')) {
-        *byte = u8::from_str_radix(text, 16).unwrap();
-    }
-    let mut types = tags.iter().map(|tag| tag.0).chain([0x0800]);
-    let ethernet = Ethernet2Header {
-        source: [2, 0, 0, 0, 0, 9],
-        destination,
-        ether_type: EtherType(types.next().unwrap()),
-    };
-    let mut frame = ethernet.to_bytes().to_vec();
-    for (tag, next) in tags.iter().zip(types) {
-        let header = SingleVlanHeader {
-            pcp: ((tag.1 >> 13) as u8).try_into().unwrap(),
-            drop_eligible_indicator: tag.1 & 0x1000 != 0,
-            vlan_id: VlanId::try_new(tag.1 & 0xfff).unwrap(),
-            ether_type: EtherType(next),
-        };
-        frame.extend(header.to_bytes());
-    }
-    frame.extend(l3);
-    frame
-}
 
 #[test]
 fn packets_longer_than_a_frame_are_dropped_and_counted() {

@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use common::{Veth, is_root, skip};
 use etherparse::{
-    EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder,
-    SingleVlanHeader, SlicedPacket, TransportSlice, UdpHeader, VlanId,
+    IpFragOffset, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, SlicedPacket, TransportSlice,
+    UdpHeader,
 };
 use packets::*;
 use proptest::prelude::*;

@@ -1,6 +1,7 @@
 //! Packets of every kind, and what the program must do with each.
 
 use super::*;
+use crate::common::packet::{self, Tags};
 
 pub const ETH: usize = 14;
 pub const SOURCE_PORT: u16 = 4321;
@@ -45,30 +46,11 @@ pub struct Variant {
     pub whole: usize,
 }
 
-/// VLAN tags: EtherType of the tag, and what it carries.
-pub type Tags<'a> = &'a [(u16, u16)];
 pub const Q: u16 = 0x8100;
 pub const AD: u16 = 0x88a8;
 
 pub fn ethernet(tags: Tags, ether_type: u16, l3: &[u8]) -> Vec<u8> {
-    let mut types = tags.iter().map(|tag| tag.0).chain([ether_type]);
-    let header = Ethernet2Header {
-        source: [2, 0, 0, 0, 0, 1],
-        destination: [2, 0, 0, 0, 0, 2],
-        ether_type: EtherType(types.next().unwrap()),
-    };
-    let mut packet = header.to_bytes().to_vec();
-    for (tag, next) in tags.iter().zip(types) {
-        let header = SingleVlanHeader {
-            pcp: ((tag.1 >> 13) as u8).try_into().unwrap(),
-            drop_eligible_indicator: tag.1 & 0x1000 != 0,
-            vlan_id: VlanId::try_new(tag.1 & 0xfff).unwrap(),
-            ether_type: EtherType(next),
-        };
-        packet.extend(header.to_bytes());
-    }
-    packet.extend(l3);
-    packet
+    packet::ethernet([2, 0, 0, 0, 0, 2], tags, ether_type, l3)
 }
 
 pub fn udp(port: u16, payload: &[u8]) -> Vec<u8> {
