@@ -1,4 +1,4 @@
-//! What a context is made of, checked before anything is touched.
+//! The configuration of a context, checked before anything is opened.
 
 #![forbid(unsafe_code)]
 
@@ -17,8 +17,8 @@ pub const KERNEL_HEADROOM: u32 = 256;
 /// 256 of the kernel + 214 + 42 of headers. Aligned for NVMe (4) and for 512-byte direct I/O.
 pub const DEFAULT_HEADROOM: u32 = 214;
 pub const DEFAULT_PORT: u16 = 9999;
-/// What a frame must still hold, as zero-copy drivers count: one buffer of 128 bytes behind both
-/// headrooms, before the 320 bytes that multi-buffer wants at the end.
+/// What a frame must hold besides the headroom, as zero-copy drivers count: the kernel's headroom, one buffer of 128
+/// bytes, and the 320 bytes that multi-buffer reserves at the end.
 const FRAME_OVERHEAD: u32 = KERNEL_HEADROOM + 320 + 128;
 
 /// Who moves SQ entries to the device.
@@ -56,19 +56,20 @@ pub struct Config {
     pub rx_ring: u32,
     pub fill_ring: u32,
     pub huge_pages: bool,
-    /// Copy what the device cannot take in place (counted). Off: the kernel gets it as it is; only a padded
-    /// end beyond the frame is still copied, because other packets' bytes are there.
+    /// Copies (and counts) what the device cannot take in place. If off, the kernel gets the data where it is. Data
+    /// whose padding would reach beyond the frame is copied in any case, because other packets' bytes are there.
     pub bounce: bool,
-    /// What the engine does about errors that may be gone a moment later.
+    /// Which errors the engine retries, how often and when.
     pub retry: Retry,
-    /// Where writes go that the device failed: a regular file (made where there is none) or a block device.
+    /// Where the writes go that the device failed: a regular file (created if it does not exist) or a block device.
     pub spill: Option<String>,
-    /// For those who may not attach programs: the map of AF_XDP sockets of a program that somebody attached to
-    /// the interface. None is attached then. A descriptor of the caller's, which may be closed afterwards.
+    /// For processes that may not attach programs: the map of AF_XDP sockets of a program that another process
+    /// attached to the interface. No program is attached then. The descriptor stays the caller's, who may close it
+    /// afterwards.
     pub xsk_map: Option<RawFd>,
-    /// For those without CAP_NET_RAW: an AF_XDP socket that is not bound yet. As `xsk_map`.
+    /// For processes without CAP_NET_RAW: an AF_XDP socket that is not bound yet. As `xsk_map`.
     pub xsk: Option<RawFd>,
-    /// Where the indices of the SQ and CQ rings begin; for tests of their wrap.
+    /// First index of the SQ and CQ rings; for tests of their wrap.
     #[doc(hidden)]
     pub first_index: u32,
 }
@@ -186,7 +187,7 @@ impl Config {
         Ok(())
     }
 
-    /// Commands in flight at most.
+    /// Most commands in flight.
     pub fn depth(&self) -> u32 {
         self.sq_entries.min(self.cq_entries).min(1024)
     }

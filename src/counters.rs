@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::latency::Histogram;
 
-/// A counter that one or more threads add to, in batches where it matters.
+/// A counter that one or more threads add to, once a batch on the hot path.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -22,7 +22,7 @@ impl Counter {
     }
 }
 
-/// Written by the thread that drives the engine. A cache line apart from the others'.
+/// Written by the thread that drives the engine. On cache lines of its own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct EngineStats {
@@ -57,13 +57,13 @@ pub struct RxStats {
     pub received_bytes: Counter,
     /// Submissions refused because the SQ ring was full.
     pub sq_full: Counter,
-    /// Descriptors of the kernel that made no sense.
+    /// Invalid descriptors from the kernel.
     pub bad_descriptors: Counter,
-    /// Packets not where the headroom should have put them.
+    /// Packets that do not begin where the headroom says.
     pub misplaced: Counter,
 }
 
-/// Fates of packets, and of the frames they came in; counted where the frame becomes free.
+/// Outcomes of packets, counted when their frame becomes free.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct OutcomeStats {

@@ -3,21 +3,21 @@
 //! One mapping, the [`region`], holds the SQ and CQ rings and the data buffers, which are at once the UMEM
 //! of an AF_XDP socket and the registered buffer of an io_uring.
 //!
-//! # The way of a packet
+//! # The path of a packet
 //!
 //! 1. The XDP program (`bpf/`, loaded by [`net::xdp`]) redirects it to the socket; the kernel puts it into a
 //!    frame of the data buffers.
-//! 2. [`net::rx`] takes the descriptor, checks it, and hands out the frame; the frame table ([`frame`]) says
-//!    from now on that the caller holds it.
-//! 3. [`submit`] turns it into an NVMe command in the SQ ring ([`ring`]).
+//! 2. [`net::rx`] takes the descriptor, checks it, and hands out the frame. The frame table ([`frame`]) then says that
+//!    the caller holds it.
+//! 3. [`lane`] turns it into an NVMe command in the SQ ring ([`ring`]).
 //! 4. [`storage::engine`] takes the entry, checks it ([`storage::command`]), and gives it to a backend
 //!    ([`storage::nvme`], [`storage::block`], [`storage::null`]) through io_uring.
-//! 5. The completion goes through the CQ ring to [`context::Context::completions`], which frees the frame, and
-//!    the receiver puts it into the fill ring again.
+//! 5. The completion goes through the CQ ring back to the [`lane`], which frees the frame. The receiver puts it into
+//!    the fill ring again.
 //!
-//! # What always holds
+//! # Invariants
 //!
-//! - A frame has one owner at a time, in a private table; nothing in shared memory is believed about it.
+//! - A frame has one owner at a time, in a private table. Nothing in shared memory changes that.
 //! - The engine takes only as many entries as the CQ has room for: no completion is lost.
 //! - An index, offset or length that comes from shared memory is checked before it is used.
 //! - Every packet that the XDP program redirected is in exactly one counter of [`stats::Statistics`].

@@ -1,8 +1,8 @@
 //! Locked memory: what the kernel counts against RLIMIT_MEMLOCK, counted here before it does.
 //!
-//! The UMEM counts in base pages, whatever it lies in. Memory that is registered with io_uring counts in the pages
-//! that it lies in: a huge page counts whole, however little of it is registered. The rings of io_uring count too. All count for the user, in all of
-//! their processes, unless the process has CAP_IPC_LOCK.
+//! The UMEM counts in base pages, even if it lies in huge ones. Memory that is registered with io_uring counts in the
+//! pages that it lies in: a huge page counts whole, even if only a part of it is registered. The rings of io_uring
+//! count too. The limit is one for all processes of a user. A process with CAP_IPC_LOCK is exempt.
 
 #![forbid(unsafe_code)]
 
@@ -19,8 +19,8 @@ pub struct Locked {
 }
 
 impl Locked {
-    /// `umem`: the data buffers become one. `others`: what the engine locks besides, in base pages. `huge`: the
-    /// region lies in huge pages, from the first byte of one on.
+    /// `umem`: the data buffers become a UMEM. `others`: what the engine locks besides, in base pages. `huge`: the
+    /// region lies in huge pages and begins on one.
     pub fn of(layout: &Layout, umem: bool, others: usize, huge: bool) -> Locked {
         let page = if huge { HUGE_PAGE } else { PAGE };
         let end = (layout.buffers + layout.buffers_len).next_multiple_of(page);
@@ -39,7 +39,7 @@ impl Locked {
     }
 }
 
-/// Keeps the count of this process as long as it lives.
+/// Bytes that are counted for this process until it is dropped.
 #[derive(Debug)]
 pub struct Charge {
     bytes: u64,
@@ -68,7 +68,7 @@ impl Charge {
         ))
     }
 
-    /// What it has become.
+    /// Reduces the charge to what was locked in the end.
     fn settle(&mut self, now: Locked) {
         // Base pages count no more than huge ones.
         if let Some(less) = self.bytes.checked_sub(now.sum()) {
@@ -84,7 +84,7 @@ impl Drop for Charge {
     }
 }
 
-/// A charge, and whether the region may lie in huge pages: not if only base pages fit.
+/// A charge, and whether the region may lie in huge pages: no, if only base pages fit the limit.
 #[derive(Debug)]
 pub struct Budget {
     charge: Charge,
@@ -95,7 +95,8 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// For a region of that layout. `reserved`: in reserved huge pages (hugetlbfs), however short it is. `ENOMEM`.
+    /// For a region of that layout. `reserved`: in reserved huge pages (hugetlbfs), even if it is shorter than one.
+    /// `ENOMEM`.
     pub fn take(
         layout: Layout,
         umem: bool,
@@ -120,7 +121,7 @@ impl Budget {
         }
     }
 
-    /// The region was made, and lies in huge pages or not.
+    /// Settles the charge after the region was made, in huge pages or not.
     pub fn settle(mut self, huge: bool) -> Charge {
         let now = Locked::of(&self.layout, self.umem, self.others, huge);
         self.charge.settle(now);

@@ -1,11 +1,11 @@
 //! The documented three threads as one call: the packet thread receives and submits, the storage thread
 //! takes completions, and the caller's thread reports.
 //!
-//! Two layouts. *Payload*: every payload padded to whole blocks, one behind the other. *Slot*: whole frames
-//! with a record header, a log that is found again after a crash (`recorder`, `record`).
+//! Two layouts. *Payload*: every payload padded to whole blocks, one after the other. *Slot*: whole frames with a
+//! record header, a log that can be read after a crash (`recorder`, `record`).
 //!
-//! Every write has a number. The storage thread says up to which number all are completed, and a flush makes
-//! durable what was completed when it was submitted, no more.
+//! Every write has a number. The storage thread publishes the number up to which all writes are completed. A flush
+//! makes durable what was completed when it was submitted, and no more.
 
 #![forbid(unsafe_code)]
 
@@ -31,22 +31,22 @@ use crate::sys::event::{Doorbell, block_signals};
 
 /// Packets, or completions, taken at once.
 const BATCH: usize = 256;
-/// How late a stop is noticed at the most.
+/// A stop is noticed after at most this time.
 const TICK: Duration = Duration::from_millis(50);
-/// Marks in `user_data`, above every number: a flush (with the number that it covers) and a superblock (with the failed
-/// writes that it covers).
+/// Bits in `user_data` above every write's number: a flush (with the number that it covers) and a superblock (with the
+/// number of failed writes that it covers).
 const FLUSH: u64 = 1 << 63;
 const SUPERBLOCK: u64 = 1 << 62;
-/// Writes between the oldest that is not completed and the newest.
+/// Most writes between the oldest that is not completed and the newest.
 const WINDOW: u64 = 1 << 20;
 
 /// What to do when the range is full.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum AtEnd {
-    /// Store no more; further packets are released and counted.
+    /// Stop storing. Further packets are released and counted.
     #[default]
     Stop,
-    /// Begin again at the start, over the oldest.
+    /// Continue at the start, over the oldest data.
     Wrap,
 }
 
@@ -66,20 +66,20 @@ pub struct PipelineConfig {
     /// Every write is durable when it completes.
     pub fua: bool,
     pub layout: Layout,
-    /// Slot layout: what to do with a log that is there.
+    /// Slot layout: what to do with an existing log.
     pub existing: Existing,
-    /// A flush after so many completed writes, and at the latest so long after one. `None`: only at the end.
+    /// Flush after this many completed writes, and at most this long after one. `None`: flush only at the end.
     pub flush_writes: Option<u32>,
     pub flush_interval: Option<Duration>,
-    /// The longest between two looks at the RX ring while packets come. `None`: 4 ms.
+    /// The longest time between two polls of the RX ring while packets come. `None`: 4 ms.
     pub moderation: Option<Duration>,
 }
 
-/// Where a pipeline stands.
+/// The state of a pipeline.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct PipelineStatus {
     pub running: bool,
-    /// 0; ENOSPC where the range was full; EIO where a flush failed; or what ended a thread.
+    /// 0; ENOSPC if the range is full; EIO if a flush failed; or the error that ended a thread.
     pub error: i32,
     pub next_lba: u64,
     pub wraps: u64,
@@ -117,9 +117,9 @@ struct Progress {
     completed: AtomicU64,
     durable: AtomicU64,
     flushes: Counter,
-    /// Superblocks that are on their way.
+    /// Superblocks in flight.
     superblocks: AtomicU64,
-    /// Failed writes that lie before what the superblock on the device says.
+    /// Failed writes that the superblock on the device covers.
     failures_covered: AtomicU64,
     /// Flushes submitted and not completed: 0 or 1.
     flushing: AtomicBool,
@@ -133,7 +133,7 @@ struct Progress {
 
 impl Progress {
     fn fail(&self, errno: i32) {
-        // The first error is the one that tells why.
+        // The first error is the cause.
         let _ = self
             .error
             .compare_exchange(0, errno, Ordering::Relaxed, Ordering::Relaxed);
@@ -165,13 +165,14 @@ pub struct Pipeline {
     context: Arc<Context>,
     progress: Arc<Progress>,
     threads: Vec<JoinHandle<()>>,
-    // Behind the threads, which have ended when this one goes.
+    // Dropped after the threads have ended.
     _claim: Claim,
 }
 
 impl Pipeline {
-    /// Starts both threads. `EINVAL`: the range is not on the device, or no log fits into it; more moderation than
-    /// there can be. `EALREADY`: another one runs, or has not ended yet. `EBUSY`: completions of earlier commands are not taken, which its threads would take for theirs.
+    /// Starts both threads. `EINVAL`: the range is not on the device, no log fits into it, or the moderation is out of
+    /// range. `EALREADY`: another pipeline runs or has not ended yet. `EBUSY`: completions of earlier commands were
+    /// not taken; the threads would take them for their own.
     pub fn start(context: Arc<Context>, config: PipelineConfig) -> Result<Pipeline> {
         let moderation = moderation_of(&config)?;
         let claim = Claim::new(&context)?;
@@ -255,7 +256,7 @@ impl Pipeline {
                 done(&progress).store(true, Ordering::Release);
             })
             .map_err(|e| {
-                // The other one must not wait for it.
+                // The other thread must not wait for this one.
                 done(&self.progress).store(true, Ordering::Release);
                 Error::os(&e, format_args!("starting the thread {name}"))
             })?;
@@ -283,8 +284,8 @@ impl Pipeline {
         }
     }
 
-    /// Stores what has been received, flushes the device, and ends both threads. Packets that come later
-    /// stay in the RX ring. The error is a flush's, where one failed.
+    /// Stores what has been received, flushes the device, and ends both threads. Packets that come later stay in the
+    /// RX ring. Returns the error of a flush, if one failed.
     pub fn stop(mut self) -> (PipelineStatus, Result<()>) {
         self.join();
         let p = &self.progress;
@@ -309,7 +310,8 @@ impl Pipeline {
         (self.status(), result)
     }
 
-    /// As a drop, but at most until then: threads that a device keeps waiting end with the context, which is closed.
+    /// As a drop, but waits at most until then. If the device keeps the threads waiting, the context is closed, which
+    /// ends them.
     pub fn end(self, until: Instant) {
         if self.context.is_ours() {
             self.progress.stop.store(true, Ordering::Release);
@@ -327,7 +329,7 @@ impl Pipeline {
 
     fn join(&mut self) {
         if !self.context.is_ours() {
-            // In a forked child there are no such threads to wait for.
+            // A forked child has no such threads.
             self.threads.drain(..).for_each(std::mem::forget);
             return;
         }

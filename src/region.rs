@@ -41,7 +41,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Counts are powers of two up to `MAX_ENTRIES`. `EINVAL` where they are not or the sum overflows.
+    /// Counts are powers of two up to `MAX_ENTRIES`. `EINVAL` if they are not, or if the sum overflows.
     pub fn new(sq_count: u32, cq_count: u32, buffers_len: usize) -> Result<Layout> {
         for (name, count) in [("SQ", sq_count), ("CQ", cq_count)] {
             if !count.is_power_of_two() || count > MAX_ENTRIES {
@@ -76,7 +76,7 @@ impl Layout {
         })
     }
 
-    /// The memory that a region takes at most: in huge pages where it fills one.
+    /// The most memory that a region takes: in huge pages, if it fills one.
     pub fn memory(&self) -> usize {
         if self.total < HUGE_PAGE {
             self.total
@@ -97,9 +97,9 @@ pub struct Region {
 }
 
 impl Region {
-    /// Maps, prefaults and lays out a region, in transparent huge pages where it fills one and the system has them
-    /// all. With `reserved`, in reserved ones (hugetlbfs) where there are enough. What it became stands in
-    /// `mapping.is_huge()`. `ENOMEM`.
+    /// Maps, prefaults and lays out a region, in transparent huge pages if it fills one and the system has enough of
+    /// them. With `reserved`, in reserved ones (hugetlbfs) if there are enough. `mapping.is_huge()` says which pages
+    /// it got. `ENOMEM`.
     pub fn create(layout: Layout, reserved: bool) -> Result<Region> {
         let from_reserved = || match Mapping::anonymous(layout.total, true) {
             Ok(mapping) => Some(mapping),
@@ -126,7 +126,7 @@ impl Region {
         }
     }
 
-    /// The same in base pages, whatever the system has.
+    /// The same in base pages, even if the system has huge ones.
     pub fn in_base_pages(layout: Layout) -> Result<Region> {
         let mapping = Mapping::anonymous(layout.total, false).map_err(|e| {
             Error::os(
@@ -137,7 +137,7 @@ impl Region {
         Region::over(Arc::new(mapping), layout)
     }
 
-    /// Lays a region out in a mapping. `EINVAL` where it does not fit.
+    /// Lays a region out in a mapping. `EINVAL` if it does not fit.
     pub fn over(mapping: Arc<Mapping>, layout: Layout) -> Result<Region> {
         let parts = || {
             let sq = SharedRing::new(&mapping, layout.sq_ring, layout.sq_entries, layout.sq_count)?;
@@ -166,7 +166,7 @@ impl Region {
         })
     }
 
-    /// Lets the rings' free running indices begin there. Before anybody looks at them.
+    /// Sets the first value of the rings' free running indices. Before anybody reads them.
     pub fn begin_at(&self, index: u32) {
         for word in [
             self.sq.producer(),
@@ -179,7 +179,8 @@ impl Region {
     }
 }
 
-/// Checks the control groups' memory limit: beyond it the kernel does not refuse memory, it kills. `ENOMEM`.
+/// Checks the control groups' memory limit: the kernel does not refuse memory above it, it kills the process.
+/// `ENOMEM`.
 pub fn check_memory_cgroup(needed: usize, limit: Option<(u64, String)>) -> Result<()> {
     match limit {
         Some((limit, file)) if needed as u64 > limit => Err(Error::new(

@@ -1,15 +1,13 @@
 //! The AF_XDP style rings of the region: single producer, single consumer, free running u32 indices.
 //!
-//! An entry is written before its index is published with a release store, and read after that index
-//! was loaded with acquire. Each side keeps its own index privately and looks at the other's only when
-//! its copy has run out. What stands in shared memory is never trusted: a distance greater than the
-//! ring is an error state, not a loop.
+//! An entry is written before its index is published with a release store, and read after that index was loaded with
+//! acquire. Each side keeps its own index privately and looks at the other's only when its copy has run out. Indices
+//! in shared memory are never trusted: a distance greater than the ring is an error, not a loop.
 //!
-//! **Need-wakeup.** The consumer that goes to sleep sets bit 0 of the ring's flags, issues a SeqCst
-//! fence, and looks at the producer once more. The producer publishes, issues a SeqCst fence, and reads
-//! the flag. Of the two fences one comes first in the single total order: either the consumer sees the
-//! new index and stays awake, or the producer sees the flag and rings. Without them both may read the
-//! old value (store buffering), and the wakeup is lost.
+//! **Need-wakeup.** The consumer that goes to sleep sets bit 0 of the ring's flags, issues a SeqCst fence, and looks
+//! at the producer once more. The producer publishes, issues a SeqCst fence, and reads the flag. One of the two fences
+//! comes first in the single total order: either the consumer sees the new index and stays awake, or the producer sees
+//! the flag and rings. Without them both may read the old value (store buffering), and the wakeup is lost.
 
 #![forbid(unsafe_code)]
 
@@ -31,7 +29,7 @@ fn corrupt(which: &'static str, distance: u32, count: u32) -> Error {
     )
 }
 
-/// The side that fills a ring. Lives in one thread at a time.
+/// The side that fills a ring. Used by one thread at a time.
 #[derive(Debug)]
 pub struct Producer<T> {
     ring: SharedRing<T>,
@@ -43,7 +41,7 @@ pub struct Producer<T> {
 }
 
 impl<T: Entry> Producer<T> {
-    /// Starts where the ring stands.
+    /// Starts at the ring's current indices.
     pub fn new(ring: SharedRing<T>, name: &'static str) -> Self {
         let tail = ring.producer().load(Ordering::Relaxed);
         let consumer = ring.consumer().load(Ordering::Acquire);
@@ -55,7 +53,7 @@ impl<T: Entry> Producer<T> {
         }
     }
 
-    /// Entries that fit now. `EBADMSG` where the shared consumer index makes no sense.
+    /// Entries that fit now. `EBADMSG` if the shared consumer index makes no sense.
     pub fn free(&mut self, wanted: u32) -> Result<u32> {
         let count = self.ring.count();
         let mut used = self.tail.wrapping_sub(self.consumer);
@@ -71,7 +69,7 @@ impl<T: Entry> Producer<T> {
         Ok(count - used)
     }
 
-    /// Writes the next entry; `publish` makes it visible. `false` where the ring is full.
+    /// Writes the next entry; `publish` makes it visible. `false` if the ring is full.
     #[inline(always)]
     pub fn push(&mut self, entry: T) -> Result<bool> {
         if self.free(1)? == 0 {
@@ -82,7 +80,7 @@ impl<T: Entry> Producer<T> {
         Ok(true)
     }
 
-    /// Makes what was pushed visible; says whether the consumer sleeps and wants its doorbell rung.
+    /// Makes pushed entries visible. Returns whether the consumer sleeps and must be woken.
     #[must_use]
     pub fn publish(&mut self) -> bool {
         // Release: the entries are written before the index that covers them.
@@ -121,7 +119,7 @@ impl<T: Entry> Consumer<T> {
         }
     }
 
-    /// Entries that can be taken now. `EBADMSG` where the shared producer index makes no sense.
+    /// Entries that can be taken now. `EBADMSG` if the shared producer index makes no sense.
     pub fn available(&mut self) -> Result<u32> {
         let known = self.producer.wrapping_sub(self.head);
         if known > 0 {
@@ -158,15 +156,15 @@ impl<T: Entry> Consumer<T> {
         self.ring.consumer().store(self.head, Ordering::Release);
     }
 
-    /// Says "I go to sleep"; `true` where the ring is still empty, so that sleeping is right.
+    /// Announces that this side goes to sleep. `true` if the ring is still empty, so that it may.
     pub fn prepare_sleep(&mut self) -> Result<bool> {
         self.ring.set_need_wakeup(true);
-        // Orders the flag before the look at the producer (see the head of this file).
+        // Orders the store of the flag before the load of the producer (see the head of this file).
         fence(Ordering::SeqCst);
         Ok(self.available()? == 0)
     }
 
-    /// Says "I am awake": the producer need not ring.
+    /// Announces that this side is awake: the producer need not wake it.
     pub fn awake(&mut self) {
         self.ring.set_need_wakeup(false);
     }

@@ -15,15 +15,15 @@ use crate::sys::xsk::XskStatistics;
 /// * `xdp.redirected = xsk.rx_dropped + xsk.rx_ring_full + redirect_errors + received + rx_pending`
 /// * `received = stored + failed + released + packets_in_flight + packets_held`
 /// * `submitted = completed + commands_in_flight`
-/// * `command_latency` counts `completed`, and `packet_latency` counts `stored + failed` where the caller keeps
-///   no frame that was written
+/// * `command_latency` counts `completed`, and `packet_latency` counts `stored + failed`, if the caller keeps no frame
+///   that was written
 /// * `free + filled + held + in_flight` frames are all there are
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Statistics {
     pub xdp: XdpCounters,
     pub xsk: XskStatistics,
     pub rx_pending: u64,
-    /// Redirected packets that the kernel counts nowhere: what is left of the second sum.
+    /// Redirected packets that the kernel does not count: the remainder of the second sum.
     pub redirect_errors: u64,
     pub received: u64,
     pub received_bytes: u64,
@@ -52,7 +52,7 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Fills in what the library itself counts; the kernel's part is there already.
+    /// Fills in what the library counts. The kernel's part was filled in before.
     pub fn fill(
         &mut self,
         rx: &RxStats,

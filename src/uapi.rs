@@ -26,14 +26,14 @@ use crate::sys::abi::{RegionDesc, UnifiedOffsets, UnifiedReg};
 use crate::sys::file;
 use crate::sys::mmap::Mapping;
 
-/// `io_uring_region_desc` flag: memory of the program. Without it, it is that too.
+/// `io_uring_region_desc` flag: memory of the program. It is the program's memory without the flag, too.
 const REGION_USER: u32 = 1;
 
 fn invalid(what: impl fmt::Display) -> Error {
     Error::new(libc::EINVAL, format!("registering a region: {what}"))
 }
 
-/// What registration is asked for; numbers as the program gave them.
+/// A request for registration, with the program's numbers.
 #[derive(Debug, Clone)]
 pub struct Registration {
     pub reg: UnifiedReg,
@@ -52,7 +52,7 @@ impl Registration {
         }
         let count = |name: &str, count: u32| match count {
             1..=MAX_ENTRIES => Ok(count.next_power_of_two()),
-            // No entries are wrong with the flag too, as for io_uring_setup.
+            // Zero entries are an error with the flag too, as for io_uring_setup.
             1.. if clamp => Ok(MAX_ENTRIES),
             0 => Err(invalid(format_args!(
                 "0 {name} entries; 1 to {MAX_ENTRIES} are possible"
@@ -121,8 +121,8 @@ impl Registration {
 #[derive(Debug, Default)]
 pub struct Registrations {
     rings: Mutex<HashMap<RawFd, Server>>,
-    /// The rings made with IORING_SETUP_CLAMP, by descriptor: the kernel tells nobody its setup flags later.
-    /// A descriptor may be another file by now, so its identity is compared.
+    /// The rings made with IORING_SETUP_CLAMP, by descriptor: the kernel does not report setup flags later. A
+    /// descriptor may be another file by now, so its identity is compared.
     clamping: Mutex<HashMap<RawFd, (u64, u64)>>,
 }
 
@@ -145,8 +145,7 @@ impl Registrations {
         Ok(self.clamping.lock().values().any(|known| *known == ring))
     }
 
-    /// `EBADF`, `EOPNOTSUPP` where the descriptor is not an io_uring, `EBUSY` where something is
-    /// registered with it already.
+    /// `EBADF`, `EOPNOTSUPP` if the descriptor is not an io_uring, `EBUSY` if something is registered with it already.
     pub fn check_ring(&self, fd: RawFd) -> Result<()> {
         identity(fd)?;
         let target = std::fs::read_link(format!("/proc/thread-self/fd/{fd}"))

@@ -1,7 +1,7 @@
 //! The receiving side of a queue: packets out of the RX ring, frames back into the fill ring.
 //!
-//! One thread works here. It alone writes the fill ring; others give frames back through the frame
-//! table, and wake this side when it has run dry.
+//! One thread at a time works here, and it alone writes the fill ring. Other threads give frames back to the pool, and
+//! wake this side if it has run out of frames.
 
 #![forbid(unsafe_code)]
 
@@ -20,18 +20,18 @@ use crate::sys::probe;
 use crate::sys::shm::Shared;
 use crate::sys::xsk::{BoundQueue, FillQueue, RxDescriptor, RxQueue, Socket, XskStatistics};
 
-/// Packets taken, and frames filled, at once.
+/// Most packets taken, and frames filled, at once.
 const BATCH: usize = 64;
 
-/// A received packet. Its frame is held by whoever took it.
+/// A received packet. Whoever took it holds its frame.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
     pub frame: u32,
-    /// Where its Ethernet header is, in the data buffers.
+    /// Offset of its Ethernet header in the data buffers.
     pub offset: u64,
     pub len: u32,
     pub headers: Headers,
-    /// ns of this process's CLOCK_MONOTONIC when the XDP program saw it; 0 where the driver has no metadata area.
+    /// When the XDP program saw it, in ns of this process's CLOCK_MONOTONIC; 0 if the driver has no metadata area.
     pub timestamp: u64,
 }
 
@@ -46,12 +46,12 @@ pub struct Receiver {
     expected_start: u32,
     stamps: StampOffset,
     cursor: u32,
-    /// Frames with the kernel.
+    /// Frames that the kernel has.
     filled: u32,
     fill_ring: u32,
     misplaced_said: bool,
     descriptors: [RxDescriptor; BATCH],
-    /// For packets without a metadata record.
+    /// Buffer for packets without a metadata record.
     whole: Box<[u8]>,
     stats: Arc<RxStats>,
     outcomes: Arc<OutcomeStats>,
@@ -114,7 +114,7 @@ impl Receiver {
         let mut count = 0;
         let mut bytes = 0;
         let mut taken = 0;
-        // Looked at once, and only where a packet came without a time of its own.
+        // Read once, and only if a packet has no timestamp.
         let mut now = 0;
         while count < out.len() {
             let want = (out.len() - count).min(BATCH);
@@ -148,14 +148,14 @@ impl Receiver {
         Ok(count)
     }
 
-    /// Checks a descriptor, and reads where things are in its packet.
+    /// Checks a descriptor and locates the headers of its packet.
     fn accept(&mut self, descriptor: RxDescriptor) -> Option<Received> {
         let RxDescriptor { addr, len } = descriptor;
         let located = self.map.locate_all(addr, len);
         let Some((frame, start)) =
             located.filter(|(frame, _)| self.frames.table.receive(*frame).is_ok())
         else {
-            // Not a frame that the kernel can have: nothing is read through such an address.
+            // The kernel cannot have such a frame. Nothing is read through this address.
             self.stats.bad_descriptors.add(1);
             probe::dropped(c"bad_descriptor", 1, probe::NO_FRAME);
             return None;
@@ -187,8 +187,7 @@ impl Receiver {
         })
     }
 
-    /// The kernel put a packet somewhere else than the headroom says. It is stored all the same, but
-    /// may have to be bounced.
+    /// The kernel placed a packet elsewhere than the headroom says. It is stored, but may need a copy.
     #[cold]
     fn misplaced(&mut self, start: u32) {
         self.stats.misplaced.add(1);
@@ -203,13 +202,13 @@ impl Receiver {
         }
     }
 
-    /// Reads where things are in a packet, and when it arrived. `start`: its place in its frame.
+    /// Locates the headers of a packet and reads its timestamp. `start`: its place in its frame.
     fn headers(&mut self, at: usize, start: u32, len: usize) -> Option<(Headers, u64)> {
         if start as usize >= META_LEN {
             let mut record = [0; META_LEN];
             self.data.read(at - META_LEN, &mut record);
             if let Some(meta) = Meta::parse(&record) {
-                // The frame comes round again: a record must not outlive its packet.
+                // The frame will be used again: a record must not outlive its packet.
                 self.data.zero(at - 8, 8);
                 if let Some(headers) = packet::from_meta(&meta, len) {
                     return Some((headers, self.stamps.apply(meta.timestamp)));
@@ -226,8 +225,8 @@ impl Receiver {
         let mut frames = [0u32; BATCH];
         loop {
             let room = (self.fill_ring - self.filled.min(self.fill_ring)) as usize;
-            // A few at a time would cost a store that the NIC's side must fetch: wait for a batch,
-            // unless the kernel is about to run out.
+            // Wait for a whole batch, unless the kernel is about to run out: each publication makes the NIC's side
+            // fetch a cache line.
             let eager = self.filled < (self.fill_ring / 4).max(1);
             if room < BATCH && !(eager && room > 0) {
                 break;
@@ -259,8 +258,8 @@ impl Receiver {
         self.frames.allocate(&mut self.cursor)
     }
 
-    /// Whether the kernel has so few frames that this side must be woken when some come back. Says so to
-    /// those who give them back.
+    /// Prepares to sleep. `false` if frames can be filled now. If the kernel has few frames, whoever gives frames back
+    /// wakes this side.
     pub fn prepare_sleep(&mut self) -> bool {
         self.refill();
         if self.filled >= (self.fill_ring.min(self.map.count()) / 4).max(1) {

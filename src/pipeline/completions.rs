@@ -1,4 +1,4 @@
-//! The storage thread: takes completions, and says how far everything is stored and durable.
+//! The storage thread: takes completions, and publishes up to which write all are stored and durable.
 
 #![forbid(unsafe_code)]
 
@@ -11,7 +11,7 @@ use crate::lane::{Completion, Ready};
 use crate::log::{self, Level};
 use crate::storage::command::status;
 
-/// Which writes are completed: the first that is not, and a bit for each of the window behind it.
+/// Which writes are completed: the first that is not, and a bit for each write of the window after it.
 struct Window {
     first: u64,
     bits: Box<[u64]>,
@@ -85,7 +85,7 @@ pub(super) fn completions(context: &Context, progress: &Progress) -> Result<()> 
             }
             continue;
         }
-        // The packet thread ends behind its last submission.
+        // The packet thread ends after its last submission.
         if progress.packets_done.load(Ordering::Acquire)
             && window.first == progress.submitted.load(Ordering::Acquire)
             && !progress.flushing.load(Ordering::Acquire)
@@ -97,8 +97,8 @@ pub(super) fn completions(context: &Context, progress: &Progress) -> Result<()> 
     }
 }
 
-/// A flush covers what was completed when it was submitted. Behind one that failed nothing is called
-/// durable any more: the device may have dropped what it had cached.
+/// A flush covers what was completed when it was submitted. After a failed flush nothing counts as durable any more:
+/// the device may have dropped its cache.
 fn flushed(progress: &Progress, completion: &Completion) {
     let covers = completion.user_data & !FLUSH;
     progress.flushes.add(1);

@@ -1,4 +1,4 @@
-//! The packet thread: receives and submits, flushes, and rests between two looks.
+//! The packet thread: receives, submits, flushes, and pauses between two polls.
 
 #![forbid(unsafe_code)]
 
@@ -14,26 +14,26 @@ use crate::log::{self, Level};
 use crate::net::rx::Received;
 use crate::sys::event::poll_readable;
 
-/// How late a group flush may be, where there is one.
+/// A group flush is late by at most this time.
 const FLUSH_TICK: Duration = Duration::from_millis(5);
-/// While packets come, the packet thread looks at the RX ring this often by default and is not woken in between: waking it
-/// for a few packets costs more than storing them, and what is found together becomes one operation. The
-/// first packet behind a pause is taken at once.
+/// Default time between two polls of the RX ring while packets come. The thread is not woken in between: waking it for
+/// a few packets costs more than storing them, and packets that are found together become one operation. The first
+/// packet after a pause is taken at once.
 const MODERATION: Duration = Duration::from_millis(4);
 const LONGEST_MODERATION: Duration = Duration::from_secs(1);
-/// It looks more often where the RX ring is short: a burst of two million packets a second may fill half of it
-/// meanwhile.
+/// It polls more often if the RX ring is short: between two polls, a burst of two million packets a second may fill at
+/// most half of it.
 const MODERATION_ENTRY: Duration = Duration::from_nanos(250);
-/// The kernel's timers are late by as much: a shorter pause is none.
+/// The kernel's timers are late by this much, so a shorter pause is skipped.
 const SHORTEST_PAUSE: Duration = Duration::from_micros(50);
-/// And where packets come so fast that they would fill more than this part of the RX ring.
+/// It also polls more often if packets would fill more than this part of the RX ring.
 const MODERATION_RING: u32 = 8;
 
 /// When to flush.
 struct Flusher {
     writes: Option<u64>,
     interval: Option<Duration>,
-    /// What the last flush covers.
+    /// The number up to which the last flush covers writes.
     covered: u64,
     last: Instant,
 }
@@ -53,7 +53,7 @@ impl Flusher {
     }
 }
 
-/// The longest between two looks while packets come. `EINVAL` where that is too long.
+/// The longest time between two polls while packets come. `EINVAL` if it is too long.
 pub(super) fn moderation_of(config: &PipelineConfig) -> Result<Duration> {
     let moderation = config.moderation.unwrap_or(MODERATION);
     if moderation > LONGEST_MODERATION {
@@ -66,13 +66,13 @@ pub(super) fn moderation_of(config: &PipelineConfig) -> Result<Duration> {
             ),
         ));
     }
-    // A group flush is not late for it.
+    // A pause must not delay a group flush.
     Ok(config
         .flush_interval
         .map_or(moderation, |interval| interval.min(moderation)))
 }
 
-/// How often a recorder looks at what was lost, so that a log that is cut off knows of it, too.
+/// How often a recorder reads the loss counters, so that a log that is cut off has them too.
 const LOSS_TICK: Duration = Duration::from_secs(1);
 
 /// The packet thread.
@@ -83,9 +83,9 @@ pub(super) struct Packets<'a> {
     progress: &'a Progress,
     target: WriteTarget,
     flusher: Flusher,
-    /// The longest between two looks while packets come.
+    /// The longest time between two polls while packets come.
     moderation: Duration,
-    /// Writes that were completed when last looked at.
+    /// Writes that were completed when `progress` was last read.
     completed: u64,
     losses_seen: Instant,
 }
@@ -118,7 +118,7 @@ impl<'a> Packets<'a> {
 
     pub fn run(&mut self) -> Result<()> {
         match self.take_packets() {
-            // The interface is gone. What was received is stored all the same, and then that is the error.
+            // The interface is gone. Store what was received, then report the error.
             Err(error) if error.errno() == libc::ENODEV => self.settle().and(Err(error)),
             result => result.and_then(|()| self.settle()),
         }
@@ -131,7 +131,7 @@ impl<'a> Packets<'a> {
         } else {
             TICK
         };
-        // A stop takes what had arrived by then: at most a full RX ring.
+        // A stop takes the packets that had arrived by then: at most a full RX ring.
         let mut last_round = self.context.info().frame_count as usize;
         let backlog = self.context.info().network.map_or(1, |n| n.backlog);
         let mut woken = Instant::now();
@@ -187,7 +187,7 @@ impl<'a> Packets<'a> {
 
     /// `false`: no frame was free.
     fn superblock(&mut self, completed: u64) -> Result<bool> {
-        // Without a free frame there is another turn.
+        // Without a free frame, try again in the next round.
         let Ok(frame) = self.lane.frame_alloc() else {
             return Ok(false);
         };
@@ -218,7 +218,7 @@ impl<'a> Packets<'a> {
         Ok(())
     }
 
-    /// Everything is completed, the log knows where it ends, and all of it is flushed.
+    /// Waits until every write is completed, writes the log's end into its superblock, and flushes.
     fn settle(&mut self) -> Result<()> {
         self.wait_for(|p| {
             p.completed.load(Ordering::Acquire) == p.submitted.load(Ordering::Acquire)
@@ -255,7 +255,7 @@ impl<'a> Packets<'a> {
     fn store(&mut self, batch: &[Received]) -> Result<()> {
         let mut done = 0;
         self.submit(batch, &mut done).inspect_err(|_| {
-            // What was submitted must be seen, and the rest is nobody's.
+            // Publish what was submitted, and release the rest, which nobody else has.
             let _ = self.lane.submit_pending();
             for packet in &batch[done..] {
                 let _ = self.lane.frame_release(packet.frame);
@@ -263,7 +263,7 @@ impl<'a> Packets<'a> {
         })
     }
 
-    /// Submits packets; `done` counts those whose frames are in other hands.
+    /// Submits packets. `done` counts those whose frames were handed on.
     fn submit(&mut self, batch: &[Received], done: &mut usize) -> Result<()> {
         let (lane, progress) = (self.lane, self.progress);
         let mut rx_side = lane.lock_rx_side()?;
@@ -325,7 +325,7 @@ impl<'a> Packets<'a> {
     }
 }
 
-/// How long the next look at the RX ring can wait, for the ring's sake, where the last one found so many packets.
+/// How long the next poll of the RX ring can wait without filling the ring, after one that found this many packets.
 fn pause_after(found: u32, backlog: u32) -> Duration {
     let part = (backlog / MODERATION_RING).max(1);
     MODERATION_ENTRY * backlog * part / found.max(part)
@@ -339,7 +339,7 @@ fn retry(progress: &Progress, error: Error) -> Result<()> {
     pause(progress)
 }
 
-/// Until the storage thread has taken completions. `EPIPE` where it never will.
+/// Waits until the storage thread has taken completions. `EPIPE` if it has ended.
 fn pause(progress: &Progress) -> Result<()> {
     if progress.storage_done.load(Ordering::Acquire) {
         return Err(Error::new(
@@ -347,7 +347,7 @@ fn pause(progress: &Progress) -> Result<()> {
             "the storage thread has ended: no completion will be taken",
         ));
     }
-    // A ring that is missed between the flag and the poll costs the timeout, no more.
+    // If the bell is rung between the flag and the poll and missed, that costs one timeout.
     progress.waiting.store(true, Ordering::Relaxed);
     poll_readable(&[progress.room.fd()], Some(Duration::from_millis(2)))
         .map_err(|e| Error::os(&e, "waiting for completions"))?;

@@ -9,7 +9,7 @@ use crate::lane::{Lane, Transfer};
 use crate::net::rx::Received;
 use crate::recorder::Recorder;
 
-/// The block behind the range's last.
+/// The block after the range's last.
 fn check_range(context: &Context, config: &PipelineConfig) -> Result<u64> {
     let info = context.info();
     let limits = info.limits;
@@ -61,17 +61,17 @@ pub(super) struct Range {
     at_end: AtEnd,
     wraps: u64,
     fua: bool,
-    /// `Stop` has come: a smaller payload that would still fit must not follow a gap.
+    /// `AtEnd::Stop` took effect: a smaller payload that would still fit must not follow a gap.
     full: bool,
 }
 
 impl Range {
-    /// Whether the next `blocks` begin again at the start.
+    /// Whether the next `blocks` wrap to the start.
     fn wraps_with(&self, blocks: u64) -> bool {
         self.end - self.next < blocks && self.at_end == AtEnd::Wrap
     }
 
-    /// Where the next `blocks` go; wraps where that is wanted.
+    /// Where the next `blocks` go. Wraps if configured.
     fn take(&mut self, blocks: u64) -> Option<u64> {
         if self.full {
             return None;
@@ -138,8 +138,8 @@ impl WriteTarget {
         }
     }
 
-    /// How many earlier writes may be outstanding when this packet's begins: it must not meet one of the lap before it,
-    /// which the device could carry out after it.
+    /// How many earlier writes may be outstanding when this packet's write begins. It must not overlap one of the
+    /// previous lap: the device could carry that one out later.
     pub fn outstanding_before(&self, lane: &Lane, packet: &Received) -> u64 {
         match self {
             WriteTarget::Range(range) => {
@@ -153,8 +153,8 @@ impl WriteTarget {
         }
     }
 
-    /// Makes `write` the write of a packet; `false` where there is no room. In place: moving it would read what
-    /// was just written in other widths, which waits until the frame's zeroes have left the store buffer.
+    /// Makes `write` the write of a packet. `false` if there is no room. In place: moving the struct would read bytes
+    /// that were just written in other widths, which stalls until the frame's zeroes have left the store buffer.
     pub fn write(&mut self, lane: &Lane, packet: &Received, write: &mut Transfer) -> bool {
         match self {
             WriteTarget::Range(range) => {

@@ -85,7 +85,7 @@ impl Backend {
         }
     }
 
-    /// Whether a command needs a bounce buffer of its own beside its data.
+    /// Whether a command needs a bounce buffer besides its data.
     pub fn needs_scratch(&self, command: &Command) -> bool {
         #[cfg(test)]
         if let Backend::Faulty(b) = self {
@@ -98,7 +98,7 @@ impl Backend {
             )
     }
 
-    /// Whether the data of a command may stand anywhere: no DMA is made from it.
+    /// Whether the data of a command may be at any address, because no DMA uses it.
     pub fn takes_in_place(&self, command: &Command) -> bool {
         match self {
             #[cfg(test)]
@@ -117,7 +117,7 @@ impl Backend {
         matches!(self, Backend::Block(_) | Backend::Nvme(_))
     }
 
-    /// How an operation in pieces ended. A short one is no success: then each entry is tried alone.
+    /// How an operation in pieces ended. A short one has failed: each entry is then tried alone.
     pub fn gathered_ended(&self, task: &Task, result: i32) -> Step {
         let command = &task.command;
         Step::Done(match (self, u32::try_from(result)) {

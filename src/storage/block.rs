@@ -1,8 +1,8 @@
 //! Block devices and regular files: NVMe commands translated to file operations.
 //!
-//! Write and Read become WRITE_FIXED and READ_FIXED, a short one goes on with the rest; FUA becomes
-//! RWF_DSYNC; Flush is fdatasync; Compare reads into a bounce buffer piece by piece; Write Zeroes and
-//! Dataset Management are fallocate.
+//! Write and Read become WRITE_FIXED and READ_FIXED, and a short one continues with the rest; FUA becomes RWF_DSYNC;
+//! Flush is fdatasync; Compare reads into a bounce buffer piece by piece; Write Zeroes and Dataset Management are
+//! fallocate.
 
 #![forbid(unsafe_code)]
 
@@ -44,7 +44,7 @@ impl Block {
         blocks << self.limits.block_shift()
     }
 
-    /// The next operation of a task, from where its progress stands.
+    /// The next operation of a task, from its progress on.
     pub fn next(&self, task: &mut Task, memory: &Memory) -> Step {
         let command = task.command;
         let at = self.bytes(command.lba) + task.progress;
@@ -226,7 +226,7 @@ impl Block {
 
     fn failed(&self, task: &mut Task, errno: i32, memory: &Memory) -> Step {
         match task.command.opcode {
-            // A file system that has not this way of zeroing may have the next one.
+            // A file system without this way of zeroing may have the next one.
             opcode::WRITE_ZEROES
                 if task.variant < BY_WRITING
                     && matches!(errno, libc::EOPNOTSUPP | libc::EINVAL) =>

@@ -1,4 +1,4 @@
-//! NVMe commands as pure data: what an SQ entry means, whether it can be right, and how it is made.
+//! NVMe commands as pure data: what an SQ entry means, whether it is valid, and how to make one.
 //!
 //! Numbers are those of the NVM Express Base and NVM Command Set specifications (2.0): opcodes from
 //! figures "Opcodes for NVM Commands", status from "Status Code". No I/O happens here.
@@ -92,7 +92,7 @@ pub fn status_text(status: u16) -> &'static str {
     }
 }
 
-/// The status that stands beside an errno where the system failed rather than the device.
+/// The NVMe status for an errno, if the system failed rather than the device.
 pub fn status_of_errno(errno: i32, opcode: u8) -> u16 {
     match errno {
         libc::ENOSPC | libc::EDQUOT | libc::EFBIG => status::CAPACITY_EXCEEDED,
@@ -126,7 +126,7 @@ pub fn direction(opcode: u8) -> Direction {
     }
 }
 
-/// What the checks must know about the device and about who speaks.
+/// What the checks need to know about the device and the submitter.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
     pub nsid: u32,
@@ -139,9 +139,9 @@ pub struct Rules {
     /// Where the data buffers lie in this process, and how many bytes they are.
     pub buffers: u64,
     pub buffers_len: u64,
-    /// The raw interface: nsid 1 means the opened namespace, LBAs count 512 bytes.
+    /// The entries come through the raw interface: nsid 1 means the opened namespace, LBAs count 512 bytes.
     pub raw: bool,
-    /// Opcodes that are not known are handed to the device (passthrough) or refused.
+    /// Unknown opcodes go to the device (passthrough). If not set, they are refused.
     pub pass_unknown: bool,
 }
 
@@ -155,16 +155,16 @@ pub struct Command {
     pub blocks: u32,
     /// Bytes moved between memory and device.
     pub len: u32,
-    /// Offset in the data buffers, where `len` > 0.
+    /// Offset in the data buffers, if `len` > 0.
     pub offset: u64,
     /// The entry's command, with LBA and NLB in the device's blocks.
     pub raw: NvmeUringCmd,
 }
 
-/// Private entry flags of the library's own submitters; those of a raw ring's entries are not looked at.
+/// Private flags in entries of the library's own submitters. Flags of a raw ring's entries are ignored.
 pub mod entry_flags {
-    /// Only the first `pad` bytes of the data are the caller's: they go through a bounce buffer, whose
-    /// rest is zeroed, because the padded end reaches beyond the frame.
+    /// Only the first `pad` bytes of the data are the caller's, and the padded end reaches beyond the frame. They go
+    /// through a bounce buffer, whose rest is zeroed.
     pub const PAD_IN_BOUNCE: u32 = 1 << 0;
     /// The data lies in a frame that travels with the command.
     pub const FRAME: u32 = 1 << 1;
@@ -257,7 +257,7 @@ pub fn parse(sqe: &UnifiedSqe, rules: &Rules) -> Result<Command, u16> {
         return Err(status::WRITE_PROTECTED);
     }
     if command.len > 0 {
-        // Of data that is padded in a bounce buffer, only the caller's own bytes are read.
+        // If data is padded in a bounce buffer, only the caller's own bytes are read.
         let padded = !rules.raw && sqe.flags & entry_flags::PAD_IN_BOUNCE != 0;
         let own = if padded {
             sqe.pad.min(command.len)
@@ -293,8 +293,8 @@ fn blocks_of(raw: &NvmeUringCmd, rules: &Rules) -> Result<(u64, u32), u16> {
     }
 }
 
-/// Where the data is, as an offset into the data buffers: `addr` where it is not zero (a nonzero
-/// `buf_offset` must then agree), else `buf_offset`.
+/// The offset of the data in the data buffers: from `addr` if it is not zero (a nonzero `buf_offset` must then agree),
+/// else from `buf_offset`.
 fn data_offset(sqe: &UnifiedSqe, len: u32, rules: &Rules) -> Result<u64, u16> {
     let addr = sqe.nvme_cmd.addr;
     let offset = if addr != 0 {
@@ -346,7 +346,7 @@ pub fn write_zeroes(lba: u64, blocks: u32, fua: bool) -> UnifiedSqe {
     sqe
 }
 
-/// Deallocates the one range that stands at `offset` of the data buffers (see `dsm_range`).
+/// Deallocates the one range that is described at `offset` of the data buffers (see `dsm_range`).
 pub fn deallocate(offset: u64) -> UnifiedSqe {
     UnifiedSqe {
         nvme_cmd: NvmeUringCmd {

@@ -33,25 +33,25 @@ use passthrough::{block_node_of, claim_namespace, identify_limits, open_nvme, pa
 use crate::error::{Error, Result};
 use crate::sys::file as sysfile;
 
-/// How a device is to be opened.
+/// How to open a device.
 #[derive(Debug, Clone, Default)]
 pub struct DeviceConfig {
     /// `/dev/ngXnY`, `/dev/nvmeXnY`, another block device, a regular file, or `null:[BYTES]`.
     pub path: String,
-    /// Open already, by somebody who may: a regular file, a block device or an NVMe namespace. `path` then only
-    /// names it. The caller's, who may close it afterwards.
+    /// A descriptor that a privileged process opened: a regular file, a block device or an NVMe namespace. `path` is
+    /// then only its name in messages. It stays the caller's, who may close it afterwards.
     pub fd: Option<RawFd>,
     /// For reading only: writing commands get Namespace is Write Protected.
     pub read_only: bool,
     /// Write even if the device is mounted, held or partitioned, or holds a file system or the like.
     pub force: bool,
-    /// Use the block layer also where NVMe passthrough would do.
+    /// Use the block layer even if NVMe passthrough is possible.
     pub no_passthrough: bool,
-    /// A regular file is made, and given at least this many bytes. 0: take it as it is.
+    /// Creates a regular file if there is none, and extends it to at least this many bytes. 0: use it as it is.
     pub file_size: u64,
     /// Bytes in a block of a regular file or null device: 0 (512, or what direct I/O asks for), 512 .. 4096.
     pub block_size: u32,
-    /// A regular file is taken in blocks of 512 bytes: through the page cache where direct I/O wants more.
+    /// Uses a regular file in blocks of 512 bytes: through the page cache if direct I/O needs larger ones.
     pub small_blocks: bool,
 }
 
@@ -74,7 +74,7 @@ impl Kind {
     }
 }
 
-/// What a device takes, read when it is opened.
+/// The limits of a device, read when it is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes, a power of two, 512 to 65536.
@@ -87,7 +87,7 @@ pub struct Limits {
     pub virt_boundary: u64,
     /// Bits that a data address must not have set (NVMe: 3).
     pub dma_alignment: u32,
-    /// `None` where nothing says.
+    /// `None` if it is not known.
     pub volatile_cache: Option<bool>,
     /// Direct I/O: no page cache in between.
     pub direct: bool,
@@ -100,7 +100,7 @@ impl Limits {
     }
 }
 
-/// An open device. Dropping it gives up its claim.
+/// An open device. Dropping it releases its claim.
 #[derive(Debug)]
 pub struct Device {
     pub path: String,
@@ -110,9 +110,9 @@ pub struct Device {
     /// What the engine registers with its io_uring: the node first, then an NVMe controller's.
     pub files: Vec<File>,
     pub has_controller: bool,
-    /// Set where opening made the file.
+    /// Set if opening created the file.
     pub made: Option<MadeFile>,
-    /// Of one that is written to.
+    /// Only if the device is opened for writing.
     _claim: Option<Claim>,
 }
 
@@ -200,9 +200,8 @@ fn file_name(path: &Path) -> &str {
     path.file_name().and_then(|n| n.to_str()).unwrap_or("")
 }
 
-/// Tries to claim something, for a moment again where somebody has it. A program that starts another
-/// one has, between fork and exec, every descriptor twice: then a claim that was just given up is still
-/// there for some milliseconds.
+/// Tries to claim something, and retries for a moment if somebody has it. While a program starts another one, each
+/// descriptor exists twice between fork and exec: a claim that was just released then stays for some milliseconds.
 pub(super) fn claim_patiently<T, E>(
     mut attempt: impl FnMut() -> std::result::Result<T, E>,
     is_busy: impl Fn(&E) -> bool,
@@ -295,10 +294,10 @@ fn open_null(config: &DeviceConfig, size: &str) -> Result<Device> {
     })
 }
 
-/// How an insisting caller says so, for messages.
+/// How a caller overrides the guards, in the words of messages.
 const FORCE: &str = "force (the flag UNIFIED_FORCE)";
 
-/// What somebody else opened. Direct I/O is his choice.
+/// Opens a device that was handed in as a descriptor. Whoever opened it chose direct I/O or not.
 fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {
     let name = match config.path.is_empty() {
         true => format!("descriptor {fd}"),

@@ -7,8 +7,8 @@ use super::device::Limits;
 use super::task::{Memory, Outcome};
 use crate::sys::uring::BufRange;
 
-/// Identify for devices that are no NVMe: enough for a program that asks what it talks to.
-/// Base specification 2.0, figures "Identify Namespace / Controller Data Structure".
+/// The page for a device that is not an NVMe drive: enough for a program that asks what it talks to. Base
+/// specification 2.0, figures "Identify Namespace / Controller Data Structure".
 fn synthesize(cns: u8, nsid: u32, limits: &Limits, name: &str) -> Option<Box<[u8; 4096]>> {
     let mut page = Box::new([0u8; 4096]);
     let text = |page: &mut [u8], at: usize, len: usize, text: &str| {
@@ -39,7 +39,7 @@ fn synthesize(cns: u8, nsid: u32, limits: &Limits, name: &str) -> Option<Box<[u8
             page[520] = 0x01 | 0x04 | 0x08;
             page[525] = u8::from(limits.volatile_cache.unwrap_or(true));
         }
-        // Active namespaces above the given one: number 1, and zeroes behind it.
+        // Active namespaces above the given one: number 1, then zeroes.
         2 => page[0] = u8::from(nsid < 1),
         _ => return None,
     }

@@ -1,9 +1,9 @@
 //! Merging: neighbouring entries become one operation. Pure: no I/O happens here.
 //!
-//! Two entries are neighbours when both are writes or both are reads, of the same namespace, with the same
-//! flags and timeout, and when their blocks follow one another. Where their memory does too, one piece of it
-//! serves both; where it does not, the pieces are gathered, where backend and device can. The device then sees one command
-//! where the rings saw many; completions are fanned out again by the engine.
+//! Two entries are neighbours when both are writes or both are reads, of the same namespace, with the same flags and
+//! timeout, and when their blocks follow one another. If their memory follows too, one piece of memory serves both. If
+//! not, the pieces are gathered, provided that backend and device can. The device then sees one command instead of
+//! many; the engine completes each entry on its own.
 
 #![forbid(unsafe_code)]
 
@@ -17,13 +17,13 @@ use crate::sys::uring::{BufRange, SHARD};
 pub struct Bounds {
     pub bytes: u32,
     pub blocks: u32,
-    /// Of memory, where nobody splits what has more.
+    /// Of memory. `None` if a command with more segments is split.
     pub segments: Option<u32>,
 }
 
 impl Bounds {
-    /// What the device takes in one command. The block layer makes several of one with too many segments; to passthrough
-    /// they are an error.
+    /// What the device takes in one command. With too many segments, the block layer splits the command, and
+    /// passthrough fails it.
     pub fn of(limits: &Limits, split: bool) -> Bounds {
         Bounds {
             bytes: limits.max_transfer,
@@ -37,13 +37,13 @@ impl Bounds {
     }
 }
 
-/// Segments that a piece of memory is at most: its pages may lie anywhere.
+/// Most segments of a piece of memory: its pages may lie anywhere.
 pub fn segments(piece: BufRange) -> usize {
     let last = piece.offset + (piece.len as usize).saturating_sub(1);
     last / PAGE - piece.offset / PAGE + 1
 }
 
-/// Whether a command may take part in a run at all.
+/// Whether a command may be part of a run.
 pub fn mergeable(command: &Command) -> bool {
     matches!(command.opcode, opcode::WRITE | opcode::READ)
 }
@@ -100,10 +100,10 @@ pub fn follows(
     }
 }
 
-/// So many entries in a row that do not go on from the one before are not the start of anything.
+/// After this many entries in a row that do not continue the one before, the access pattern is scattered.
 const STRANGERS: u32 = 16;
 
-/// Whether entries go on from one another on the device, by those that came last.
+/// Whether entries follow one another on the device, judged by the last ones.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct AccessPattern {
     opcode: u8,
@@ -112,7 +112,7 @@ pub struct AccessPattern {
 }
 
 impl AccessPattern {
-    /// Looks at the next entry. Those that never merge say nothing.
+    /// Records an entry. Those that never merge are ignored.
     pub fn see(&mut self, command: &Command) {
         if !mergeable(command) {
             return;
@@ -126,7 +126,7 @@ impl AccessPattern {
         self.next_lba = command.lba + u64::from(command.blocks);
     }
 
-    /// Nothing is gained by waiting for an entry's neighbour.
+    /// Waiting for an entry's neighbour would gain nothing.
     pub fn is_scattered(&self) -> bool {
         self.strangers >= STRANGERS
     }

@@ -1,4 +1,4 @@
-//! No device: every command completes at once. To measure everything but the device.
+//! No device: every command completes at once. For measuring everything except a device.
 
 #![forbid(unsafe_code)]
 
@@ -19,7 +19,7 @@ impl Null {
         }
     }
 
-    /// Reads give zeroes; a compare finds whatever it is given equal.
+    /// Reads return zeroes; a compare always succeeds.
     pub fn begin(&self, task: &mut Task, memory: &Memory) -> Step {
         let command = &task.command;
         if let Some(range) = task.data {

@@ -1,4 +1,4 @@
-//! NVMe passthrough: the command goes to the drive as it is.
+//! NVMe passthrough: commands go to the drive unchanged.
 
 #![forbid(unsafe_code)]
 
@@ -24,7 +24,7 @@ const PROBED: u32 = 0;
 pub struct Nvme {
     /// Number of the namespace's node in the registered file table. The controller's is the next one.
     file: u32,
-    /// The namespace's node, where the controller's cannot be opened.
+    /// The namespace's node, if the controller's cannot be opened.
     node: Option<File>,
 }
 
@@ -68,8 +68,8 @@ impl Nvme {
     }
 }
 
-/// Identify for a user who has the namespace's node and not the controller's. A namespace's node takes
-/// admin commands by ioctl only, so this one keeps its thread until the drive has answered.
+/// Identify for a user who may open the namespace's node but not the controller's. A namespace's node takes admin
+/// commands by ioctl only, so this blocks its thread until the drive has answered.
 fn identify(node: &File, task: &Task, memory: &Memory) -> Outcome {
     let raw = &task.command.raw;
     match sysfile::nvme_identify(node, raw.nsid, raw.cdw10, raw.cdw11) {
@@ -98,10 +98,10 @@ pub struct Takes {
     pub pieces: bool,
 }
 
-/// Whether the kernel takes registered buffers that are longer than the I/O: those before 6.11.8 may
-/// answer EINVAL, some of them only where the buffer has more pages than a command has segments. Reads one
-/// block into such a buffer, the way commands will be sent; and two into pieces with a gap between them, where the drive
-/// has no boundary that gaps must respect (there the kernel would copy).
+/// Probes whether the kernel takes registered buffers that are longer than the I/O. Kernels before 6.11.8 may answer
+/// EINVAL, some of them only if the buffer has more pages than a command has segments. Reads one block into such a
+/// buffer, the way commands will be sent. Then reads two blocks into pieces with a gap between them, unless the drive
+/// has a boundary that gaps must respect (there the kernel would copy).
 pub fn takes(device: &Device) -> Result<Takes> {
     let limits = &device.limits;
     let block = limits.block_size as usize;
@@ -123,7 +123,7 @@ pub fn takes(device: &Device) -> Result<Takes> {
             pieces: asked && takes_pieces(&mut ring, cmd, limits.block_size)?,
         })
     });
-    // At once rather than when the kernel gets to it: what counts against RLIMIT_MEMLOCK is free again.
+    // Now, not when the kernel gets to it: the memory no longer counts against RLIMIT_MEMLOCK.
     ring.unregister()
         .map_err(|e| Error::os(&e, "unregistering memory from io_uring"))?;
     answer
@@ -138,7 +138,7 @@ fn takes_pieces(ring: &mut Ring, mut cmd: NvmeUringCmd, block: u32) -> Result<bo
     let Some(table) = ring.reserve() else {
         return Ok(false);
     };
-    // Two blocks: the number is one less than they are.
+    // Two blocks: NLB is zero based.
     cmd.cdw12 += 1;
     let pieces = [piece(0), piece(2)].into_iter();
     let pieces = ring.gather(table, pieces).map_err(uring::failed)?;
@@ -150,15 +150,15 @@ fn takes_pieces(ring: &mut Ring, mut cmd: NvmeUringCmd, block: u32) -> Result<bo
     Ok(ask(ring, &read, 2)? == Some(0))
 }
 
-/// What becomes of one operation; `None` where nothing does in time. Each has a `number` of its own: the answer to one
-/// that came too late is not the next one's.
+/// Returns the result of one operation, or `None` if there is none in time. Each operation has its own `number`, so
+/// that a late answer is not taken for the next one's.
 fn ask(ring: &mut Ring, op: &Op, number: u64) -> Result<Option<i32>> {
     ring.push(op, number).map_err(uring::failed)?;
     let until = Instant::now() + PROBE_TIME;
     let mut result = None;
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        // A signal may end it before its time.
+        // A signal may end the wait early.
         ring.submit(1, Some(left)).map_err(uring::failed)?;
         ring.reap(|done| {
             if done.user_data == number {
@@ -185,7 +185,7 @@ fn probe(ring: &mut Ring, cmd: NvmeUringCmd) -> Result<bool> {
     for (number, fixed) in [true, false].into_iter().enumerate() {
         ring.set_fixed_nvme(fixed);
         let result = ask(ring, &read, number as u64)?;
-        // Without an answer, or with another error, nothing speaks against registered buffers.
+        // No answer, or another error, says nothing against registered buffers.
         if result != Some(-libc::EINVAL) {
             return Ok(fixed || result.is_none_or(|r| r < 0));
         }

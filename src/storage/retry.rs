@@ -7,20 +7,20 @@ use std::time::{Duration, Instant};
 use super::command;
 use super::task::Task;
 
-/// What to do about errors that may be gone a moment later.
+/// The policy for transient errors.
 ///
-/// `EINTR` and `EAGAIN` are such. Where there is a pause before the next try, so are `ENOMEM`, `EBUSY` and the
-/// NVMe statuses that ask for patience (Command Interrupted 21h, Transient Transport Error 22h, Namespace Not
-/// Ready 82h), unless the device says that trying again is useless.
+/// `EINTR` and `EAGAIN` are transient. With a pause before the next try, so are `ENOMEM`, `EBUSY` and the NVMe
+/// statuses Command Interrupted (21h), Transient Transport Error (22h) and Namespace Not Ready (82h), unless the
+/// device sets Do Not Retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
-    /// An operation is sent again this often before its error is given out: 0 to 255. What moved some bytes
-    /// starts to count anew.
+    /// Number of retries before the error is reported: 0 to 255. An operation that moved some bytes starts counting
+    /// anew.
     pub limit: u32,
-    /// Microseconds before the first retry, up to `MAX_BACKOFF_US`; twice as many before each further one, never
-    /// above `MAX_BACKOFF_US`. 0: at once.
+    /// Microseconds before the first retry, at most `MAX_BACKOFF_US`. The pause doubles with each further retry, up to
+    /// `MAX_BACKOFF_US`. 0: at once.
     pub backoff_us: u32,
-    /// Milliseconds after the first failure from which on no more is tried. 0: only `limit` counts.
+    /// Milliseconds after the first failure after which no retry begins. 0: only `limit` counts.
     pub give_up_ms: u32,
 }
 
@@ -53,7 +53,7 @@ impl Retry {
         self.is_transient(result) || result > 0 && asks && !useless && self.backoff_us > 0
     }
 
-    /// Counts an operation that is to be sent again; `false` where that was done often or long enough.
+    /// Counts a retry. `false` if the limit of retries or of time is reached.
     pub(super) fn again(&self, task: &mut Task) -> bool {
         if u32::from(task.retries) >= self.limit {
             return false;

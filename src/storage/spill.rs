@@ -1,8 +1,8 @@
-//! Where writes go that the device did not take: a second device or a file, at the same address.
+//! The spill: a second device or a file that gets the writes which the device failed, at the same address.
 //!
-//! The engine writes them there from the memory in which they stand, through its io_uring, after all retries.
-//! What was spilled completes with success and says so in a flag; a flush covers it too. A reader finds at an
-//! address of the spill what the device should hold there, and otherwise nothing (zeroes, or older spills).
+//! The engine writes them there through its io_uring, from the same memory, after all retries. A spilled write
+//! completes with success and a flag; a flush covers it too. At the address of a spilled write, the spill holds what
+//! the device should hold. Elsewhere it holds zeroes, or older spills.
 
 #![forbid(unsafe_code)]
 
@@ -24,16 +24,16 @@ use crate::error::{Error, Result};
 pub struct Spill {
     pub file: OwnedFd,
     pub path: String,
-    /// The file was made by the opening, and goes again unless whoever opened it keeps it.
+    /// Set if opening created the file, which is removed again unless it is kept.
     pub made: Option<MadeFile>,
     /// Nobody else writes there.
     pub claim: Option<Claim>,
 }
 
 impl Spill {
-    /// Opens `path` for `device`: a block device at least as long, which nobody else may have (but with
-    /// `force`), or a regular file, which is made where there is none and stays sparse. What it holds stays.
-    /// Both go through the page cache: the memory that is written need not be aligned for them.
+    /// Opens `path` for `device`: a block device that is at least as long and that nobody else uses (unless `force`),
+    /// or a regular file, which is created if it does not exist and stays sparse. Its contents are kept. Both go
+    /// through the page cache, so the memory need not be aligned.
     ///
     /// `EINVAL` (too short, no file or block device, or the device itself), `EBUSY` (mounted, held, partitioned,
     /// or another context spills there), and what opening says.
@@ -148,7 +148,7 @@ fn length(mut file: &File) -> Result<u64> {
         .map_err(|e| Error::os(&e, "finding a block device's end"))
 }
 
-/// Whether a command that ended so goes to the spill: a write that the device failed, not one that no device
+/// Whether a command with this outcome goes to the spill: a write that the device failed, but not one that no device
 /// would take.
 pub fn wants(command: &Command, outcome: &Outcome) -> bool {
     command.opcode == opcode::WRITE

@@ -14,7 +14,7 @@ use crate::sys::uring::{BufRange, Op};
 pub struct Outcome {
     /// NVMe status: type << 8 | code; 0 is success.
     pub status: u16,
-    /// 0, or a negative errno where the system failed rather than the device.
+    /// 0, or a negative errno if the system failed rather than the device.
     pub result: i32,
     /// The device says that trying again is useless.
     pub dnr: bool,
@@ -59,27 +59,27 @@ pub enum Step {
     Done(Outcome),
 }
 
-/// One command on its way: plain data in the engine's slab, used again and again.
+/// One command in flight: plain data in a reused slot of the engine.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Task {
     pub command: Command,
-    /// Where its data is, fit for the device (the engine has bounced it otherwise).
+    /// Where its data is. The device can take it there: the engine has bounced it if not.
     pub data: Option<BufRange>,
     /// A bounce buffer for operations that need one.
     pub scratch: Option<BufRange>,
     /// Bytes done, or ranges done, by a command that takes several operations.
     pub progress: u64,
-    /// Operations that failed for now and were sent again.
+    /// Operations that failed and were retried.
     pub retries: u8,
-    /// When the first of them failed, where the policy asks.
+    /// When the first of them failed, if the policy has a time limit.
     pub failing_since: Option<Instant>,
     /// Waits before the next try.
     pub pausing: bool,
-    /// Which way a command that has several is being tried.
+    /// Which of several ways to do a command is being tried.
     pub variant: u8,
 }
 
-/// The registered memory that backends may look into: the data buffers and the bounce pool.
+/// The registered memory that backends may read and write: the data buffers and the bounce pool.
 #[derive(Debug)]
 pub struct Memory {
     pub data: Shared,

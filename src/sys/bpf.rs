@@ -21,7 +21,7 @@ macro_rules! object {
     }};
 }
 
-/// The program is compiled in several ways.
+/// A variant of the embedded program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Variant {
     /// It leaves a record before each packet, which newer kernels refuse under libxdp's dispatcher (`EINVAL` when
@@ -42,8 +42,8 @@ impl Variant {
     }
 }
 
-/// libxdp builds its paths in buffers that all threads share: one at a time goes into it. (ThreadSanitizer found two
-/// contexts being made at once there.)
+/// libxdp builds its paths in buffers that all threads share, so only one thread at a time may call it. (Found by
+/// ThreadSanitizer with two contexts being made at once.)
 static LIBXDP: Lock<()> = Lock::new(());
 
 /// Receives the lines of libbpf and libxdp: whether a line is for debugging only, and the line.

@@ -1,12 +1,12 @@
 //! io_uring, as far as the engine needs it: a safe set of operations on registered memory and files.
 //!
-//! A `Ring` owns what the kernel may touch through it: the registered buffers (as `Shared`, which keeps
-//! their mapping alive) and the registered files. An operation names them by number and is checked when
-//! pushed, so no caller can make the kernel reach beyond them.
+//! A `Ring` owns what the kernel may touch through it: the registered buffers (as `Shared`, which keeps their mapping
+//! alive) and the registered files. An operation names them by number and is checked when it is pushed, so no caller
+//! can make the kernel access other memory or files.
 //!
-//! Dropping a ring with operations in flight is sound: registered pages stay pinned by the kernel until
-//! the last operation on them ends, whether or not they are still mapped here. Whoever needs the bytes
-//! to be quiet drains the ring first.
+//! Dropping a ring with operations in flight is sound: registered pages stay pinned by the kernel until the last
+//! operation on them ends, whether or not they are still mapped here. A caller who needs the bytes to be unused drains
+//! the ring first.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -30,18 +30,18 @@ const NVME_URING_CMD_IO: u32 = 0xC048_4E80;
 const NVME_URING_CMD_IO_VEC: u32 = 0xC048_4E81;
 const NVME_URING_CMD_ADMIN: u32 = 0xC048_4E82;
 
-/// Bytes that a ring of so many entries itself counts against RLIMIT_MEMLOCK, at most: kernels before 6.14 do not count
-/// it. Entries of 128 bytes and their indices, twice as many completions of 32, and what stands before them.
+/// Most bytes that a ring of so many entries counts against RLIMIT_MEMLOCK by itself; kernels before 6.14 do not count
+/// it. Entries of 128 bytes with their indices, twice as many completions of 32 bytes, and the header.
 pub fn ring_bytes(entries: u32) -> usize {
     let entries = entries.next_power_of_two() as usize;
     let page = |bytes: usize| bytes.next_multiple_of(PAGE);
     page(entries * 128) + page(256 + 2 * entries * 32 + entries * 4)
 }
 
-/// So long a dropped ring waits for operations that are being cancelled.
+/// The longest time that a dropped ring waits for operations that are being cancelled.
 const CANCEL_TIME: Duration = Duration::from_secs(1);
 
-/// Pauses of different length; all further ones are as the last.
+/// Number of different pauses; all further ones are as long as the last.
 const PAUSES: u32 = 21;
 
 /// Bytes `offset..offset + len` of registered memory number `buffer`.
@@ -174,14 +174,13 @@ pub struct Ring {
     buffers: Vec<Buffer>,
     files: Vec<OwnedFd>,
     fixed_nvme: bool,
-    /// The vectors of gathered operations, `PIECES` for each. The box never moves; a table is written again only when
-    /// its operation has completed, for the kernel may read it as long (an NVMe command's that it could not begin at
-    /// once).
+    /// The vectors of gathered operations, `PIECES` for each. The box never moves. A table is reused only after its
+    /// operation has completed: the kernel may read it until then (if it could not begin an NVMe command at once).
     tables: Box<[Vector]>,
     free_tables: Vec<Table>,
     /// What Pause names; the kernel reads it when the operation is submitted.
     pauses: Box<[types::Timespec]>,
-    /// Keeps SIGXFSZ from whoever submits.
+    /// Keeps SIGXFSZ from the submitting thread.
     shield: bool,
 }
 
@@ -191,8 +190,8 @@ impl Ring {
         Ring::build(entries, false)
     }
 
-    /// A ring for one thread, which calls `enable` and alone drives it from then on. Buffers and files
-    /// are registered before that, by whoever made it.
+    /// A ring for one thread, which calls `enable` and alone drives it from then on. Its creator registers buffers and
+    /// files before that.
     pub fn deferred(entries: u32) -> io::Result<Ring> {
         Ring::build(entries, true)
     }
@@ -208,7 +207,7 @@ impl Ring {
         }
         let ring = limits::retry_locking(|| builder.build(entries))?;
         let mut probe = Probe::new();
-        // WRITEV_FIXED and READV_FIXED are of kernel 6.15. Without a probe they are taken as missing.
+        // WRITEV_FIXED and READV_FIXED came with kernel 6.15. If the probe fails, they count as missing.
         let gathers = ring.submitter().register_probe(&mut probe).is_ok()
             && probe.is_supported(opcode::WritevFixed::CODE)
             && probe.is_supported(opcode::ReadvFixed::CODE);
@@ -300,8 +299,8 @@ impl Ring {
         self.free_tables.push(table);
     }
 
-    /// Puts pieces together for one operation, in their order; neighbours become one. `EFAULT` where they are too
-    /// many, or not all in one registered buffer. The table holds them until it is released.
+    /// Gathers pieces for one operation, in their order; neighbours become one. `EFAULT` if there are too many, or if
+    /// they are not all in one registered buffer. The table holds them until it is released.
     pub fn gather(
         &mut self,
         table: Table,
@@ -356,8 +355,8 @@ impl Ring {
             .collect();
     }
 
-    /// A write beyond RLIMIT_FSIZE then ends with EFBIG alone: the signal that comes with it, whose default
-    /// ends the program, is taken away from the submitting thread.
+    /// A write beyond RLIMIT_FSIZE then only fails with EFBIG. The signal that comes with it, which by default ends
+    /// the program, is taken from the submitting thread.
     pub fn set_shield(&mut self, on: bool) {
         self.shield = on;
     }
@@ -367,7 +366,7 @@ impl Ring {
         self.ring.as_raw_fd()
     }
 
-    /// The registered index and the address of a range; `None` where it is not inside one shard.
+    /// The registered index and the address of a range; `None` if it is not inside one shard.
     fn resolve(&self, range: BufRange) -> Option<(u16, *mut u8)> {
         let buffer = self.buffers.get(range.buffer as usize)?;
         let end = range.offset.checked_add(range.len as usize)?;
@@ -459,7 +458,7 @@ impl Ring {
                 let mut index = None;
                 cmd.addr = 0;
                 cmd.data_len = 0;
-                // Metadata pointers are the library's business, and it uses none.
+                // Metadata pointers are never passed on: the library uses none.
                 cmd.metadata = 0;
                 cmd.metadata_len = 0;
                 if let Some(range) = data {
@@ -505,23 +504,23 @@ impl Ring {
         })
     }
 
-    /// Queues an operation. `EAGAIN` where the queue is full (submit, then again), `EFAULT` where it
-    /// names memory or a file that is not registered.
+    /// Queues an operation. `EAGAIN` if the queue is full (submit, then push again), `EFAULT` if it names memory or a
+    /// file that is not registered.
     pub fn push(&mut self, op: &Op, user_data: u64) -> io::Result<()> {
         let Some(entry) = self.entry(op) else {
             return Err(io::Error::from_raw_os_error(libc::EFAULT));
         };
         let entry = entry.user_data(user_data);
-        // SAFETY: the entry's buffer lies in registered memory that self owns (resolve), its file is in
-        // the table that self owns, and its vectors, where it has some, lie in self's tables, whose box lives
-        // as long as the ring; were they changed too early, the kernel would still hold them against the
-        // registered buffer. A pause's time is in a box of self that is set before the first push.
+        // SAFETY: the entry's buffer lies in registered memory that self owns (resolve), its file is in the table that
+        // self owns, and its vectors, if any, lie in self's tables, whose box lives as long as the ring. If they were
+        // changed too early, the kernel would still check them against the registered buffer. A pause's time is in a
+        // box of self that is set before the first push.
         unsafe { self.ring.submission().push(&entry) }
             .map_err(|_| io::Error::from_raw_os_error(libc::EAGAIN))
     }
 
-    /// Hands queued operations to the kernel, and with `want` > 0 waits for that many completions, at
-    /// most for `timeout`. Interruption and timeout are no errors.
+    /// Submits queued operations and, if `want` > 0, waits for that many completions for at most `timeout`. A signal
+    /// or timeout is not an error.
     pub fn submit(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {
         let _shield = match self.shield && self.queued() > 0 {
             true => Some(FileSizeShield::new()),
@@ -538,8 +537,8 @@ impl Ring {
         match result {
             Ok(_) => Ok(()),
             Err(e) => match e.raw_os_error() {
-                // BUSY: completions wait to be taken first. AGAIN: short of memory for a request; both
-                // leave the operations in the queue for the next turn.
+                // EBUSY: completions must be taken first. EAGAIN: no memory for a request. Both leave the operations
+                // in the queue for the next turn.
                 Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
                 _ => Err(e),
             },
@@ -566,12 +565,11 @@ impl Ring {
 }
 
 impl Drop for Ring {
-    /// Gives files and memory back now. Closing alone does it too, but in a worker of the kernel some
-    /// time later: until then a file stays locked, a device claimed, and pages charged, and opening the
-    /// same thing again would fail.
+    /// Releases files and memory now. Closing releases them too, but later, in a worker of the kernel: until then a
+    /// file stays locked, a device claimed and pages charged, and opening the same device again would fail.
     fn drop(&mut self) {
-        // Errors: nothing was registered, or another thread than a deferred ring's own drops it; then it
-        // is left to the kernel.
+        // Errors are ignored: nothing was registered, or another thread than a deferred ring's own drops it, and the
+        // kernel releases it later.
         let submitter = self.ring.submitter();
         // Kernels before 6.13 wait in unregister_files for every operation on a registered file, and a poll on a
         // doorbell that nobody rings never ends by itself.

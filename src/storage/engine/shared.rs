@@ -14,7 +14,7 @@ use crate::sys::event::Doorbell;
 /// What the engine shares with those who feed it and empty it.
 #[derive(Debug)]
 pub struct EngineShared {
-    /// Rung by the SQ's producer and, when the CQ was full, by its consumer.
+    /// Rung by the SQ's producer and, if the CQ was full, by its consumer.
     pub engine_bell: Doorbell,
     /// Rung by the engine when the CQ's flag asks for it.
     pub taker_bell: Doorbell,
@@ -41,16 +41,16 @@ impl EngineShared {
         }))
     }
 
-    /// The taker has freed CQ slots: wakes an engine that waits for them. Once a batch.
+    /// Wakes an engine that waits for CQ places, after the taker has freed some. Once a batch.
     pub fn cq_released(&self) {
-        // The mirror image of the rings' need-wakeup: release the slots, fence, look at the flag.
+        // The rings' need-wakeup protocol, the other way round: release the places, fence, read the flag.
         fence(Ordering::SeqCst);
         if self.cq_starved.load(Ordering::Relaxed) {
             self.engine_bell.ring();
         }
     }
 
-    /// The errno of a failure that the engine cannot go on from.
+    /// The errno of a failure that has stopped the engine.
     pub fn failure(&self) -> Option<i32> {
         self.end.failure()
     }
