@@ -1,7 +1,7 @@
 //! The end of a context: that it is being destroyed, or that its engine has failed.
 //!
-//! Both are states and not events. Each waiter looks at them before it sleeps, and has `fd` among what it sleeps on. The
-//! bell is rung once and never cleared, so it wakes every waiter, however many there are and whatever they clear.
+//! Both are states, not events. Each waiter checks them before it sleeps, and polls `fd` while it sleeps. The bell is
+//! rung once and never cleared, so it wakes every waiter.
 
 #![forbid(unsafe_code)]
 
@@ -37,7 +37,7 @@ impl End {
         self.bell.ring();
     }
 
-    /// The engine cannot go on: every waiter wakes up. The first errno counts, for it says why.
+    /// The engine has failed: every waiter wakes up. The first errno is kept, because it is the cause.
     pub fn fail(&self, errno: i32) {
         let _ = self
             .failed
@@ -56,7 +56,7 @@ impl End {
         }
     }
 
-    /// Readable for ever, after the one or the other.
+    /// Stays readable after `close` or `fail`.
     pub fn fd(&self) -> RawFd {
         self.bell.fd()
     }

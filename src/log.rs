@@ -1,7 +1,8 @@
-//! Log lines, also those of libxdp and libbpf, go to a callback of the program; without one, nowhere.
+//! Log lines of the library, of libxdp and of libbpf go to the program's callback. Without a callback they are
+//! dropped.
 //!
-//! A callback may call the library again. So no line is handed out while its thread holds a lock of the
-//! library: `hold` keeps such lines until the lock is gone.
+//! A callback may call the library. So no line is delivered while its thread holds a lock of the library: `hold` keeps
+//! lines until the lock is released.
 
 #![forbid(unsafe_code)]
 
@@ -47,8 +48,8 @@ thread_local! {
     static KEPT: RefCell<Vec<(Level, String)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Replaces the process's callback. Returns when no call of the old one runs any more, so it must not
-/// be called from within the callback.
+/// Replaces the process's callback. Returns after the last call of the old one has returned, so it must not be called
+/// from within the callback.
 pub fn set_callback(callback: Option<Callback>) {
     let fresh = callback.map(|call| Current {
         call: Arc::new(call),

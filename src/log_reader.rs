@@ -1,5 +1,5 @@
-//! The reading side of a log: from the oldest record to the newest, live behind a recorder, by sequence
-//! number or time. Needs no context; reads the device or file past the page cache where it can.
+//! Reads a log: from the oldest record to the newest, live while a recorder writes, by sequence number or time. Needs
+//! no context. Bypasses the page cache if the device or file allows it.
 
 #![forbid(unsafe_code)]
 
@@ -16,18 +16,19 @@ use crate::record::{
 };
 use crate::recorder::{HOLE, find_end, mend, newest_superblock};
 
-/// Bytes read at once.
+/// Bytes per read.
 const BATCH_BYTES: usize = 256 << 10;
-/// Memory alignment that every device takes.
+/// Memory alignment that every device accepts.
 const ALIGN: usize = 4096;
-/// A slot that stays empty this long while later ones are there will stay so: its write failed.
+/// If a slot is still empty after this time although later ones are written, its write has failed.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often a follower looks.
+/// Time between two polls of a follower.
 const LOOK: Duration = Duration::from_millis(2);
-/// How often it looks beyond what is read at once, for a record behind a hole.
+/// Scan past the current read for a record after a hole only this often; otherwise followers keep rereading an idle
+/// log.
 const SCAN: Duration = Duration::from_millis(250);
 
-/// One thing found in the log.
+/// One item of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Item<'a> {
     Record {
@@ -35,13 +36,13 @@ pub enum Item<'a> {
         /// The packet from its Ethernet header on.
         packet: &'a [u8],
     },
-    /// These records are not there: their writes failed or were cut off, or they are damaged.
+    /// These records are missing: their writes failed or were cut off, or they are damaged.
     Gap {
         first: u64,
         count: u64,
         damaged: bool,
     },
-    /// A recorder has overtaken the reader: so many records were overwritten unread.
+    /// The recorder has overtaken the reader, and this many records were overwritten unread.
     Overwritten { first: u64, count: u64 },
 }
 
@@ -60,7 +61,7 @@ enum Found {
     },
 }
 
-/// What the reader has met so far.
+/// What the reader has found so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Tally {
     pub records: u64,
@@ -73,7 +74,7 @@ pub struct Tally {
 pub struct LogReader {
     file: File,
     path: PathBuf,
-    /// Past the page cache.
+    /// Opened with O_DIRECT.
     direct: bool,
     name: String,
     superblock: Superblock,
@@ -84,18 +85,18 @@ pub struct LogReader {
     /// The slots in the buffer: sequence number of the first, and how many.
     loaded: (u64, u64),
     next: u64,
-    /// Since when the next slot is found empty, by a follower.
+    /// When a follower first found the next slot empty.
     waiting: Option<Instant>,
-    /// When the whole of a hole was looked at last, by a follower.
+    /// When a follower last scanned a whole hole.
     scanned: Option<Instant>,
     tally: Tally,
-    /// Where records are that the device failed, at the same address.
+    /// The spill, which holds the records that the device failed at the same address.
     spill: Option<File>,
 }
 
 impl LogReader {
-    /// Opens the log that begins `start` bytes into a device or file. `ENOENT`, `EACCES` (the path), `ENOMSG`
-    /// (no log is there), `EINVAL` (`start` is no multiple of 512).
+    /// Opens the log that begins `start` bytes into a device or file. `ENOENT`, `EACCES` (the path), `ENOMSG` (there
+    /// is no log), `EINVAL` (`start` is not a multiple of 512).
     pub fn open(path: &Path, start: u64) -> Result<LogReader> {
         log::to_stderr_if_asked();
         let name = path.display().to_string();
@@ -138,7 +139,7 @@ impl LogReader {
         Ok(reader)
     }
 
-    /// Records that the device does not have are looked for in the spill of the recorder that wrote the log.
+    /// Adds the spill of the recorder that wrote the log. Records that the device does not have are read from there.
     /// `ENOENT`, `EACCES` (the path).
     pub fn add_spill(&mut self, path: &Path) -> Result<()> {
         let file = File::open(path).map_err(|e| {
@@ -153,8 +154,8 @@ impl LogReader {
         Ok(())
     }
 
-    /// The second copy is one slot behind the first, and a slot is as long as the first says, or else the
-    /// second itself, wherever it is found.
+    /// The second copy is one slot after the first. The first copy says how long a slot is; if it cannot be read, the
+    /// second copy itself does, wherever it is found.
     fn find_superblock(&mut self) -> Result<Superblock> {
         let len = SUPER_SLOTS as usize * 65536;
         let got = match self.pread(self.start, len) {
@@ -171,7 +172,7 @@ impl LogReader {
                 Some(copy)
             });
         let newest = newest_superblock(copies);
-        // One that stands elsewhere than in front may be bytes of a packet, if there is one that is known.
+        // If there is a valid copy, one elsewhere than at the start may be bytes of a packet.
         let later = (9..=16)
             .map(|shift| 1usize << shift)
             .filter(|_| newest.is_none());
@@ -219,9 +220,9 @@ impl LogReader {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // Behind the end of the file a direct read may be refused instead of short.
+                // A direct read past the end of the file may fail instead of being short.
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) && done > 0 => break,
-                // A copy on a disk with longer blocks than those of the log.
+                // The log was copied to a disk with larger blocks than its own.
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) && self.direct => {
                     self.file = File::open(&self.path)
                         .map_err(|e| Error::os(&e, format_args!("opening '{}' anew", self.name)))?;
@@ -263,8 +264,8 @@ impl LogReader {
         mend(spill, &self.superblock, sequence, slots)
     }
 
-    /// After a read of all of it gave `error`: reads it in pieces, and marks those that cannot be read. Gives the error
-    /// if not even the range's first blocks can be read: then it is not a spot that is bad, but the device.
+    /// After a read of the whole buffer gave `error`: reads it in pieces and marks those that cannot be read. Returns
+    /// the error if not even the range's first blocks can be read: then the device has failed, not a single spot.
     fn read_piece_by_piece(
         &mut self,
         offset: u64,
@@ -302,7 +303,7 @@ impl LogReader {
         &self.buffer[at..at + self.slot_size()]
     }
 
-    /// The slot of a sequence number, loaded anew where `fresh` or where it is not at hand.
+    /// The slot of a sequence number, loaded anew if `fresh` or if it is not in the buffer.
     fn look(&mut self, sequence: u64, fresh: bool) -> Result<std::result::Result<Header, Flaw>> {
         if fresh || self.slot(sequence).is_empty() {
             self.load(sequence)?;
@@ -320,9 +321,9 @@ impl LogReader {
         )
     }
 
-    /// Sequence number behind the newest record.
+    /// Sequence number after the newest record.
     pub fn end(&mut self) -> Result<u64> {
-        // A recorder may have gone on: what the superblock knows is where the search begins.
+        // A recorder may have continued: the search begins at the superblock's number.
         self.refresh()?;
         let superblock = self.superblock;
         find_end(&superblock, |sequence, _| {
@@ -337,7 +338,7 @@ impl LogReader {
         })
     }
 
-    /// Sequence number of the oldest record that may still be there.
+    /// Sequence number of the oldest record that may still exist.
     pub fn oldest(&mut self) -> Result<u64> {
         Ok(self.end()?.saturating_sub(self.superblock.slots))
     }
@@ -355,7 +356,7 @@ impl LogReader {
         self.next
     }
 
-    /// Goes to a record; one that is gone already is answered with `Item::Overwritten`.
+    /// Seeks to a record. If it was overwritten, the next item is `Item::Overwritten`.
     pub fn seek(&mut self, sequence: u64) {
         self.next = sequence.min(MAX_SEQUENCE);
         self.waiting = None;
@@ -363,12 +364,12 @@ impl LogReader {
         self.loaded = (0, 0);
     }
 
-    /// Goes to the first record that is not older than `timestamp` (ns since 1970-01-01 UTC).
+    /// Seeks to the first record that is not older than `timestamp` (ns since 1970-01-01 UTC).
     pub fn seek_time(&mut self, timestamp: u64) -> Result<()> {
         let (mut low, mut high) = (self.oldest()?, self.end()?);
         while low < high {
             let middle = low + (high - low) / 2;
-            // Where the record in the middle is not there, the next one that is tells as well.
+            // If the record in the middle is missing, the next existing one serves as well.
             let mut at = middle;
             let mut found = None;
             while at < high && found.is_none() {
@@ -384,13 +385,13 @@ impl LogReader {
         Ok(())
     }
 
-    /// The next thing in the log; `None` at its end. The packet is valid until the next call.
+    /// The next item of the log; `None` at its end. The packet is valid until the next call.
     pub fn next_item(&mut self) -> Result<Option<Item<'_>>> {
         let found = self.step(false)?;
         Ok(found.map(|found| self.item(found)))
     }
 
-    /// As `next_item`, but waits for a recorder to go on, at most for `timeout`.
+    /// As `next_item`, but waits for a recorder to continue, for at most `timeout`.
     pub fn follow(&mut self, timeout: Duration) -> Result<Option<Item<'_>>> {
         let until = Instant::now() + timeout;
         loop {
@@ -430,7 +431,7 @@ impl LogReader {
         let sequence = self.next;
         let mut found = self.look(sequence, false)?;
         if !matches!(found, Ok(header) if header.sequence == sequence) {
-            // What was loaded earlier may have been written since.
+            // The buffer may be older than the slot's last write.
             found = self.look(sequence, true)?;
         }
         match found {
@@ -448,9 +449,9 @@ impl LogReader {
         }
     }
 
-    /// A newer record stands where the next one stood.
+    /// The next record was overwritten by a newer one.
     fn overtaken(&mut self, first: u64) -> Result<Option<Found>> {
-        // Some room, so that the recorder does not overtake again at once.
+        // Leave some room, so that the recorder does not overtake again at once.
         let room = (self.superblock.slots / 16).min(HOLE);
         let oldest = self.oldest()? + room;
         let next = oldest.max(first + 1);
@@ -462,10 +463,10 @@ impl LogReader {
         }))
     }
 
-    /// No record where one should be: a gap, where something follows; else the end.
+    /// There is no record where one should be: a gap if something follows, otherwise the end.
     fn hole(&mut self, first: u64, damaged: bool, following: bool) -> Result<Option<Found>> {
         let hole = HOLE.min(self.superblock.slots);
-        // Behind what is read at once seldom: a recorder that rests would have no rest from its followers.
+        // Scan past the current read only every `SCAN`; otherwise followers keep rereading an idle log.
         let whole = !following || self.scanned.is_none_or(|at| at.elapsed() >= SCAN);
         if whole {
             self.scanned = Some(Instant::now());
@@ -477,7 +478,8 @@ impl LogReader {
             };
         let mut at = self.behind_hole(first, limit, damaged)?;
         if at == limit && whole {
-            // More than a crash leaves. Writes that failed can, and then the superblock knows of later ones.
+            // A hole longer than a crash can leave. Failed writes can leave one; then the superblock has a later
+            // number.
             self.refresh()?;
             let (slots, next) = (self.superblock.slots, self.superblock.next_sequence);
             limit = limit.max((next.saturating_add(hole)).min(first + slots));
@@ -496,7 +498,7 @@ impl LogReader {
         if following && self.waiting.get_or_insert_with(Instant::now).elapsed() < PATIENCE {
             return Ok(None);
         }
-        // What is missing may be so because a new log is written over this one.
+        // Records may be missing because a new log overwrites this one.
         self.refresh()?;
         let count = at - first;
         self.next = at;
@@ -513,7 +515,7 @@ impl LogReader {
         }))
     }
 
-    /// The first slot behind a hole that is no part of it, up to `limit`. A gap is of one kind, missing or damaged.
+    /// The first slot after a hole, up to `limit`. A gap is of one kind: missing or damaged.
     fn behind_hole(&mut self, hole: u64, limit: u64, damaged: bool) -> Result<u64> {
         let mut at = hole + 1;
         while at < limit {
@@ -529,7 +531,7 @@ impl LogReader {
     }
 }
 
-/// Passthrough's character node cannot be read as a file: its namespace's block node can.
+/// The character node of passthrough cannot be read as a file. The block node of the same namespace can.
 fn block_node(path: &Path) -> std::path::PathBuf {
     let name = path.to_str().unwrap_or_default();
     match name.strip_prefix("/dev/ng") {

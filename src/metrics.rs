@@ -1,4 +1,4 @@
-//! Statistics as OpenMetrics text, which Prometheus and its like read.
+//! Statistics as OpenMetrics text, for Prometheus and similar tools.
 //!
 //! A metric is `unified_` and the counter's name in `struct unified_stats`, with two exceptions: packets that were
 //! lost are one metric with a label for the cause, and so are frames with their state. Latencies are histograms with
@@ -30,7 +30,7 @@ struct Encoder<'a>(DescriptorEncoder<'a>);
 impl Encoder<'_> {
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         let metric = ConstCounter::new(value);
-        // The name of a unit is written behind the metric's.
+        // The encoder appends the unit to the metric's name.
         let (name, unit) = match name.strip_suffix("_bytes") {
             Some(name) => (name, Some(&Unit::Bytes)),
             None => (name, None),
@@ -49,7 +49,7 @@ impl Encoder<'_> {
         metric.encode(encoder)
     }
 
-    /// A histogram, and what it does not tell: the longest time.
+    /// A histogram, and the longest time, which a histogram does not contain.
     fn latency(&mut self, what: &str, help: &str, latency: &Latency) -> fmt::Result {
         const NS: f64 = 1e9;
         let buckets: [(f64, u64); latency::BUCKETS] = std::array::from_fn(|i| {
@@ -75,7 +75,7 @@ impl Encoder<'_> {
         max.encode(encoder)
     }
 
-    /// One metric with a label that says which.
+    /// One metric with a label for each value.
     fn family(
         &mut self,
         (name, help, label): (&str, &str, &str),

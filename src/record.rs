@@ -1,8 +1,8 @@
 //! The slot layout on the device: a superblock, then slots of one frame each, every one a record.
 //!
-//! A record is a whole frame: a header of 64 bytes in the frame's first bytes, zeroes, the packet where the
-//! kernel put it, zeroes. The slot of a record follows from its sequence number, so the log is a ring on the
-//! device without any pointer that would have to be kept right. docs/record-format.md describes every field.
+//! A record is a whole frame: a header of 64 bytes, zeroes, the packet where the kernel put it, zeroes. The slot of a
+//! record follows from its sequence number, so the log is a ring on the device without any pointer to maintain.
+//! docs/record-format.md describes every field.
 //!
 //! All numbers are little endian. This module knows bytes only; it does no I/O.
 
@@ -14,28 +14,28 @@ use crate::error::{Error, Result};
 
 pub const HEADER_LEN: usize = 64;
 pub const VERSION: u16 = 1;
-/// "UREC" and "UNIFLOG1" as they stand on the device.
+/// "UREC" and "UNIFLOG1" as they are on the device.
 const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"UREC");
 const SUPER_MAGIC: u64 = u64::from_le_bytes(*b"UNIFLOG1");
 /// Bytes of a superblock that its checksum covers; it is written with zeroes up to a whole slot.
 pub const SUPER_LEN: usize = 128;
 /// Slots at the start of the range that hold the two copies of the superblock.
 pub const SUPER_SLOTS: u64 = 2;
-/// Fewest slots for records. A recorder has never more in flight than there are, so that a wrap does not meet its own
-/// tail.
+/// Fewest slots for records. A recorder never has more writes in flight than there are slots, so a lap never overtakes
+/// the one before.
 pub const MIN_SLOTS: u64 = 16;
 
 /// Flag: `vlan_tci` is valid.
 pub const FLAG_VLAN: u8 = 1;
-/// Beyond it no log ever comes; what says so on a device was not written by a recorder.
+/// No log gets this far. A higher number on a device was not written by a recorder.
 pub const MAX_SEQUENCE: u64 = 1 << 62;
 
-/// What a record's header says.
+/// A record's header.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// 0, 1, 2, ... without a gap, except for records that could not be written.
     pub sequence: u64,
-    /// Of the superblock: records of a log that was here before are not this one's.
+    /// As in the superblock. Records of an earlier log in the same range have another one.
     pub log_id: u64,
     /// ns since 1970-01-01 UTC when the XDP program saw the packet.
     pub timestamp: u64,
@@ -54,14 +54,14 @@ pub struct Header {
     pub queue: u16,
 }
 
-/// Why a slot is no record of this log.
+/// Why a slot is not a record of this log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flaw {
     /// No record was ever written there (or it is of another log or another lap).
     Absent,
     /// The header is damaged.
     Header,
-    /// The header is whole, the packet is not.
+    /// The header is valid, the packet is not.
     Data,
     /// A version that this library does not know.
     Version(u16),
@@ -116,7 +116,7 @@ impl Header {
         b
     }
 
-    /// Reads a slot: the record, where it is one of log `log_id` and every byte of it is right.
+    /// Reads a slot. Returns the record if it belongs to log `log_id` and its checksums are right.
     pub fn read(slot: &[u8], log_id: u64) -> std::result::Result<Header, Flaw> {
         if slot.len() < HEADER_LEN || u32_at(slot, 0) != RECORD_MAGIC {
             return Err(Flaw::Absent);
@@ -163,7 +163,7 @@ impl Header {
     }
 }
 
-/// What a recorder knew to be lost, since the log was made.
+/// Losses that recorders have noticed since the log was made.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Losses {
     /// Packets of the recorded ports that the kernel dropped: the RX ring was full, or no frame was free.
@@ -171,8 +171,8 @@ pub struct Losses {
     /// Packets of the recorded ports that were seen and not recorded: they came to another queue, were merged or malformed,
     /// or the log had no room.
     pub unrecorded: u64,
-    /// ns since 1970-01-01 UTC when the recorder first noticed a loss, and last noticed more; 0: never. It looks once a
-    /// second.
+    /// When the recorder first noticed a loss, and last noticed more, in ns since 1970-01-01 UTC; 0: never. It checks
+    /// once a second.
     pub first: u64,
     pub last: u64,
 }
@@ -186,12 +186,12 @@ impl Losses {
 /// Bytes of an interface's name, the zero at its end included (IFNAMSIZ).
 pub const NAME_LEN: usize = 16;
 
-/// What the log is, and where it stood when this was written. Two copies are written in turn.
+/// The properties of the log, and its progress when this was written. Two copies are written in turn.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Superblock {
     /// Counts up with every write; the copy with the higher one counts.
     pub generation: u64,
-    /// Random: tells this log's records from those of an earlier one.
+    /// Random. Distinguishes this log's records from those of an earlier one.
     pub log_id: u64,
     /// Bytes of a block of the device when the log was made, and of a slot.
     pub block_size: u32,
@@ -204,11 +204,11 @@ pub struct Superblock {
     pub next_sequence: u64,
     /// ns since 1970-01-01 UTC when the log was made.
     pub created: u64,
-    /// The log begins again at its start when it is full.
+    /// The log wraps to its start when it is full.
     pub wraps: bool,
     /// Of all recorders that wrote to this log.
     pub losses: Losses,
-    /// Name of the last recorder's interface, zeroes at its end; all zero if it is not known.
+    /// Name of the last recorder's interface, padded with zeroes; all zero if it is not known.
     pub interface: [u8; NAME_LEN],
 }
 
@@ -238,8 +238,8 @@ impl Superblock {
         b
     }
 
-    /// The version of a superblock that this library does not know. Every version keeps the magic, the version and the
-    /// checksum where they are.
+    /// The version of a superblock, if this library does not know it. Magic, version and checksum stay in place in
+    /// every version.
     pub fn unknown_version(b: &[u8]) -> Option<u16> {
         let whole = b.len() >= SUPER_LEN
             && u64_at(b, 0) == SUPER_MAGIC
@@ -248,7 +248,7 @@ impl Superblock {
         (version != VERSION).then_some(version)
     }
 
-    /// `None` where there is no whole superblock.
+    /// `None` if there is no valid superblock.
     pub fn read(b: &[u8]) -> Option<Superblock> {
         if b.len() < SUPER_LEN
             || u64_at(b, 0) != SUPER_MAGIC
@@ -285,7 +285,7 @@ impl Superblock {
         sound.then_some(found)
     }
 
-    /// Bytes from the device's start to the log's end; `None` where that is no number.
+    /// Bytes from the device's start to the log's end; `None` if that overflows.
     fn bytes_needed(&self) -> Option<u64> {
         self.start_lba
             .checked_mul(self.block_size.into())?
@@ -302,7 +302,7 @@ impl Superblock {
             + (SUPER_SLOTS + sequence % self.slots) * u64::from(self.slot_size)
     }
 
-    /// The interface's name, if it is one that Linux gives (dev_valid_name); nothing found on a device is believed.
+    /// The interface's name, if it is valid for Linux (dev_valid_name). Data from a device is never trusted.
     pub fn interface_name(&self) -> Option<&str> {
         let end = self.interface.iter().position(|byte| *byte == 0)?;
         let name = std::str::from_utf8(&self.interface[..end]).ok()?;
@@ -319,12 +319,12 @@ impl Superblock {
         self.slot_size / self.block_size
     }
 
-    /// First block of the copy of the superblock that a generation goes to.
+    /// First block of the superblock's copy for a generation.
     pub fn super_lba(&self, generation: u64) -> u64 {
         self.start_lba + generation % SUPER_SLOTS * u64::from(self.blocks_per_slot())
     }
 
-    /// A new log in a range of a device. `EINVAL` where slots are not whole blocks, or too few.
+    /// A new log in a range of a device. `EINVAL` if slots are not whole blocks, or if there are too few.
     pub fn new(
         log_id: u64,
         created: u64,
@@ -369,7 +369,8 @@ impl Superblock {
     }
 }
 
-/// Stands for a slot that could not be read: neither a superblock nor a record, and damaged rather than absent.
+/// Marks a slot that could not be read. It is then neither a superblock nor a record, and counts as damaged rather
+/// than absent.
 pub fn mark_unreadable(slot: &mut [u8]) {
     slot.fill(0);
     if let Some(magic) = slot.first_chunk_mut() {

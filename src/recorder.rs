@@ -1,5 +1,5 @@
-//! The writing side of a log in the slot layout: finds where an earlier one ended, makes received frames
-//! records, and says where each goes.
+//! Writes a log in the slot layout: finds the end of an earlier log, turns received frames into records, and decides
+//! where each record goes.
 
 #![forbid(unsafe_code)]
 
@@ -26,23 +26,23 @@ use crate::storage::device::Kind;
 use crate::sys::event::monotonic_ns;
 use crate::sys::shm::Shared;
 
-/// After so many slots in a row without a record nothing newer follows: more than can ever have been in
-/// flight at once, so that a hole left by a crash is no end.
+/// After this many slots in a row without a record, nothing newer follows. More than can ever be in flight at once, so
+/// a hole that a crash left is not taken for the end.
 pub const HOLE: u64 = 4096;
-/// Records between two superblocks that say how far the log has come.
+/// Records between two superblocks that record the log's progress.
 const CHECKPOINT: u64 = 16384;
 /// Slots read at once when the log is opened.
 const READ_BATCH: u64 = 64;
-/// Parts of a range, one slot of each of which is looked at before a log is begun there.
+/// Before a log is begun in a range, one slot in each of this many parts is checked.
 const SAMPLES: u64 = 32;
 
-/// What to do with what stands in the range already.
+/// What to do with an existing log in the range.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
-    /// Go on behind the newest record of a log; make a new one where there is none.
+    /// Continue after its newest record; begin a new log if there is none.
     #[default]
     Continue,
-    /// Begin a new log; records of an earlier one count no more.
+    /// Begin a new log; records of an earlier one are ignored.
     Replace,
 }
 
@@ -55,12 +55,12 @@ pub struct Recorder {
     map: FrameMap,
     fua: bool,
     queue: u16,
-    /// CLOCK_REALTIME less CLOCK_MONOTONIC, ns.
+    /// CLOCK_REALTIME minus CLOCK_MONOTONIC, in ns.
     wall: u64,
     losses: LossCount,
 }
 
-/// What was lost since the log was opened, beside what it knew before.
+/// Losses since the log was opened, added to those that it recorded before.
 #[derive(Debug)]
 struct LossCount {
     before: Losses,
@@ -82,7 +82,7 @@ impl LossCount {
         let now = lost(stats);
         let known = &mut self.known;
         let total = known.total();
-        // Counters of a program that was taken off are 0: what was known stays.
+        // The counters of a program that was detached are 0: keep the known values.
         let sum = |before: u64, now: u64, base: u64, known: u64| {
             known.max(before.saturating_add(now.saturating_sub(base)))
         };
@@ -97,8 +97,8 @@ impl LossCount {
     }
 }
 
-/// Packets of the recorded ports that are not in the log: dropped by the kernel, and seen but not recorded. Writes that
-/// failed have numbers of their own, so the log tells of them itself.
+/// Packets of the recorded ports that are not in the log: dropped by the kernel, and seen but not recorded. Failed
+/// writes are not counted here: they leave gaps in the sequence numbers.
 fn lost(stats: &Statistics) -> (u64, u64) {
     let (xdp, xsk) = (stats.xdp, stats.xsk);
     (
@@ -110,7 +110,7 @@ fn lost(stats: &Statistics) -> (u64, u64) {
 fn name_bytes(name: Option<&str>) -> [u8; NAME_LEN] {
     let mut bytes = [0; NAME_LEN];
     let name = name.unwrap_or_default().as_bytes();
-    // Linux has no longer ones.
+    // Linux has no longer names.
     let len = name.len().min(NAME_LEN - 1);
     bytes[..len].copy_from_slice(&name[..len]);
     bytes
@@ -124,9 +124,9 @@ fn wall_offset() -> u64 {
 }
 
 impl Recorder {
-    /// Opens the log in `blocks` blocks from `start_lba` on, with the roles of the context free: the caller's
-    /// thread reads and writes through it. `EINVAL`: no log fits, or another one is there with other sizes. `EEXIST`:
-    /// the range holds something else, and neither `existing` nor the context says that it may go.
+    /// Opens the log in `blocks` blocks from `start_lba` on. The caller's thread reads and writes through the context,
+    /// whose roles must be free. `EINVAL`: no log fits, or there is one with other sizes. `EEXIST`: the range holds
+    /// something else, and neither `existing` nor the context allows overwriting it.
     pub fn open(
         context: &Context,
         start_lba: u64,
@@ -162,7 +162,7 @@ impl Recorder {
             if let Some(version) = version {
                 return Err(refuse_version(&info.device, version));
             }
-            // One copy is enough to go on. Without any, what cannot be read may be a log.
+            // One readable copy is enough. Without any, the range may hold a log that cannot be read.
             if found.is_none() && copies.iter().any(|copy| is_unreadable(copy)) {
                 return Err(Error::new(
                     libc::EIO,
@@ -225,7 +225,7 @@ impl Recorder {
                 if found.is_none() && existing == Existing::Continue && !info.forced {
                     check_empty(&disk, &fresh, &copies)?;
                 }
-                // Both copies, so that none of an earlier log survives.
+                // Write both copies, so that none of an earlier log survives.
                 recorder.superblock.generation = found.map_or(0, |old| old.generation + 1);
                 recorder.write_superblock(&disk)?;
                 recorder.write_superblock(&disk)?;
@@ -272,23 +272,23 @@ impl Recorder {
         self.next
     }
 
-    /// Times the log began again at its start.
+    /// Number of times that the log wrapped to its start.
     pub fn wraps(&self) -> u64 {
         self.next.saturating_sub(1) / self.superblock.slots
     }
 
-    /// No room is left, and the log does not wrap.
+    /// Whether no room is left, in a log that does not wrap.
     pub fn is_full(&self) -> bool {
         !self.superblock.wraps && self.next >= self.superblock.slots
     }
 
-    /// Looks at the clocks, once a batch: packets carry CLOCK_MONOTONIC, records the time of day.
+    /// Reads the clocks, once a batch: packets carry CLOCK_MONOTONIC, records carry the time of day.
     pub fn look_at_clock(&mut self) {
         self.wall = wall_offset();
     }
 
-    /// Makes a received packet's frame a record, in place: the header in the frame's first bytes, zeroes
-    /// around the packet. The caller holds the frame; `write` becomes the write to submit.
+    /// Turns a received packet's frame into a record, in place: the header in the frame's first bytes, zeroes around
+    /// the packet. The caller holds the frame. `write` becomes the write to submit.
     pub fn record(&mut self, packet: &Received, write: &mut Transfer) {
         let frame = self.map.range(packet.frame);
         let (start, base) = (frame.start, frame.start as usize);
@@ -331,7 +331,7 @@ impl Recorder {
         self.next += 1;
     }
 
-    /// Through a small copy: nobody else writes to a held frame, but the compiler need not believe it.
+    /// Copies the packet piece by piece: nobody else writes to a held frame, but the compiler must not rely on that.
     fn checksum(&self, at: usize, len: usize) -> u32 {
         let mut piece = [0u8; 512];
         let mut sum = Checksum::default();
@@ -345,8 +345,8 @@ impl Recorder {
         sum.value()
     }
 
-    /// Whether it is time for a superblock that says how far the log has come. `failed` writes since the one that is on
-    /// the device: as many in a row as `HOLE` would be taken for the log's end, so they are not left behind it.
+    /// Whether a superblock with the log's progress is due. `failed`: writes that failed since the superblock on the
+    /// device. `HOLE` of them in a row would be taken for the log's end, so a superblock is written before that.
     pub fn wants_checkpoint(&self, failed: u64) -> bool {
         let often = if failed < HOLE / 2 {
             CHECKPOINT
@@ -356,8 +356,8 @@ impl Recorder {
         self.next - self.checkpointed >= often.min(self.superblock.slots / 4).max(1)
     }
 
-    /// Looks at what was lost meanwhile. `true` if it is more than the superblock on the device says. Counters that cannot
-    /// be read are no reason to stop recording: what was known stays.
+    /// Reads the loss counters. `true` if more was lost than the superblock on the device says. If they cannot be
+    /// read, recording continues with the known values.
     pub fn look_at_losses(&mut self, context: &Context) -> bool {
         if let Ok(stats) = context.statistics() {
             self.losses.look(&stats);
@@ -365,8 +365,8 @@ impl Recorder {
         self.losses.known != self.superblock.losses
     }
 
-    /// Makes a free frame, which the caller holds, a superblock. `settled`: every record below it is on the
-    /// device or has failed.
+    /// Turns an empty frame, which the caller holds, into a superblock. `settled`: every record before this number is
+    /// on the device or has failed.
     pub fn checkpoint(&mut self, frame: u32, settled: u64) -> Transfer {
         self.checkpointed = self.next;
         self.superblock.generation += 1;
@@ -389,21 +389,21 @@ impl Recorder {
     }
 }
 
-/// As `mark_unreadable` leaves it.
+/// Whether `mark_unreadable` has marked it.
 fn is_unreadable(slot: &[u8]) -> bool {
     let mut marked = vec![0; slot.len()];
     mark_unreadable(&mut marked);
     slot == marked
 }
 
-/// The copy that counts.
+/// The valid copy with the higher generation.
 pub fn newest_superblock<'a>(copies: impl Iterator<Item = &'a [u8]>) -> Option<Superblock> {
     copies
         .filter_map(Superblock::read)
         .max_by_key(|superblock| superblock.generation)
 }
 
-/// Takes from the spill the records from `first` on that are not in the slots of the device.
+/// Takes the records from `first` on that are missing on the device from the spill.
 pub fn mend<'a>(
     spill: &File,
     log: &Superblock,
@@ -428,8 +428,8 @@ pub fn mend<'a>(
     Ok(())
 }
 
-/// The sequence number behind the newest record. `read` gives that many slots from a record's slot on; it
-/// is never asked to go past the last slot, and may give fewer, but one at least.
+/// The sequence number after the newest record. `read` returns that many slots from a record's slot on. It is never
+/// asked to go past the last slot, and may return fewer, but at least one.
 pub fn find_end(
     log: &Superblock,
     mut read: impl FnMut(u64, u64) -> Result<Vec<Vec<u8>>>,
@@ -449,7 +449,7 @@ pub fn find_end(
             {
                 end = end.max(header.sequence + 1);
                 if header.sequence > expected {
-                    // The log went round since the superblock was written: the end is a lap or more ahead.
+                    // The log wrapped since the superblock was written: its end is a lap or more ahead.
                     ahead = Some(header.sequence - i as u64);
                 }
             }
@@ -459,10 +459,10 @@ pub fn find_end(
     Ok(end)
 }
 
-/// Refuses a range that holds something else than a log: `EEXIST`. Its first slots are looked at, its last ones, and
-/// some in between. What cannot be read says nothing.
+/// Refuses a range that holds something else than a log: `EEXIST`. Checks its first slots, its last ones, and some in
+/// between. Slots that cannot be read are ignored.
 fn check_empty(disk: &Disk, log: &Superblock, copies: &[Vec<u8>]) -> Result<()> {
-    // Nothing is ever stored there, and what reading gives is what the memory held.
+    // A null device stores nothing: a read returns what the memory held.
     if disk.context.info().kind == Kind::Null {
         return Ok(());
     }
@@ -506,7 +506,7 @@ fn check_empty(disk: &Disk, log: &Superblock, copies: &[Vec<u8>]) -> Result<()> 
     Ok(())
 }
 
-/// Reads and writes through the context, one after the other; only before its threads start.
+/// Reads and writes through the context, one command after the other. Only before the pipeline's threads start.
 struct Disk<'a> {
     context: &'a Context,
 }
@@ -592,7 +592,7 @@ impl Disk<'_> {
             let request = self.transfer(*frame, lba + i as u64 * step);
             match self.context.submit_read(&request) {
                 Ok(()) => submitted += 1,
-                // A short SQ ring: as many as it takes.
+                // The SQ ring is short: read as many as it takes.
                 Err(error) if error.errno() == libc::EAGAIN && submitted > 0 => break,
                 Err(error) => {
                     result = Err(error);
@@ -609,19 +609,19 @@ impl Disk<'_> {
                 self.context
                     .data()
                     .read(self.frames().start(frame) as usize, &mut slot);
-                // A block that cannot be read costs its slot, and no other.
+                // A block that cannot be read costs only its own slot.
                 if failed.iter().any(|(data, _)| *data == u64::from(frame)) {
                     mark_unreadable(&mut slot);
                 }
                 slots.push(slot);
             }
-            // Still in flight where the device took too long: its completion frees it.
+            // If the device took too long it is still in flight, and its completion frees it.
             let _ = self.context.frame_release(frame);
         }
         result.and(finished).map(|_| slots)
     }
 
-    /// Bytes padded with zeroes to a slot, on the medium when it returns.
+    /// Writes bytes, padded with zeroes to a slot. They are durable when it returns.
     fn write(&self, lba: u64, bytes: &[u8]) -> Result<()> {
         let frame = self.context.frame_alloc()?;
         let request = Transfer {
@@ -654,7 +654,7 @@ mod tests {
         }
     }
 
-    /// A device on which these records stand, the later ones over the earlier ones.
+    /// A device with these records, the later ones over the earlier ones.
     fn device(log: &Superblock, sequences: impl Iterator<Item = u64>) -> Vec<Vec<u8>> {
         let mut slots = vec![vec![0; 512]; log.slots as usize];
         for sequence in sequences {
@@ -703,7 +703,7 @@ mod tests {
         fn whatever_the_superblock_knew_the_end_is_found(
             slots in MIN_SLOTS..300, written in 0u64..2000, behind in 0u64..2000, lost in prop::collection::vec(0u64..40, 0..10)
         ) {
-            // A checkpoint is never more than a quarter of a lap behind, and what was in flight is lost.
+            // A superblock is at most a quarter of a lap old, and writes in flight are lost.
             let known = written.saturating_sub(behind % (slots / 4 + 1));
             let log = log(slots, known);
             let holes: Vec<u64> = lost.iter().filter_map(|l| written.checked_sub(l + 2)).collect();

@@ -1,7 +1,7 @@
-//! The kernel's stamps in the clock of this process.
+//! Converts the kernel's timestamps to the clock of this process.
 //!
-//! bpf_ktime_get_ns() is CLOCK_MONOTONIC of the initial time namespace. In another time namespace the same clock is ahead of
-//! it, or behind, by an amount that stays the same as long as the process lives (time_namespaces(7)).
+//! bpf_ktime_get_ns() is CLOCK_MONOTONIC of the initial time namespace. In another time namespace the same clock
+//! differs by an offset that is constant for the life of the process (time_namespaces(7)).
 
 #![forbid(unsafe_code)]
 
@@ -9,19 +9,19 @@ use std::fs;
 
 use crate::log::{self, Level};
 
-/// What is to be added to a stamp of the kernel's to have CLOCK_MONOTONIC as this process reads it.
+/// The offset to add to a kernel timestamp, to get CLOCK_MONOTONIC as this process reads it.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct StampOffset(u64);
 
 impl StampOffset {
-    /// Of this process. 0, with a line in the log, if it cannot be told.
+    /// The offset of this process. If it cannot be determined, logs a warning and returns 0.
     pub fn of_this_process() -> StampOffset {
         // A kernel without time namespaces.
         let Ok(offsets) = fs::read_to_string("/proc/self/timens_offsets") else {
             return StampOffset(0);
         };
-        // They are those that children get: of a process that went into a new time namespace by unshare(2) only its
-        // children are in there.
+        // These are the offsets of children. After unshare(2), only a process's children are in the new time
+        // namespace.
         let namespace = |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).ok();
         if namespace("time") != namespace("time_for_children") {
             log::log(
@@ -37,7 +37,7 @@ impl StampOffset {
         StampOffset(parse(&offsets).unwrap_or(0))
     }
 
-    /// A stamp of the kernel's in this process's clock; 0 stays 0, for that is none.
+    /// Converts a kernel timestamp. 0 means no timestamp and stays 0.
     pub fn apply(self, stamp: u64) -> u64 {
         match stamp {
             0 => 0,
@@ -72,7 +72,7 @@ mod tests {
         let ahead = StampOffset(parse(text).unwrap());
         assert_eq!(ahead.apply(100), 864_000_000_000_105);
         assert_eq!(ahead.apply(0), 0);
-        // The kernel writes -3.5 s so: the nanoseconds are never negative.
+        // The kernel writes -3.5 s like this: the nanoseconds are never negative.
         let behind = StampOffset(parse("monotonic -4 500000000\n").unwrap());
         assert_eq!(behind.apply(10_000_000_000), 6_500_000_000);
         assert_eq!(parse("boottime 1 0\n"), None);

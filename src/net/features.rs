@@ -1,4 +1,4 @@
-//! What drivers do to packets before the XDP program sees them: they take VLAN tags out, and they merge datagrams.
+//! What drivers do to packets before the XDP program sees them: they strip VLAN tags, and they merge datagrams.
 
 #![forbid(unsafe_code)]
 
@@ -13,17 +13,18 @@ use crate::sys::ethtool::{self, Features};
 use crate::sys::link::name_of;
 use crate::sys::netlink::RouteSocket;
 
-/// Tags of received packets go from the bytes into the socket buffer: the kernel's name, and `ethtool -K`'s.
+/// Features that move the tags of received packets out of the bytes into the socket buffer: the kernel's name, and the
+/// name that `ethtool -K` uses.
 const TAKE_TAGS: [(&str, &str); 2] = [
     ("rx-vlan-hw-parse", "rxvlan"),
     ("rx-vlan-stag-hw-parse", "rx-vlan-stag-hw-parse"),
 ];
-/// The tag of a sent packet is left in the socket buffer.
+/// Features that leave the tag of a sent packet in the socket buffer.
 const LEAVE_TAGS: [(&str, &str); 2] = [
     ("tx-vlan-hw-insert", "txvlan"),
     ("tx-vlan-stag-hw-insert", "tx-vlan-stag-hw-insert"),
 ];
-/// Drivers of interfaces whose packets come from another interface, where the kernel has taken the tags out and may
+/// Drivers of interfaces whose packets come from another interface. There the kernel has stripped the tags and may
 /// have merged datagrams.
 const ABOVE_OTHERS: [&str; 6] = [
     "bridge",
@@ -42,12 +43,12 @@ fn is_above_others(link: &Link) -> bool {
 struct On<'a> {
     interface: &'a str,
     features: Vec<&'static str>,
-    /// As `ethtool -K` calls them; without those that nobody can turn off.
+    /// Their names for `ethtool -K`, without those that cannot be turned off.
     words: Vec<&'static str>,
 }
 
 impl On<'_> {
-    /// `None` if all are off, or if the interface does not tell.
+    /// `None` if all are off, or if the interface does not report them.
     fn of<'a>(interface: &'a str, known: &[(&'static str, &'static str)]) -> Option<On<'a>> {
         let features = Features::of(interface).ok()?;
         let on = known.iter().filter_map(|(name, word)| {
@@ -95,12 +96,12 @@ fn veth_peer(link: &Link) -> Option<String> {
     name_of(peer.filter(|_| !elsewhere)?)
 }
 
-/// Warns if packets come without the VLAN tags that they were sent with: neither the XDP program nor what is stored
-/// has them. `mode`: of the XDP program; `None` if it is somebody else's.
+/// Warns if packets arrive without the VLAN tags that they were sent with: neither the XDP program nor the stored data
+/// has them then. `mode`: of the XDP program; `None` if the program is somebody else's.
 pub fn warn_of_lost_tags(link: &Link, mode: Option<Mode>) {
     let name = &link.name;
     if ethtool::driver(name).is_ok_and(|driver| driver == "veth") {
-        // Its receiving side takes no tag out: it gets a packet as the other end left it.
+        // The receiving side strips no tag: it gets a packet as the other end sent it.
         if let Some(peer) = veth_peer(link) {
             if let Some(on) = On::of(&peer, &LEAVE_TAGS) {
                 log::log(
@@ -146,14 +147,13 @@ pub fn warn_of_lost_tags(link: &Link, mode: Option<Mode>) {
     }
 }
 
-/// Whether packets can come that are several merged datagrams: those in socket buffers. With native XDP a driver
-/// that merges gives that up, but a tap interface runs the program on a socket buffer if its user sent it several
-/// datagrams at once.
+/// Whether a packet can be several merged datagrams, which is possible in socket buffers. A driver stops merging for
+/// native XDP. But a tap interface runs the program on a socket buffer if its user sent several datagrams at once.
 pub fn may_merge(link: &Link, mode: Mode) -> bool {
     mode == Mode::Skb || ethtool::driver(&link.name).is_ok_and(|driver| driver == "tun")
 }
 
-/// How datagrams come one by one. The kernel itself merges nothing on an interface with a program in SKB mode.
+/// How to get single datagrams. The kernel itself merges nothing on an interface with a program in SKB mode.
 fn apart(link: &Link) -> String {
     let below = match is_above_others(link) {
         true => "on the interfaces below it: ethtool -K INTERFACE gro off; and ",
@@ -162,7 +162,7 @@ fn apart(link: &Link) -> String {
     format!("{below}where they are sent: ethtool -K DEV tx-udp-segmentation off")
 }
 
-/// The program that tells merged datagrams apart could not be had, and `why`.
+/// Warns that the variant of the program that recognizes merged datagrams could not be loaded, and `why`.
 pub fn warn_of_merging(link: &Link, why: Option<&Error>) {
     log::log(
         Level::Warn,
@@ -176,7 +176,7 @@ pub fn warn_of_merging(link: &Link, why: Option<&Error>) {
     );
 }
 
-/// The first merged datagrams have come.
+/// Reports the first merged datagrams.
 pub fn tell_merged(link: &Link, count: u64) {
     log::log(
         Level::Warn,

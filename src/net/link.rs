@@ -1,4 +1,4 @@
-//! What is known about an interface before anything is attached to it.
+//! Looks an interface up before anything is attached to it.
 
 #![forbid(unsafe_code)]
 
@@ -22,8 +22,8 @@ fn sysfs(name: &str) -> PathBuf {
 /// Looks an interface up. `ENODEV` (no such interface), `EPROTONOSUPPORT` (no Ethernet headers),
 /// `ENETDOWN`, `EINVAL` (no such queue).
 ///
-/// Through /proc and ioctl-free sysfs of the caller's network namespace; sysfs may be mounted for
-/// another one (`ip netns exec` mounts its own), so the index comes from the namespace itself.
+/// Uses sysfs, which may be mounted for another network namespace (`ip netns exec` mounts its own), so the index comes
+/// from the caller's namespace itself.
 pub fn look_up(name: &str, queue: u32) -> Result<Link> {
     let bad = name.is_empty() || name.len() > 15 || name.contains(['/', ' ', '\0']);
     let index = if bad {
@@ -38,7 +38,7 @@ pub fn look_up(name: &str, queue: u32) -> Result<Link> {
         ));
     };
     match crate::sys::link::hardware_type(name) {
-        // Without an answer the kernel has the last word.
+        // If the number is not known, the kernel decides.
         None | Some(libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK) => {}
         Some(other) => {
             return Err(Error::new(

@@ -1,8 +1,8 @@
-//! Which process an attached XDP program belongs to, and whether that process lives.
+//! Finds the process that owns an attached XDP program, and whether that process is alive.
 //!
-//! A process number says it only within one PID namespace, and a start time only within one time namespace. So the owner
-//! holds an abstract UNIX socket whose name is in the program's settings. The kernel lets go of that name when the process
-//! ends, however it ends, and everybody in the interface's network namespace can ask for it.
+//! A process number is valid only within one PID namespace, and a start time only within one time namespace. So the
+//! owner holds an abstract UNIX socket whose name is in the program's settings. The kernel releases that name when the
+//! process ends, however it ends, and every process in the interface's network namespace can check for it.
 
 #![forbid(unsafe_code)]
 
@@ -16,7 +16,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use super::wire::Settings;
 use crate::log::{self, Level};
 
-/// Kept by the process that owns an XDP program, for as long as it does.
+/// Held by a process while it owns an XDP program.
 #[derive(Debug)]
 pub struct OwnerSocket {
     /// 0: there is no socket.
@@ -26,7 +26,7 @@ pub struct OwnerSocket {
 
 impl OwnerSocket {
     pub fn new() -> OwnerSocket {
-        // Each hasher of the standard library has random keys. Nobody can know the name before it is taken.
+        // Each hasher of the standard library has random keys, so nobody can guess the name before it is bound.
         let token = RandomState::new().build_hasher().finish() | 1;
         match address(token).and_then(|name| UnixDatagram::bind_addr(&name)) {
             Ok(socket) => OwnerSocket {
@@ -61,17 +61,17 @@ impl OwnerSocket {
     }
 }
 
-/// What is known of a program's owner.
+/// What is known about a program's owner.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// It lives. Its name, for messages.
+    /// It is alive. Its name, for messages.
     Alive(String),
     Ended,
-    /// It holds no socket, and its number says nothing here.
+    /// It holds no socket, and its process number is not valid here.
     Unknown,
 }
 
-/// Whether the process that these settings name lives. An error if that cannot be found out.
+/// Returns whether the process that these settings name is alive. An error if that cannot be determined.
 pub fn owner_of(settings: &Settings) -> io::Result<Owner> {
     let pid = settings.owner_pid;
     if pid == 0 {
@@ -82,11 +82,11 @@ pub fn owner_of(settings: &Settings) -> io::Result<Owner> {
     if settings.owner_token != 0 && is_held(settings.owner_token)? {
         return Ok(Owner::Alive(match (same_namespace, running) {
             (true, true) => format!("process {pid}"),
-            // The socket goes on in whoever inherited it.
+            // A process that inherited the socket keeps it open.
             (true, false) if start_time(&pid.to_string()).is_none() => {
                 format!("a process that process {pid} forked before it ended")
             }
-            // In another time namespace the same moment has another number.
+            // In another time namespace the same moment has another value.
             (true, false) => format!("process {pid}"),
             (false, _) => format!("process {pid} of another PID namespace"),
         }));
@@ -122,14 +122,14 @@ fn is_running(pid: u32, start: u64) -> bool {
     start_time(&pid.to_string()) == Some(start)
 }
 
-/// When a living process started, in the kernel's ticks since boot; `None` if there is none of this number ("self": this
-/// one), or if it ended and only its parent has not asked for its end yet.
+/// When a process started, in kernel ticks since boot; `None` if there is no process with this number ("self": this
+/// one), or if it is a zombie.
 fn start_time(pid: &str) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // After the command's name, which may contain anything, also ") ".
     let rest = &stat[stat.rfind(')')? + 2..];
     let fields: Vec<&str> = rest.split(' ').collect();
-    // A first thread that ended alone is a zombie too, while the others go on.
+    // A main thread that ended alone is a zombie too, while the others run.
     let threads: u32 = fields.get(17)?.parse().ok()?;
     if matches!(fields[0], "Z" | "X") && threads <= 1 {
         return None;
@@ -147,7 +147,7 @@ mod tests {
         let settings = socket.sign(Settings::default());
         let own = format!("process {}", std::process::id());
         assert_eq!(owner_of(&settings).unwrap(), Owner::Alive(own));
-        // As another PID namespace sees it: the number is nobody's, or somebody else's.
+        // As in another PID namespace: the number belongs to no process, or to another one.
         let elsewhere = Settings {
             owner_pid_namespace: settings.owner_pid_namespace - 1,
             ..settings
@@ -156,7 +156,7 @@ mod tests {
             panic!("its socket is held");
         };
         assert!(who.ends_with("of another PID namespace"), "{who}");
-        // As another time namespace sees it.
+        // As in another time namespace.
         let later = Settings {
             owner_start: settings.owner_start + 8_640_000,
             ..settings

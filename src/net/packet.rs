@@ -1,4 +1,4 @@
-//! A packet's headers, read in user space: what the XDP program reads in the kernel, and as carefully.
+//! Parses a packet's headers in user space, with the same checks as the XDP program in the kernel.
 
 #![forbid(unsafe_code)]
 
@@ -10,8 +10,7 @@ const UDP_LEN: usize = 8;
 const MAX_VLANS: usize = 2;
 const MAX_IPV6_EXTENSIONS: usize = 4;
 
-/// Where things are in a UDP packet. Offsets count from the Ethernet header; both ends of the payload
-/// lie inside the packet.
+/// Positions in a UDP packet. Offsets count from the Ethernet header; both ends of the payload lie inside the packet.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Headers {
     pub l3_offset: u16,
@@ -60,7 +59,7 @@ fn walk(packet: &[u8]) -> Option<Result<Headers, Unusable>> {
     }
     headers.l3_offset = at as u16;
     let l3 = at;
-    // `l3_end`: where the IP header says that the packet ends.
+    // `l3_end`: the end of the packet by its IP header.
     let l3_end = match proto {
         0x0800 => {
             let header = packet.get(at..at + 20)?;
@@ -112,8 +111,8 @@ fn walk(packet: &[u8]) -> Option<Result<Headers, Unusable>> {
     Some(Ok(headers))
 }
 
-/// Takes the XDP program's word, after checking that it stays inside the packet: the record stands in
-/// memory that others write to.
+/// Uses the XDP program's record, after checking that it stays inside the packet: the record is in memory that others
+/// can write to.
 pub fn from_meta(meta: &Meta, packet_len: usize) -> Option<Headers> {
     let end = usize::from(meta.payload_offset) + usize::from(meta.payload_len);
     let sane = end <= packet_len

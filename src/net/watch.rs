@@ -1,9 +1,9 @@
-//! What becomes of an interface while it is recorded from: down and up again, deleted or moved away, its
-//! XDP program taken off or replaced.
+//! Watches an interface while it is in use: it goes down and up again, is deleted or moved, or its XDP program is
+//! detached or replaced.
 //!
-//! Nothing here runs by itself. Those who find nothing to receive, who wait, and who ask for statistics look
-//! at most every `INTERVAL`; a netlink socket wakes waiters at once. A look is one request about this one
-//! interface, whose answer also names the XDP program: so nothing depends on no event being lost.
+//! Nothing here runs on its own. A thread that finds nothing to receive, waits, or reads statistics checks the
+//! interface at most once per `INTERVAL`; a netlink socket wakes waiters at once. A check is one request for the state
+//! of this interface, whose answer also names the XDP program. So a lost event does no harm.
 
 #![forbid(unsafe_code)]
 
@@ -23,7 +23,7 @@ use crate::sys::bpf;
 use crate::sys::event::monotonic_ns;
 use crate::sys::netlink::RouteSocket;
 
-/// Between two looks.
+/// Time between two checks.
 pub const INTERVAL: Duration = Duration::from_millis(250);
 
 const HERE: u8 = 0;
@@ -38,16 +38,16 @@ const IFLA_XDP_SKB_PROG_ID: u16 = 6;
 /// Administratively up, and with a carrier.
 const UP: u32 = (libc::IFF_UP | libc::IFF_LOWER_UP) as u32;
 
-/// What the watch has seen so far.
+/// The state of the interface, and what has changed so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct LinkState {
     /// Up, with a carrier.
     pub up: bool,
     /// Changes between up and down, and the end of the interface.
     pub changes: u64,
-    /// The XDP program that feeds the socket is where it was put.
+    /// The XDP program that feeds the socket is still attached.
     pub xdp_attached: bool,
-    /// Times that somebody else took it off, replaced it, or put it back.
+    /// Times that somebody else detached it, replaced it, or put it back.
     pub xdp_changes: u64,
 }
 
@@ -55,7 +55,7 @@ pub struct LinkState {
 pub struct Watch {
     socket: RouteSocket,
     link: Link,
-    /// The program of this context; `None` where somebody else feeds the socket.
+    /// The program of this context; `None` if somebody else's program feeds the socket.
     program: Option<u32>,
     seen: Mutex<Seen>,
     gone: AtomicU8,
@@ -72,11 +72,11 @@ struct Seen {
     /// Program on the interface: this context's, or a dispatcher that calls it.
     hook: u32,
     buffer: Box<[u8]>,
-    /// Until merged datagrams have come, and the log says so.
+    /// Until merged datagrams were seen and logged.
     merged: Option<MergedCount>,
 }
 
-/// What one netlink message says about an interface.
+/// News about an interface from one netlink message.
 #[derive(Debug, PartialEq, Eq)]
 enum News {
     Now { up: bool, hook: u32 },
@@ -137,12 +137,12 @@ impl Watch {
         }
     }
 
-    /// The id of the program on the interface: of a dispatcher, where one calls this context's.
+    /// The id of the program on the interface. If a dispatcher calls this context's program, the dispatcher's id.
     pub fn hook(&self) -> u32 {
         self.seen.lock().hook
     }
 
-    /// `ENODEV` where the interface was deleted, or moved to another network namespace.
+    /// `ENODEV` if the interface was deleted, or moved to another network namespace.
     pub fn alive(&self) -> Result<()> {
         let name = &self.link.name;
         match self.gone.load(Ordering::Acquire) {
@@ -164,7 +164,8 @@ impl Watch {
         }
     }
 
-    /// Looks, where the last look is long enough ago. Any thread; one that another is ahead of goes on.
+    /// Checks the interface if the last check is `INTERVAL` ago. Any thread; if another thread is checking, this
+    /// returns at once.
     pub fn check(&self) -> Result<()> {
         if monotonic_ns() >= self.next.load(Ordering::Relaxed) {
             self.look();
@@ -172,7 +173,7 @@ impl Watch {
         self.alive()
     }
 
-    /// Looks now.
+    /// Checks the interface now.
     pub fn look(&self) {
         let Some(mut seen) = self.seen.try_lock() else {
             return;
@@ -184,8 +185,8 @@ impl Watch {
         if self.gone.load(Ordering::Relaxed) != HERE {
             return;
         }
-        // Changes that were queued come first, so that each is counted; then the state as it is now. Where
-        // events were lost, that state is what counts.
+        // Queued changes come first, so that each is counted, then the current state. If events were lost, the current
+        // state counts.
         let _ = self.socket.ask(self.link.index);
         self.read(&mut seen);
         let count = seen.merged.as_ref().and_then(|merged| merged.get().ok());
@@ -195,7 +196,7 @@ impl Watch {
         }
     }
 
-    /// Takes what is queued, without asking: for those whose descriptor it keeps readable.
+    /// Takes queued events without a request. For callers whose descriptor they keep readable.
     pub fn take_events(&self) {
         if let Some(mut seen) = self.seen.try_lock() {
             self.read(&mut seen);
@@ -224,7 +225,7 @@ impl Watch {
         }
     }
 
-    /// The program on the interface, where the news tells.
+    /// Applies news. Returns the program on the interface, if the news contains it.
     fn learn(&self, news: News) -> Option<u32> {
         let name = &self.link.name;
         let (gone, how) = match news {
@@ -242,7 +243,7 @@ impl Watch {
             News::Deleted => (DELETED, "was deleted"),
             News::Moved => (MOVED, "was moved to another network namespace"),
         };
-        // A request about what was moved is answered as if it were deleted: the first word counts.
+        // A request about a moved interface is answered as if it were deleted: the first news counts.
         let first = self
             .gone
             .compare_exchange(HERE, gone, Ordering::AcqRel, Ordering::Relaxed);
@@ -259,7 +260,7 @@ impl Watch {
         if self.gone.load(Ordering::Relaxed) != HERE {
             return;
         }
-        // Behind a dispatcher ours is still there when somebody adds one of his.
+        // If a dispatcher calls it, our program is still attached when somebody adds another one.
         let ours = self.program.is_some_and(|program| {
             hook == program
                 || bpf::attached(self.link.index)
@@ -297,7 +298,7 @@ impl Watch {
     }
 }
 
-/// Hands out what a datagram of netlink messages says about one interface.
+/// Calls `each` with the news about one interface from a datagram of netlink messages.
 fn each_news(mut datagram: &[u8], index: u32, mut each: impl FnMut(News)) {
     while let Some(len) = u32_at(datagram, 0) {
         let Some(message) = datagram.get(..len as usize).filter(|m| m.len() >= 16) else {

@@ -1,4 +1,4 @@
-//! What the XDP program and the library share: the Rust side of bpf/unified_xdp.h.
+//! Structs that the XDP program and the library share: the Rust side of bpf/unified_xdp.h.
 
 #![forbid(unsafe_code)]
 
@@ -85,7 +85,7 @@ pub struct Meta {
 }
 
 impl Meta {
-    /// `None` where the marker is not there: the driver has no metadata area.
+    /// `None` if the marker is missing: the driver has no metadata area.
     pub fn parse(bytes: &[u8; META_LEN]) -> Option<Meta> {
         if [u32_at(bytes, 24), u32_at(bytes, 28)] != META_MARKERS {
             return None;
@@ -109,7 +109,7 @@ pub const EVENT_LEN: usize = 56;
 /// Metadata of one redirected packet, from the BPF ring buffer.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Event {
-    /// ns, CLOCK_MONOTONIC: the initial time namespace's as it is parsed, this process's as it is handed out.
+    /// ns of CLOCK_MONOTONIC: of the initial time namespace when it is parsed, of this process when it is handed out.
     pub timestamp: u64,
     /// IPv4 addresses are the first four bytes.
     pub src_addr: [u8; 16],

@@ -21,10 +21,10 @@ use crate::sys::file::duplicate;
 use crate::sys::limits;
 use crate::sys::link as sys_link;
 
-/// Which way the program is attached.
+/// How to attach the program.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum XdpMode {
-    /// Native where the driver can, else SKB.
+    /// Native if the driver supports it, else SKB.
     #[default]
     Auto,
     Native,
@@ -36,7 +36,7 @@ pub struct XdpConfig {
     /// UDP destination ports, none of them 0.
     pub ports: Vec<u16>,
     pub mode: XdpMode,
-    /// Among several programs on the interface: low runs first.
+    /// Order among several programs on the interface: lower runs first.
     pub run_priority: u32,
     /// One event in so many packets; 0: none.
     pub event_sample: u32,
@@ -52,7 +52,7 @@ pub struct Xdp {
     mode: Mode,
     dispatcher: bool,
     attached: bool,
-    /// It tells merged datagrams apart.
+    /// It recognizes merged datagrams.
     merged: bool,
     ports: Vec<u16>,
     /// Somebody has asked for events.
@@ -64,8 +64,8 @@ pub struct Xdp {
     leftover: Leftover,
 }
 
-/// A program that could not be taken off its interface, most likely for want of descriptors: tried again,
-/// by its id, when this is dropped.
+/// A program that could not be detached, most likely because no descriptor was free. Dropping this tries again by the
+/// program's id.
 #[derive(Default)]
 struct Leftover(Option<(Link, u32, Mode)>);
 
@@ -116,10 +116,10 @@ impl Xdp {
             XdpMode::Skb => &[Mode::Skb],
         };
         let mut last: Option<Error> = None;
-        // Why the program that tells merged datagrams apart could not be had.
+        // Why the variant that recognizes merged datagrams could not be loaded.
         let mut unmerged: Option<Error> = None;
-        // In each mode first the program that does most: what a kernel that checks extensions says to the metadata
-        // record is EINVAL, and what an older one says to the look for merged datagrams may be anything.
+        // In each mode, the variant that does most is tried first. Kernels that check extensions refuse the metadata
+        // record with EINVAL. Older ones may refuse the check for merged datagrams with any error.
         for (mode, merged, metadata) in modes.iter().flat_map(|&mode| {
             [(true, true), (true, false), (false, true), (false, false)]
                 .map(|(merged, metadata)| (mode, merged, metadata))
@@ -160,7 +160,7 @@ impl Xdp {
                         (false, true) => ", without metadata and a look for merged datagrams",
                     };
                     log::log(Level::Info, format_args!("{mode:?} mode{with}: {error}"));
-                    // EACCES may also be the verifier's, about what an older kernel does not have.
+                    // EACCES may also come from the verifier, for something that an older kernel lacks.
                     let permission =
                         error.errno() == libc::EPERM || error.errno() == libc::EACCES && !merged;
                     last = Some(error);
@@ -194,8 +194,8 @@ impl Xdp {
         program
             .set_run_config(config.run_priority, true)
             .map_err(|e| failed(e, "configuring the XDP program for"))?;
-        // Without CAP_SYS_ADMIN nobody can look at what is attached: libxdp would put the program on, and not
-        // find it when it is to take it off.
+        // Without CAP_SYS_ADMIN a process cannot list attached programs: libxdp would attach the program, and not find
+        // it again to detach it.
         let attached = match limits::has(limits::SYS_ADMIN) {
             true => program.attach(link.index, mode),
             false => program
@@ -282,9 +282,9 @@ impl Xdp {
         Ok(xdp)
     }
 
-    /// Runs the program on a packet, as if it came from `ingress` (loopback's queue 0 where that is
-    /// `None`): the verdict, and in `out` the packet as the program left it, metadata record first. Nothing
-    /// is redirected. `EINVAL` for less than an Ethernet header.
+    /// Runs the program on a packet, as if it came from `ingress` (loopback's queue 0 if that is `None`). Returns the
+    /// verdict, and in `out` the packet as the program left it, metadata record first. Nothing is redirected. `EINVAL`
+    /// for less than an Ethernet header.
     pub fn run(&self, packet: &[u8], ingress: Option<Ingress>, out: &mut Vec<u8>) -> Result<u32> {
         self.program
             .test_run(packet, ingress, out)
@@ -295,7 +295,7 @@ impl Xdp {
         self.mode
     }
 
-    /// Whether libxdp's dispatcher runs it (so that others can be attached beside it).
+    /// Whether libxdp's dispatcher runs it (so that other programs can be attached too).
     pub fn has_dispatcher(&self) -> bool {
         self.dispatcher
     }
@@ -368,7 +368,8 @@ impl Xdp {
             })
     }
 
-    /// What it counts of merged datagrams, for as long as somebody wants to know; `None` if it cannot tell them apart.
+    /// Its counter of merged datagrams, which stays readable after it is detached; `None` if it does not recognize
+    /// them.
     pub fn merged(&self) -> Result<Option<MergedCount>> {
         if !self.merged {
             return Ok(None);
@@ -397,8 +398,8 @@ impl Xdp {
         bpf::map_set(self.fds.settings, 0, &settings.to_bytes())
     }
 
-    /// From the first call on, events that find no room are lost and counted. Until then the ring buffer holds the oldest
-    /// ones, and when it is full no more are logged.
+    /// From the first call on, events that find no room are counted as lost. Until then the ring buffer keeps the
+    /// oldest events: when it is full, no more are logged.
     fn reads_events(&mut self) -> Result<()> {
         if self.events_read {
             return Ok(());
@@ -409,7 +410,7 @@ impl Xdp {
         Ok(())
     }
 
-    /// Readable when many events wait; a few are found by draining.
+    /// Readable when many events wait. Drain to get fewer.
     pub fn events_fd(&mut self) -> Result<RawFd> {
         self.reads_events()?;
         Ok(self.events.fd())
@@ -446,7 +447,7 @@ impl Xdp {
             return Ok(());
         }
         let id = self.program.id();
-        // Short of descriptors libxdp gives a list without programs: that says nothing.
+        // If no descriptor is free, libxdp returns a list without programs, which means nothing.
         if let Some(list) = bpf::attached(self.link.index)
             && !list.programs.is_empty()
             && list.programs.iter().all(|p| p.id != id)
@@ -461,7 +462,7 @@ impl Xdp {
             self.disown();
             return Ok(());
         }
-        // A dispatcher's, then; or gone.
+        // So a dispatcher runs it, or it is gone.
         let Err(e) = self.program.detach(self.link.index, self.mode) else {
             return Ok(());
         };
@@ -473,7 +474,7 @@ impl Xdp {
             return Ok(());
         }
         self.leftover.0 = Some((self.link.clone(), self.program.id(), self.mode));
-        // Taken off by somebody else; but libxdp says so too where it had no descriptor to look with.
+        // Detached by somebody else. But libxdp reports this too if no descriptor was free to check.
         if errno == Some(libc::ENOENT) {
             return Ok(());
         }
@@ -485,14 +486,14 @@ impl Xdp {
 }
 
 impl Xdp {
-    /// Where the program is still attached somewhere (in another namespace, say), it is nobody's from now on,
-    /// and whoever records there next may take it off.
+    /// If the program is still attached somewhere (in another namespace, for example), it has no owner from now on,
+    /// and the next recorder there may detach it.
     fn disown(&self) {
         let _ = self.change(|settings| (settings.owner_pid, settings.owner_token) = (0, 0));
     }
 }
 
-/// The counters of an XDP program, of which the merged datagrams are of interest.
+/// The counter of merged datagrams of an XDP program.
 #[derive(Debug)]
 pub struct MergedCount(OwnedFd);
 
@@ -503,7 +504,7 @@ impl MergedCount {
     }
 }
 
-/// A map of AF_XDP sockets that somebody else's program redirects by, with this context's socket in it.
+/// This context's entry in the map of AF_XDP sockets of somebody else's program.
 #[derive(Debug)]
 pub struct HandedMap {
     map: OwnedFd,
@@ -511,7 +512,7 @@ pub struct HandedMap {
 }
 
 impl HandedMap {
-    /// `EINVAL` where it is no such map; `EBADF`.
+    /// `EINVAL` if it is not a BPF_MAP_TYPE_XSKMAP; `EBADF`.
     pub fn insert(map: RawFd, link: &Link, queue: u32, socket: RawFd) -> Result<HandedMap> {
         let failed = |e: io::Error| {
             Error::os(
@@ -522,7 +523,7 @@ impl HandedMap {
                 ),
             )
             .hint(match e.raw_os_error() {
-                // The descriptor is right, for the kernel never came to look at it.
+                // The kernel refused the call before it looked at the descriptor.
                 Some(libc::EPERM) => "in a container: allow bpf(2) in its seccomp profile",
                 _ => "it must be the BPF_MAP_TYPE_XSKMAP of the XDP program on that interface",
             })
@@ -539,7 +540,7 @@ impl HandedMap {
 
 impl Drop for HandedMap {
     fn drop(&mut self) {
-        // The socket may live on in whoever made it; packets go to the stack from now on all the same.
+        // The process that made the socket may keep it open. Packets go to the stack from now on.
         let _ = bpf::map_delete(self.map.as_raw_fd(), self.queue);
     }
 }
@@ -574,11 +575,11 @@ impl Drop for Xdp {
     }
 }
 
-/// Where libxdp pins what a dispatcher runs, a directory for each interface and dispatcher.
+/// The directory in which libxdp pins a dispatcher's programs, with a directory for each interface and dispatcher.
 const PINS: &str = "/sys/fs/bpf/xdp";
 
-/// Removes the pins of the dispatcher that ran a program on an interface which is gone: libxdp finds no
-/// dispatcher there any more, and leaves them.
+/// Removes the pins of the dispatcher that ran a program on an interface that no longer exists. libxdp finds no
+/// dispatcher there, and leaves them.
 fn remove_pins(ifindex: u32, program_id: u32) {
     let Ok(directories) = fs::read_dir(PINS) else {
         return;
@@ -588,7 +589,7 @@ fn remove_pins(ifindex: u32, program_id: u32) {
         let named = directory
             .file_name()
             .is_some_and(|name| name.to_string_lossy().starts_with(&mine));
-        // The same number may be another interface's by now, or in another network namespace.
+        // Another interface may have the same index by now, or in another network namespace.
         let runs_it = || {
             fs::read_dir(&directory).is_ok_and(|pins| {
                 pins.flatten().any(|pin| {
@@ -608,7 +609,7 @@ fn remove_pins(ifindex: u32, program_id: u32) {
 /// The ids of this library's programs that a process has loaded, attached or not. Needs CAP_SYS_ADMIN.
 pub fn programs_of(pid: u32) -> io::Result<Vec<u32>> {
     let mut ids = bpf::program_ids()?;
-    // One that ended meanwhile, or is somebody else's, has no such settings.
+    // A program that ended meanwhile, or is somebody else's, has no such settings.
     ids.retain(|id| settings_of(*id).is_ok_and(|settings| settings.owner_pid == pid));
     Ok(ids)
 }
@@ -621,10 +622,10 @@ fn settings_of(program_id: u32) -> io::Result<Settings> {
     Ok(Settings::from_bytes(&bytes))
 }
 
-/// So long a program may stand on an interface without a word of whose it is: its owner has just attached it.
+/// A program may be attached without an owner's name for this long: its owner has just attached it.
 const UNSIGNED_TIME: Duration = Duration::from_secs(1);
 
-/// Whose an attached program is; `None` if it is gone by now.
+/// The owner of an attached program; `None` if the program is gone by now.
 fn owner(link: &Link, program_id: u32) -> Result<Option<(Owner, Settings)>> {
     let until = Instant::now() + UNSIGNED_TIME;
     let found = loop {
@@ -649,8 +650,8 @@ fn owner(link: &Link, program_id: u32) -> Result<Option<(Owner, Settings)>> {
     })
 }
 
-/// Removes what an earlier process left behind when it was killed; refuses while its owner lives.
-/// Looks at this library's own program only.
+/// Detaches the program of a process that was killed. Refuses while its owner is alive. Touches this library's own
+/// program only.
 fn take_over(link: &Link) -> Result<()> {
     let Some(list) = bpf::attached(link.index) else {
         return Ok(());
