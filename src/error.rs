@@ -1,4 +1,4 @@
-//! The one error type: an errno for the program, a sentence for the person.
+//! The error type: an errno for the program, a sentence for the reader.
 
 #![forbid(unsafe_code)]
 
@@ -27,7 +27,7 @@ impl Error {
         }
     }
 
-    /// The errno that the system gave, behind a sentence that says what was tried.
+    /// An error of the system, after a text that says what was tried.
     pub fn os(error: &std::io::Error, what: impl fmt::Display) -> Self {
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
         Error::new(errno, format!("{what}: {}", errno_text(errno)))
@@ -42,7 +42,7 @@ impl Error {
         &self.message
     }
 
-    /// The same errno with more words behind the sentence.
+    /// Appends a hint to the message.
     pub fn hint(self, hint: impl fmt::Display) -> Self {
         Error {
             errno: self.errno,

@@ -1,4 +1,4 @@
-//! How long things took: histograms of a fixed size, written by one thread each and read by any.
+//! Latencies: histograms of a fixed size, each written by one thread and read by any.
 //!
 //! A bucket is a fifth to a quarter of its own upper bound wide: four buckets to each power of two, from 1 us to
 //! 67 s. Recording is a few plain loads and stores; nothing is allocated, and no bucket ever grows or moves.
@@ -81,7 +81,7 @@ impl Histogram {
     }
 }
 
-/// What a histogram held.
+/// A snapshot of a histogram.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Latency {
     pub buckets: [u64; BUCKETS],
@@ -105,8 +105,8 @@ impl Latency {
         self.buckets.iter().sum()
     }
 
-    /// The time in ns that a part `0 < q <= 1` of all did not exceed: the bound of its bucket, or the longest time
-    /// where that is less. 0 where nothing was recorded.
+    /// The quantile `0 < q <= 1` in ns: the bound of its bucket, or the longest time if that is less. 0 if nothing was
+    /// recorded.
     pub fn quantile(&self, q: f64) -> u64 {
         let rank = ((q.clamp(0.0, 1.0) * self.count() as f64).ceil() as u64).max(1);
         let mut seen = 0;
@@ -132,13 +132,13 @@ impl fmt::Debug for Latency {
     }
 }
 
-/// When the entries of a ring were submitted: one place for each of its slots, beside the ring and not in it. Its
-/// writer is the ring's producer, and the ring's own order makes it seen.
+/// When the entries of a ring were submitted: one value for each entry, outside the region. The ring's producer writes
+/// them, and the ring's own ordering makes them visible.
 #[derive(Debug, Default)]
 pub struct Stamps(Box<[AtomicU64]>);
 
 impl Stamps {
-    /// For a ring of so many entries, a power of two; none at all where times are not kept.
+    /// For a ring of so many entries, a power of two; none if times are not kept.
     pub fn new(entries: u32) -> Stamps {
         Stamps((0..entries).map(|_| AtomicU64::new(0)).collect())
     }
@@ -153,7 +153,7 @@ impl Stamps {
         }
     }
 
-    /// 0 where times are not kept.
+    /// 0 if times are not kept.
     pub fn get(&self, index: u32) -> u64 {
         self.at(index)
             .map_or(0, |stamp| stamp.load(Ordering::Relaxed))

@@ -69,7 +69,7 @@ struct Running(Current);
 
 impl Running {
     fn begin() -> Option<Running> {
-        // Where the parent was just setting one, the child has none.
+        // If the parent was just setting one at the fork, the child has none.
         let mut slot = CALLBACK.lock_or_renew(|| None);
         let current = slot.as_mut()?;
         let process = ProcessId::of_this_process().ok();
@@ -89,7 +89,7 @@ impl Drop for Running {
     }
 }
 
-/// Hands a line (without a newline) to the callback. Never called on the hot path.
+/// Passes a line (without a newline) to the callback. Never called on the hot path.
 pub fn log(level: Level, line: fmt::Arguments<'_>) {
     let held = DEPTH.try_with(Cell::get).unwrap_or(0) > 0;
     // No lock is held meanwhile: a callback may call into the library, which may log again.
@@ -132,9 +132,9 @@ impl Drop for Held {
     }
 }
 
-/// If the variable UNIFIED_LOG names a level (error, warn, info, debug), lines up to that level go to stderr, until the
-/// program sets a callback. Looked at once in a process, before the first thing that may log is opened; not in
-/// programs that run with privileges of their file (AT_SECURE).
+/// If the variable UNIFIED_LOG names a level (error, warn, info, debug), lines up to that level go to stderr, until
+/// the program sets a callback. Read once per process, before anything that may log is opened. Ignored in programs
+/// that run with the privileges of their file (AT_SECURE).
 pub fn to_stderr_if_asked() {
     // Without a lock: a forked child may come here while a thread of its parent did.
     static ASKED: OnceBool = OnceBool::new();

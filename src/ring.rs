@@ -108,7 +108,7 @@ pub struct Consumer<T> {
 }
 
 impl<T: Entry> Consumer<T> {
-    /// Starts where the ring stands.
+    /// Starts at the ring's current indices.
     pub fn new(ring: SharedRing<T>, name: &'static str) -> Self {
         let head = ring.consumer().load(Ordering::Relaxed);
         Consumer {

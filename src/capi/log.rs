@@ -17,7 +17,7 @@ pub struct unified_log {
     reader: Lock<Option<LogReader>>,
 }
 
-/// `ENOTSUP` where the handle is in use by a thread of the parent process that a fork left behind.
+/// `ENOTSUP` if a thread of the parent process was using the handle at the fork.
 fn locked(log: &unified_log) -> Result<Guard<'_, Option<LogReader>>> {
     log.reader.lock().map_err(|_| {
         Error::new(

@@ -50,7 +50,7 @@ pub extern "C" fn unified_strerror(error: c_int) -> *const c_char {
 pub extern "C" fn unified_status_string(status: u32) -> *const c_char {
     use crate::sys::fork::Lock;
     use std::collections::BTreeMap;
-    // C wants a zero byte behind the text; each is made once and kept.
+    // C needs a zero byte after the text; each string is made once and kept.
     static TEXTS: Lock<BTreeMap<u16, &'static std::ffi::CStr>> = Lock::new(BTreeMap::new());
     let status = (status & 0x7ff) as u16;
     TEXTS

@@ -32,9 +32,8 @@ use crate::error::{Error, Result};
 use crate::pipeline::Pipeline;
 use crate::sys::fork::ProcessId;
 
-/// What stands behind a handle: never freed, so that a handle which is used after its end is told instead of being followed
-/// into freed memory. All of them are in a list, so that tools which look for leaks find them, and no suppression has
-/// to hide what else is allocated there.
+/// The cell of a handle. It is never freed, so that use of a closed handle is an error and not a use after free. All
+/// cells are in a list, so that leak detectors find them and need no suppression, which would hide other leaks.
 #[repr(C)]
 struct Kept<T> {
     cell: T,
@@ -49,7 +48,7 @@ fn keep<T>(cell: T) -> *mut T {
         earlier: AtomicPtr::new(KEPT.load(Ordering::Relaxed)),
     }));
     let this = ptr::from_mut(kept);
-    // Nobody follows the list: it is there to be looked at from outside.
+    // Nothing walks the list: it exists for leak detectors.
     while let Err(earlier) = KEPT.compare_exchange_weak(
         kept.earlier.load(Ordering::Relaxed),
         this.cast(),
@@ -67,7 +66,7 @@ thread_local! {
 
 fn remember(message: &str) {
     let text = CString::new(message.replace('\0', "?")).unwrap_or_default();
-    // During a thread's end the slot may be gone; then nobody can ask for the message either.
+    // At a thread's end the slot may be gone; then nobody can read the message either.
     let _ = LAST_ERROR.try_with(|slot| *slot.borrow_mut() = text);
 }
 
@@ -92,11 +91,11 @@ fn null(what: &str) -> Error {
     Error::new(libc::EINVAL, format!("{what} is NULL"))
 }
 
-/// A handle. The cell behind it is never freed, so that a handle used after its destruction is an error
-/// and not a crash; what it held is.
+/// A handle. Its cell is never freed, so that a handle used after its destruction is an error and not a crash. Its
+/// contents are freed.
 #[allow(non_camel_case_types)]
 pub struct unified_ctx {
-    /// Looked at before the lock: calls that come in a stream would keep a destroyer from it for ever.
+    /// Checked before the lock: otherwise a stream of calls would starve a destroyer.
     stage: AtomicU8,
     context: RwLock<Option<Arc<Context>>>,
     pipeline: Mutex<Option<Pipeline>>,
@@ -132,7 +131,7 @@ fn cell<'a>(ctx: *const unified_ctx) -> Result<&'a unified_ctx> {
     // whose cells are never freed, and it is only shared, never mutably borrowed.
     let handle = unsafe { &*ctx };
     if !handle.born.is_current() {
-        // Not even the lock may be tried: another thread of the parent may have held it.
+        // Do not even try the lock: another thread of the parent may have held it.
         return Err(Error::new(
             libc::ENOTSUP,
             "this context belongs to the parent process of a fork; create one here",
@@ -160,7 +159,7 @@ fn with<T>(
     }
 }
 
-/// As `with`, for calls that a running pipeline makes itself.
+/// As `with`, for calls that are refused while a pipeline runs.
 fn with_free<T>(
     ctx: *const unified_ctx,
     body: impl FnOnce(&Arc<Context>) -> Result<T>,

@@ -85,7 +85,7 @@ pub unsafe extern "C" fn unified_packet_flow(
             ));
         }
         let mut head = [0u8; 256];
-        // Behind long extension headers the payload begins later; addresses and ports stand before them.
+        // After long extension headers the payload begins later; addresses and ports come before them.
         let len = usize::from(packet.payload_offset).min(head.len());
         // SAFETY: a packet of unified_rx_batch has `len` readable bytes at `data`, and the payload begins
         // inside them; 256 are room enough, as just checked.

@@ -1,8 +1,8 @@
-//! The documented registration interface as its programs call it: `syscall`, redirected at link time for
-//! the program that asks (`-Wl,--wrap=syscall`), and two calls that it makes on the way.
+//! The documented registration interface as its programs call it: `syscall`, which a program redirects at link time
+//! (`-Wl,--wrap=syscall`), and two other functions that such programs call.
 //!
-//! Operations 33 and 34 of io_uring_register are answered here; every other call goes to the kernel as
-//! it was made. What fails sets errno as the C library does, and `unified_last_error` says why.
+//! Operations 33 and 34 of io_uring_register are answered here; every other call goes to the kernel as it was made. A
+//! failure sets errno as the C library does, and `unified_last_error` says why.
 
 use std::ffi::{CStr, c_int, c_long, c_uint, c_void};
 use std::mem::transmute;
@@ -57,8 +57,8 @@ fn wrapped(body: impl FnOnce() -> Result<c_int>) -> c_int {
     value
 }
 
-/// A function of a library that the process has loaded, wherever it stands in the order of libraries:
-/// never that of an object that was preloaded to call this library, nor one linked into it.
+/// A function of a library that the process has loaded, at any place in the order of libraries. Never that of a
+/// preloaded object that calls this library, nor one linked into it.
 fn function_of(library: &CStr, name: &CStr, cache: &AtomicUsize) -> Option<usize> {
     let mut found = cache.load(Ordering::Relaxed);
     if found == 0 {
@@ -92,7 +92,7 @@ unsafe fn real_syscall(number: c_long, a: Arguments) -> c_long {
     let call: Syscall = match ours.then(|| function_of(LIBC, c"syscall", &FOUND)) {
         // SAFETY: the C library's `syscall` has this type.
         Some(Some(found)) => unsafe { transmute::<usize, Syscall>(found) },
-        // A preloaded object hands on all other calls by itself; a signal handler may make them.
+        // A preloaded object forwards all other calls itself; a signal handler may make them.
         _ => libc::syscall,
     };
     // SAFETY: the caller's promise. More arguments than the call has are not looked at.
@@ -161,7 +161,7 @@ pub unsafe extern "C" fn __wrap_syscall(
             // SAFETY: as above.
             result = unsafe { setup_single_issuer(arguments) };
             if result >= 0 {
-                // The refusal that the program did not see is none of its business.
+                // The program did not see the refused call, so its error is discarded.
                 set_errno(before);
             }
         }
@@ -185,13 +185,13 @@ fn note_clamp(fd: RawFd, params: u64) {
     if flags & SETUP_CLAMP == 0 || flags & SETUP_REGISTERED_FD_ONLY != 0 {
         return;
     }
-    // The ring is there, whatever comes of this: without the note its registrations are refused, not clamped.
+    // The ring exists in any case. If the note fails, its registrations are refused instead of clamped.
     wrapped(|| registrations().note_clamp(fd).map(|()| 0));
 }
 
-/// Kernels want SINGLE_ISSUER beside DEFER_TASKRUN; programs of the interface may leave it out. It binds
-/// submission to the calling thread, and such a program never submits to this ring: it is the handle of
-/// its registration, and the engine has one of its own.
+/// Kernels require SINGLE_ISSUER with DEFER_TASKRUN; programs of the interface may leave it out. It binds submission
+/// to the calling thread, and such a program never submits to this ring: it is the handle of its registration, and the
+/// engine has one of its own.
 ///
 /// # Safety
 /// The arguments are those of an io_uring_setup that was answered with EINVAL.
@@ -321,7 +321,7 @@ pub struct UmemConfig {
 }
 
 impl UmemConfig {
-    /// What libxdp takes where it is given none.
+    /// libxdp's defaults.
     const DEFAULT: UmemConfig = UmemConfig {
         fill_size: 2048,
         comp_size: 2048,
@@ -330,14 +330,14 @@ impl UmemConfig {
         flags: 0,
     };
 
-    /// Aligned frames, and payloads where a drive can take them.
+    /// Aligned frames, and payloads at an address that a drive can use.
     fn adjusted(mut self) -> UmemConfig {
         // In unaligned mode descriptors carry an offset in their upper 16 bits; programs of the interface
         // add them to the buffers as they are. Without power of two frames there is no aligned mode.
         if self.frame_size.is_power_of_two() {
             self.flags &= !UMEM_UNALIGNED;
         }
-        // A headroom that the program asked for is its own affair; a full MTU must still fit.
+        // Keep a headroom that the program asked for. A full MTU must still fit.
         if self.frame_headroom == 0 && self.frame_size >= 2048 {
             self.frame_headroom = HEADROOM;
         }
@@ -355,8 +355,8 @@ type UmemCreate = unsafe extern "C" fn(
 ) -> c_int;
 
 /// Stands in for libxdp's function in a program that is linked with `--wrap=xsk_umem__create`: clears
-/// XDP_UMEM_UNALIGNED_CHUNK_FLAG and, where the program leaves the headroom to others, chooses one that
-/// needs no copies. A negative errno, as libxdp.
+/// XDP_UMEM_UNALIGNED_CHUNK_FLAG and, if the program sets no headroom, chooses one that needs no copies. A negative
+/// errno, as libxdp.
 ///
 /// # Safety
 /// As for libxdp's function.
@@ -383,9 +383,8 @@ pub unsafe extern "C" fn __wrap_xsk_umem__create(
     unsafe { create(umem, area, size, fill, completion, &adjusted) }
 }
 
-/// Stands in for `setrlimit` in a program that is linked with `--wrap=setrlimit`: a raise of
-/// RLIMIT_MEMLOCK that the kernel refuses succeeds where nothing limits this process anyway
-/// (CAP_IPC_LOCK).
+/// Stands in for `setrlimit` in a program that is linked with `--wrap=setrlimit`: a raise of RLIMIT_MEMLOCK that the
+/// kernel refuses succeeds if nothing limits this process anyway (CAP_IPC_LOCK).
 ///
 /// # Safety
 /// As for the C library's function.

@@ -13,7 +13,7 @@ use crate::sys::xsk::{BoundQueue, QueueSetup, Umem, UmemSetup};
 /// Whether the NIC writes into the frames itself.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum ZeroCopy {
-    /// Zero-copy where the driver can, else copy.
+    /// Zero-copy if the driver supports it, else copy.
     #[default]
     Auto,
     Copy,

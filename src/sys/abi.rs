@@ -1,7 +1,7 @@
 //! The structures that the region shares between the program, the library and the kernel.
 //!
-//! Little endian, natural alignment, no padding that is not named. The registration interface fixes
-//! every size here; the assertions below hold them.
+//! Little endian, natural alignment, all padding named. The registration interface fixes every size here; the
+//! assertions below check them.
 
 /// `io_unified_ring`: the indices of one ring. 40 bytes; the region gives each a cache line of its own.
 #[repr(C)]
@@ -17,8 +17,8 @@ pub struct UnifiedRing {
     pub ring_size: u64,
 }
 
-/// Bit 0 of `UnifiedRing::flags`, written by that ring's consumer only: it sleeps, and wants a wakeup
-/// after the next store to `producer`.
+/// Bit 0 of `UnifiedRing::flags`, written only by that ring's consumer: it sleeps, and needs a wakeup after the next
+/// store to `producer`.
 pub const RING_NEED_WAKEUP: u32 = 1;
 
 /// `nvme_uring_cmd`, as in linux/nvme_ioctl.h: an NVMe command without its data pointers (72 bytes).
@@ -65,7 +65,7 @@ pub const NO_BUFFER: u64 = u64::MAX;
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct UnifiedCqe {
     pub user_data: u64,
-    /// 0, or a negative errno where the system failed rather than the device.
+    /// 0, or a negative errno if the system failed rather than the device.
     pub result: i32,
     /// NVMe status: type << 8 | code, 11 bits; 0 is success.
     pub status: u32,
@@ -82,10 +82,10 @@ pub const CQE_DNR: u32 = 1 << 0;
 pub const CQE_FRAME: u32 = 1 << 1;
 /// `UnifiedCqe::flags`: the library copied the data through a bounce buffer.
 pub const CQE_BOUNCED: u32 = 1 << 2;
-/// `UnifiedCqe::flags`: the device did not take it, and it is in the spill.
+/// `UnifiedCqe::flags`: the device failed it, and it is in the spill.
 pub const CQE_SPILLED: u32 = 1 << 3;
 
-/// `io_unified_reg`: what registration is asked for, and where it put things (88 bytes).
+/// `io_unified_reg`: the request for registration, and its answer (88 bytes).
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct UnifiedReg {
@@ -103,7 +103,7 @@ pub struct UnifiedReg {
     pub offsets: UnifiedOffsets,
 }
 
-/// Where the parts of a region are, in bytes from its start.
+/// The parts of a region, in bytes from its start.
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct UnifiedOffsets {

@@ -1,14 +1,15 @@
-//! libblkid, by which mkfs, mount and udev recognise what is on a device, where the system has it.
+//! libblkid, if the system has it. mkfs, mount and udev use it to recognize what is on a device.
 //!
-//! Loaded when it is needed: nearly every system has it, but no program should fail to start without it, or need its
-//! headers to build. And unloaded again, so that nothing is left when this library is unloaded. Its functions and constants are those of blkid.h since util-linux 2.30.
+//! Loaded when it is needed: nearly every system has it, but a program must start without it, and build without its
+//! headers. Unloaded again, so that nothing is left when this library is unloaded. Its functions and constants are
+//! those of blkid.h since util-linux 2.30.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::ptr;
 
-/// A recognised format: its name, and where its magic bytes stand, in bytes, if that was told.
+/// A recognized format: its name, and the offset of its magic bytes, if known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     pub name: String,
@@ -20,7 +21,7 @@ type Probe = *mut c_void;
 const SUBLKS_TYPE: c_int = 1 << 5;
 const SUBLKS_MAGIC: c_int = 1 << 9;
 const PARTS_MAGIC: c_int = 1 << 3;
-/// Formats on one device, more than can be.
+/// Most formats on one device.
 const MOST: usize = 32;
 
 type New = unsafe extern "C" fn() -> Probe;
@@ -46,7 +47,7 @@ struct Library {
     value: Value,
 }
 
-/// Of dlopen. Open as long as this lives.
+/// From dlopen. Open until this is dropped.
 #[derive(Debug)]
 struct Handle(*mut c_void);
 
@@ -57,7 +58,7 @@ impl Drop for Handle {
     }
 }
 
-/// A function of the library, which has that type by blkid.h.
+/// A function of the library, with its type in blkid.h.
 macro_rules! symbol {
     ($handle:expr, $name:literal, $type:ty) => {{
         // SAFETY: the handle is open, and the name ends in a zero byte.
@@ -94,8 +95,8 @@ fn load() -> Option<Library> {
     })
 }
 
-/// Everything that libblkid recognises in a file of blocks of `sector` bytes. `None`: there is no libblkid here, or it
-/// did not take the file.
+/// Everything that libblkid recognizes in a file with blocks of `sector` bytes. `None` if there is no libblkid, or if
+/// it refused the file.
 pub fn find(image: &File, sector: u32) -> Option<Vec<Found>> {
     let library = load()?;
     // SAFETY: takes nothing; the result is a new probe or null.

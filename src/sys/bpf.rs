@@ -157,7 +157,7 @@ fn route_log() {
     if ROUTED.load(Ordering::Acquire) {
         return;
     }
-    // Not std's Once: in a child it may be said to run for ever.
+    // Not std's Once: in a forked child it may count as running forever.
     let _one = libxdp();
     // SAFETY: both functions live as long as the library; the libraries are this one's private copies.
     unsafe {
@@ -194,7 +194,7 @@ impl Mode {
     }
 }
 
-/// Where a packet is said to come from. The interface must have its XDP queues set up.
+/// The origin of a test packet. The interface must have its XDP queues set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ingress {
     pub ifindex: u32,
@@ -247,7 +247,7 @@ impl Program {
         Ok(program)
     }
 
-    /// When it runs among several programs (low first), and whether those after it see passed packets.
+    /// Its order among several programs (lower runs first), and whether later ones see passed packets.
     pub fn set_run_config(&mut self, priority: u32, chain_pass: bool) -> io::Result<()> {
         // SAFETY: the program is open and not yet attached.
         unsafe {
@@ -297,7 +297,7 @@ impl Program {
         })
     }
 
-    /// Attaches the loaded program where none is, without libxdp. `EBUSY` where one is.
+    /// Attaches the loaded program without libxdp, if no program is attached. `EBUSY` if one is.
     pub fn attach_alone(&self, ifindex: u32, mode: Mode) -> io::Result<()> {
         let flags = XDP_FLAGS_UPDATE_IF_NOEXIST | mode.flag();
         // SAFETY: takes numbers; no options.
@@ -307,8 +307,8 @@ impl Program {
         .map(drop)
     }
 
-    /// Takes the program off where it, and no dispatcher, is what the interface runs. `EEXIST` where another
-    /// one is there: the kernel compares, so nobody else's is ever taken off. Needs CAP_NET_ADMIN alone.
+    /// Detaches the program if the interface runs it directly, without a dispatcher. `EEXIST` if another one is
+    /// attached: the kernel compares, so nobody else's program is ever detached. Needs only CAP_NET_ADMIN.
     pub fn detach_alone(&self, ifindex: u32, mode: Mode) -> io::Result<()> {
         // SAFETY: the options are integers, for which zero is a value.
         let mut options: libbpf_sys::bpf_xdp_attach_opts = unsafe { std::mem::zeroed() };
@@ -415,7 +415,7 @@ pub(crate) fn map_set(fd: RawFd, key: u32, value: &[u8]) -> io::Result<()> {
     .map(drop)
 }
 
-/// Whether a descriptor is a map of AF_XDP sockets. The other calls here believe that it is.
+/// Whether a descriptor is a map of AF_XDP sockets. The other functions here do not check that.
 pub(crate) fn is_socket_map(fd: RawFd) -> io::Result<bool> {
     let mut info = libbpf_sys::bpf_map_info::default();
     let mut len = size_of_val(&info) as u32;
@@ -456,16 +456,16 @@ pub struct Attached {
     pub id: u32,
 }
 
-/// What hangs on an interface.
+/// The programs attached to an interface.
 #[derive(Debug, Clone)]
 pub struct AttachedList {
-    /// Behind libxdp's dispatcher; otherwise it is one program alone.
+    /// libxdp's dispatcher runs them. Otherwise there is one program alone.
     pub dispatcher: bool,
     pub mode: Mode,
     pub programs: Vec<Attached>,
 }
 
-/// The programs attached to an interface; `None` where there are none.
+/// The programs attached to an interface; `None` if there are none.
 pub fn attached(ifindex: u32) -> Option<AttachedList> {
     route_log();
     let _one = libxdp();
@@ -664,7 +664,7 @@ impl Events {
         Ok(Events { ring, sink })
     }
 
-    /// Readable when the program woke its reader.
+    /// Readable when the program has woken its reader.
     pub fn fd(&self) -> RawFd {
         // SAFETY: the ring is live.
         unsafe { libbpf_sys::ring_buffer__epoll_fd(self.ring) }

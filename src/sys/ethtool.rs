@@ -1,4 +1,4 @@
-//! What the driver of an interface does to packets, by the ioctl of ethtool (of the caller's network namespace).
+//! Driver and features of an interface of the caller's network namespace, by the ioctl of ethtool.
 
 use std::io;
 
@@ -25,7 +25,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-/// The name of its driver; for a device without hardware, of its kind ("veth", "tun", "bridge").
+/// The name of an interface's driver; for an interface without hardware, its kind ("veth", "tun", "bridge").
 pub fn driver(name: &str) -> io::Result<String> {
     let mut words = [0u32; DRVINFO];
     words[0] = ETHTOOL_GDRVINFO;
@@ -34,7 +34,7 @@ pub fn driver(name: &str) -> io::Result<String> {
     Ok(text(&bytes(&words)[DRIVER]))
 }
 
-/// One thing that a driver, or the stack for it, can do to packets.
+/// A feature of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Feature {
     pub on: bool,
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn loopback_has_features_and_no_hardware() {
         let features = Features::of("lo").unwrap();
-        // linux/netdev_features.h: nobody can turn it off.
+        // linux/netdev_features.h: it cannot be turned off.
         let loopback = features.get("loopback").unwrap();
         assert_eq!(
             (loopback.on, loopback.changeable),

@@ -13,7 +13,7 @@ use std::time::Duration;
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
-/// An eventfd: what is written adds up until it is read.
+/// An eventfd: writes add up until it is read.
 #[cfg(not(loom))]
 #[derive(Debug)]
 struct Counter(File);
@@ -50,7 +50,7 @@ impl Counter {
     }
 }
 
-/// The same as loom sees it, without a descriptor.
+/// A model of it for loom, without a descriptor.
 #[cfg(loom)]
 #[derive(Debug)]
 struct Counter(loom::sync::Mutex<u64>);
@@ -86,9 +86,9 @@ impl Counter {
 #[derive(Debug)]
 pub struct Doorbell {
     counter: Counter,
-    /// Rings begun and not yet cleared: saves `clear` a system call where nobody rang. Counted before the
-    /// write, which may wake the clearer at once: a readable descriptor that `clear` passed over would be
-    /// polled in vain until the ringer runs again.
+    /// Rings begun and not yet cleared. Saves `clear` a system call if nobody rang. Counted before the write, which
+    /// may wake the clearer at once: if `clear` skipped the read, the descriptor would stay readable until the ringer
+    /// runs again.
     rung: AtomicU64,
 }
 
@@ -100,23 +100,23 @@ impl Doorbell {
         })
     }
 
-    /// Rings, unless an earlier ring is not yet cleared: whoever clears that one looks at everything that was
-    /// written before this call.
+    /// Rings, unless an earlier ring is not yet cleared: whoever clears that one then sees everything that was written
+    /// before this call.
     pub fn ring(&self) {
-        // Pairs with the fence in `clear`: either this side sees that the bell was cleared and rings again, or
-        // the clearer's looks, which follow its fence, see what was done before this one.
+        // Pairs with the fence in `clear`: either this side sees that the bell was cleared and rings again, or the
+        // clearer's loads after its fence see what was done before this one.
         fence(Ordering::SeqCst);
         if self.rung.load(Ordering::Relaxed) > 0 {
             return;
         }
         self.rung.fetch_add(1, Ordering::AcqRel);
         if self.counter.add_one().is_err() {
-            // A full counter (EAGAIN) is rung already.
+            // A full counter (EAGAIN) is readable already.
             self.rung.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
-    /// Says whether it had been rung.
+    /// Clears the bell. Returns whether it had been rung.
     pub fn clear(&self) -> bool {
         if self.rung.load(Ordering::Acquire) == 0 {
             return false;
@@ -124,7 +124,7 @@ impl Doorbell {
         let Ok(rings) = self.counter.take() else {
             return false;
         };
-        // What the counter held are the rings that are cleared; others may be about to write.
+        // The counter's value is the number of rings that are cleared. Other ringers may be about to write.
         self.rung.fetch_sub(rings, Ordering::AcqRel);
         fence(Ordering::SeqCst);
         true
@@ -145,8 +145,8 @@ impl Doorbell {
     }
 }
 
-/// Waits until one of `fds` is readable, at most for `timeout` (`None`: forever). `false` where the time
-/// ran out or a signal came: the caller looks at its rings either way.
+/// Waits until one of `fds` is readable, at most for `timeout` (`None`: forever). `false` on timeout or signal; the
+/// caller checks its rings in any case.
 pub fn poll_readable(fds: &[RawFd], timeout: Option<Duration>) -> io::Result<bool> {
     match poll_which(fds, timeout) {
         Ok(which) => Ok(which != 0),
@@ -188,7 +188,7 @@ pub fn poll_which(fds: &[RawFd], timeout: Option<Duration>) -> io::Result<u32> {
     }
 }
 
-/// Several descriptors behind one that can be polled.
+/// One descriptor that is readable if any of several is.
 #[derive(Debug)]
 pub struct Epoll(OwnedFd);
 
@@ -233,11 +233,11 @@ pub fn block_signals() {
     }
 }
 
-/// For a thread that sleeps a short while and must be on time: its timers end within a microsecond
-/// instead of the usual 50, and when it wakes up it need not wait for another's whole time slice (kernel
-/// 6.12; older ones ignore it).
+/// Makes short sleeps of the calling thread punctual: its timers end within a microsecond instead of the usual 50, and
+/// after a wakeup it does not wait for another thread's whole time slice (kernel 6.12 or newer; older ones ignore
+/// this).
 pub fn sharpen_timers() {
-    /// struct sched_attr as far as its first version goes.
+    /// The first version of struct sched_attr.
     #[repr(C)]
     #[derive(Default)]
     struct SchedAttr {
@@ -260,21 +260,21 @@ pub fn sharpen_timers() {
             && attr.policy == libc::SCHED_OTHER as u32
         {
             attr.size = size;
-            // Not for io_uring's workers, which are born of this thread.
+            // Not inherited by io_uring's workers, which this thread creates.
             attr.flags |= libc::SCHED_FLAG_RESET_ON_FORK as u64;
-            // The shortest slice that the kernel takes, in ns.
+            // The shortest slice that the kernel allows, in ns.
             attr.runtime = 100_000;
             libc::syscall(libc::SYS_sched_setattr, 0, &attr, 0);
         }
     }
 }
 
-/// While it lives, no signal interrupts the calling thread: they wait. For calls that are short but must not end early.
-/// Those that tell of the thread's own faults go through.
+/// Until it is dropped, signals to the calling thread are pending and do not interrupt it. For short calls that must
+/// not end early. Signals for the thread's own faults are delivered.
 #[derive(Debug)]
 pub struct SignalShield {
     old: libc::sigset_t,
-    // The mask is the thread's.
+    // The signal mask belongs to the thread.
     _not_send: std::marker::PhantomData<*const ()>,
 }
 
@@ -319,10 +319,10 @@ impl Drop for SignalShield {
     }
 }
 
-/// While it lives, SIGXFSZ does not reach the calling thread; one that came is taken away at the end.
+/// Until it is dropped, SIGXFSZ does not reach the calling thread. One that was sent meanwhile is discarded.
 ///
-/// The kernel sends it with every EFBIG of RLIMIT_FSIZE, to the thread that submits the write, and its default
-/// ends the program. The library tells the errno instead.
+/// The kernel sends it with every EFBIG of RLIMIT_FSIZE to the thread that submits the write, and its default action
+/// ends the program. The library returns the errno instead.
 #[derive(Debug)]
 pub struct FileSizeShield {
     old: libc::sigset_t,
@@ -385,7 +385,7 @@ pub fn monotonic_ns() -> u64 {
 mod tests {
     use super::*;
 
-    /// What was done before a ring that was spared is seen behind the clear that it was spared for.
+    /// A ring is skipped if an earlier one is not cleared yet. What was done before it is visible after that clear.
     #[test]
     fn no_ring_is_lost() {
         const RINGS: u64 = 200_000;
@@ -400,7 +400,7 @@ mod tests {
             });
             let mut seen = 0;
             while seen < RINGS {
-                // Sleeps only where nothing was done since the last look.
+                // Sleeps only if nothing was done since the last check.
                 let woken = poll_readable(&[bell.fd()], Some(Duration::from_secs(10))).unwrap();
                 assert!(
                     woken,
@@ -409,7 +409,7 @@ mod tests {
                 bell.clear();
                 seen = done.load(Ordering::Relaxed);
             }
-            // ThreadSanitizer sees a join, and not how a scope ends.
+            // ThreadSanitizer sees a join, but not the end of a scope.
             ringer.join().unwrap();
         });
     }
@@ -421,7 +421,7 @@ mod tests {
         let readable = |timeout| poll_readable(&[bell.fd()], Some(timeout)).unwrap();
         std::thread::scope(|scope| {
             let ringer = scope.spawn(|| (0..RINGS).for_each(|_| bell.ring()));
-            // Between the ringer's write and whatever it does behind it, too.
+            // Also between the ringer's write and what it does after it.
             while !ringer.is_finished() {
                 if readable(Duration::from_millis(1)) {
                     assert!(bell.clear());

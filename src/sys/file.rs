@@ -1,4 +1,4 @@
-//! System calls on devices and files that std does not have: direct I/O limits, NVMe ioctls, fallocate.
+//! System calls on devices and files that std lacks: direct I/O limits, NVMe ioctls, fallocate, locks.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -24,14 +24,14 @@ const NVME_IOCTL_IO_CMD: libc::c_ulong = 0xC048_4E43;
 const LOOP_GET_STATUS64: libc::c_ulong = 0x4C05;
 const LOOP_INFO_WORDS: usize = 29;
 
-/// What direct I/O on a file needs (STATX_DIOALIGN), in bytes.
+/// Alignment that direct I/O on a file needs (STATX_DIOALIGN), in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DirectAlign {
     pub memory: u32,
     pub offset: u32,
 }
 
-/// Of an open file. `None` if the file system does not say, or does no direct I/O on this file.
+/// The alignment for an open file. `None` if the file system does not report it, or has no direct I/O on this file.
 pub fn direct_align_of(file: &File) -> Option<DirectAlign> {
     // SAFETY: statx is integers only; all zeroes is a value of it.
     let mut stat: libc::statx = unsafe { std::mem::zeroed() };
@@ -46,7 +46,7 @@ pub fn direct_align_of(file: &File) -> Option<DirectAlign> {
     })
 }
 
-/// A descriptor of our own for what the program's `fd` is open on. `EBADF` where it is not open.
+/// Duplicates a descriptor of the program. `EBADF` if it is not open.
 pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: takes numbers only.
     let own = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
@@ -66,7 +66,7 @@ pub fn open_flags(file: &File) -> io::Result<libc::c_int> {
     }
 }
 
-/// Gives a file `len` bytes of allocated, zeroed space.
+/// Allocates a file's space up to `len` bytes, zeroed.
 pub fn allocate(file: &File, len: u64) -> io::Result<()> {
     let _shield = FileSizeShield::new();
     let len = i64::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
@@ -78,14 +78,14 @@ pub fn allocate(file: &File, len: u64) -> io::Result<()> {
         let error = io::Error::last_os_error();
         match error.raw_os_error() {
             Some(libc::EINTR) => {}
-            // A file system without fallocate: a sparse file does, its space comes with the writes.
+            // A file system without fallocate: the file stays sparse, and its space is allocated by the writes.
             Some(libc::EOPNOTSUPP) => return file.set_len(len as u64),
             _ => return Err(error),
         }
     }
 }
 
-/// Device and inode of an open descriptor: what tells it from a later one of the same number.
+/// Device and inode of an open descriptor. They distinguish it from a later one with the same number.
 pub fn identity(fd: RawFd) -> io::Result<(u64, u64)> {
     // SAFETY: stat is integers only; all zeroes is a value of it.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
@@ -96,15 +96,15 @@ pub fn identity(fd: RawFd) -> io::Result<(u64, u64)> {
     }
 }
 
-/// The namespace id behind a namespace's character or block node.
+/// The namespace id of a namespace's character or block node.
 pub fn nvme_namespace_id(file: &File) -> io::Result<u32> {
     // SAFETY: this ioctl takes no argument and returns the id.
     let id = unsafe { libc::ioctl(file.as_raw_fd(), NVME_IOCTL_ID) };
     u32::try_from(id).map_err(|_| io::Error::last_os_error())
 }
 
-/// Identify (admin opcode 06h), synchronously: for use when a device is opened, and for those who may
-/// not open the controller. The inner `Err` is the drive's NVMe status.
+/// Identify (admin opcode 06h), synchronously: for opening a device, and for users who may not open the controller.
+/// The inner `Err` is the drive's NVMe status.
 pub fn nvme_identify(
     file: &File,
     nsid: u32,
@@ -133,7 +133,7 @@ pub fn nvme_identify(
 }
 
 /// Reads `to.len()` bytes, whole blocks of at most the drive's longest transfer, synchronously through a namespace's
-/// passthrough node. `EIO` for what the drive answers but success.
+/// passthrough node. `EIO` if the drive returns an error status.
 pub fn nvme_read(file: &File, nsid: u32, lba: u64, blocks: u16, to: &mut [u8]) -> io::Result<()> {
     let mut cmd = NvmeUringCmd {
         opcode: 0x02,
@@ -174,7 +174,7 @@ fn file_system_type_by(ask: impl FnOnce(*mut libc::statfs) -> libc::c_int) -> io
     }
 }
 
-/// The kind of file system that a path is on, as statfs(2) numbers them.
+/// The type of the file system of a path, as statfs(2) numbers them.
 pub fn file_system_type(path: &Path) -> io::Result<u64> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: the path ends in a zero byte, and the kernel fills the live struct that is passed.
@@ -215,7 +215,8 @@ fn set_lock(fd: RawFd, command: libc::c_int, kind: libc::c_int) -> io::Result<()
     })
 }
 
-/// Locks a file, open for writing, for its open file description (F_OFD_SETLK). `WouldBlock` if somebody has it.
+/// Locks a file, open for writing, for its open file description (F_OFD_SETLK). `WouldBlock` if somebody else has a
+/// lock.
 pub fn lock_range(file: &File) -> io::Result<()> {
     set_lock(file.as_raw_fd(), libc::F_OFD_SETLK, libc::F_WRLCK)
 }
@@ -224,10 +225,10 @@ pub fn unlock_range(file: &File) -> io::Result<()> {
     set_lock(file.as_raw_fd(), libc::F_OFD_SETLK, libc::F_UNLCK)
 }
 
-/// A lock on a file of which this process has no description of its own, only one that others share.
+/// A lock on a file for which this process has no open file description of its own, only a shared one.
 ///
-/// A lock of the classic kind (F_SETLK) belongs to a table of descriptors, and is lost when any descriptor of the file
-/// is closed in that table. So a sleeping thread holds it in a table of its own, with this one descriptor in it.
+/// A traditional lock (F_SETLK) belongs to a descriptor table, and is lost when any descriptor of the file is closed
+/// in that table. So a sleeping thread holds it in a descriptor table of its own, which has only this one descriptor.
 #[derive(Debug)]
 pub struct LockApart {
     stop: Arc<AtomicBool>,
@@ -256,7 +257,7 @@ impl LockApart {
                 while !seen.load(Ordering::Acquire) {
                     thread::park();
                 }
-                // Whoever joins this thread may go on before its table is gone.
+                // A thread that joins this one may continue before the table is gone.
                 let _ = set_lock(fd, libc::F_SETLK, libc::F_UNLCK);
             })?;
         let lock = LockApart {
@@ -279,7 +280,7 @@ impl Drop for LockApart {
     }
 }
 
-/// Gives the calling thread a table of descriptors of its own, with `fd` alone in it.
+/// Gives the calling thread a descriptor table of its own, which has only `fd`.
 fn part_descriptors(fd: RawFd) -> io::Result<()> {
     const CLOSE_RANGE_UNSHARE: libc::c_uint = 2;
     let fd = fd as libc::c_uint;

@@ -1,10 +1,11 @@
-//! Telling a process from its forked children.
+//! Distinguishes a process from its forked children.
 //!
-//! A page that the kernel wipes in every child (MADV_WIPEONFORK) holds a mark: reading it costs one load,
-//! and it also tells children of a bare clone(2), which no handler of the C library sees.
+//! A page that the kernel zeroes in every child (MADV_WIPEONFORK) holds an id. Reading it costs one load. It also
+//! works for children of a bare clone(2), for which the C library calls no fork handler.
 //!
-//! A lock that another thread of the parent held is held for ever in the child, where that thread is not. `Lock`
-//! knows whose it is, so what outlives a context (a static, a handle of a log) is never waited for in vain.
+//! If another thread of the parent holds a lock at the fork, the lock is held forever in the child, which does not
+//! have that thread. `Lock` records its owner's process, so a child never waits forever for a lock that outlives a
+//! context (a static, a handle of a log).
 
 use std::cell::UnsafeCell;
 use std::io;
@@ -14,11 +15,11 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 static PAGE: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
-/// The last mark in this process and those that it comes from. Not the process's number, which a child in another PID
-/// namespace can have too.
+/// The last id in this process and its ancestors. The process number does not work: a child in another PID namespace
+/// can have the same one.
 static LAST: AtomicU32 = AtomicU32::new(0);
 
-/// The mark of the process that asked for it first; not current in its children.
+/// The id of a process. It is not current in the process's children.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProcessId(u32);
 
@@ -67,7 +68,7 @@ impl ProcessId {
         if there != 0 {
             return Ok(ProcessId(there));
         }
-        // In a child the page reads zero again, and its marks go on where its parent's ended.
+        // In a child the page is zero again, and its ids continue after its parent's.
         let next = (LAST.fetch_add(1, Ordering::AcqRel) + 1) & !WAITED;
         match word.compare_exchange(0, next, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Ok(ProcessId(next)),
@@ -75,20 +76,20 @@ impl ProcessId {
         }
     }
 
-    /// Whether the process that this is the mark of is the one that asks.
+    /// Whether the calling process is the one with this id.
     pub fn is_current(self) -> bool {
         page().is_ok_and(|word| word.load(Ordering::Relaxed) == self.0)
     }
 }
 
-/// In a lock's word, beside the owner's mark: somebody waits for it.
+/// In a lock's word, besides the owner's id: somebody waits for it.
 const WAITED: u32 = 1 << 31;
-/// The owner's mark where the system could not give one: such a process is not told from its children.
+/// The owner's id if the system could not give one. Such a process is not distinguished from its children.
 const UNMARKED: u32 = WAITED - 1;
 
-/// A mutex that a forked child can tell to be locked by a thread of its parent. For what outlives a context.
+/// A mutex that detects in a forked child that a thread of the parent has locked it. For data that outlives a context.
 pub struct Lock<T> {
-    /// 0: free; else the mark of the process that has locked it.
+    /// 0: free; else the id of the process that has locked it.
     owner: AtomicU32,
     value: UnsafeCell<T>,
 }
@@ -96,13 +97,13 @@ pub struct Lock<T> {
 // SAFETY: the value is reached through a guard only, of which there is one at a time.
 unsafe impl<T: Send> Sync for Lock<T> {}
 
-/// A lock is held by a thread that is not in this process: what it protects may be half changed.
+/// A lock is held by a thread that this process does not have. The data that it protects may be inconsistent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inherited(u32);
 
 pub struct Guard<'a, T> {
     lock: &'a Lock<T>,
-    // Let go by the thread that took it.
+    // Released by the thread that took it.
     _not_send: PhantomData<*const ()>,
 }
 
@@ -124,7 +125,7 @@ impl<T> Lock<T> {
     /// Waits for other threads of this process.
     pub fn lock(&self) -> Result<Guard<'_, T>, Inherited> {
         let me = ProcessId::of_this_process().map_or(UNMARKED, |mark| mark.0);
-        // Whoever has waited does not know whether others still do.
+        // A thread that has waited does not know whether others still wait.
         let mut take = me;
         loop {
             let word =
@@ -159,7 +160,7 @@ impl<T> Lock<T> {
         }
     }
 
-    /// As `lock`; what is inherited locked is made anew, for its value may be half changed. The old value is leaked.
+    /// As `lock`. If the lock was inherited locked, its value may be inconsistent: it is leaked and made anew.
     pub fn lock_or_renew(&self, fresh: impl Fn() -> T) -> Guard<'_, T> {
         loop {
             let inherited = match self.lock() {
@@ -219,7 +220,7 @@ mod tests {
     use std::sync::mpsc;
     use std::time::{Duration, Instant};
 
-    /// The exit code of a forked child that does `act`; `None` where it does not end in time.
+    /// The exit code of a forked child that runs `act`; `None` if it does not end in time.
     pub(crate) fn forked(act: impl FnOnce() -> i32) -> Option<i32> {
         // SAFETY: the child does what the test says, and ends without running anything of its parent's.
         let child = match unsafe { libc::fork() } {
@@ -248,7 +249,7 @@ mod tests {
         }
     }
 
-    /// Forks while another thread is within `hold`, which is given a function that returns when the child has ended.
+    /// Forks while another thread is inside `hold`, which gets a function that returns when the child has ended.
     pub(crate) fn forked_while(
         hold: impl FnOnce(&dyn Fn()) + Send,
         act: impl FnOnce() -> i32,
@@ -286,7 +287,7 @@ mod tests {
         });
         assert_eq!(code, Some(10));
         assert_eq!(*LOCK.lock().unwrap(), 8, "the parent's is its own");
-        // Free when the child is born: it is as it was.
+        // A lock that is free at the fork works as before.
         assert_eq!(forked(|| LOCK.lock().map_or(2, |v| *v as i32)), Some(8));
     }
 

@@ -17,7 +17,7 @@ pub const SYS_ADMIN: Capability = Capability(21, "CAP_SYS_ADMIN");
 pub const PERFMON: Capability = Capability(38, "CAP_PERFMON");
 pub const BPF: Capability = Capability(39, "CAP_BPF");
 
-/// What is in force, a bit each. `None` where /proc does not tell.
+/// Effective capabilities, one bit each. `None` if /proc cannot be read.
 fn effective() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let hex = status
@@ -30,12 +30,12 @@ pub fn has(capability: Capability) -> bool {
     effective().is_some_and(|caps| caps >> capability.0 & 1 != 0)
 }
 
-/// Those of `needed` that this process has not, by name.
+/// The names of those of `needed` that this process lacks.
 pub fn missing(needed: &[Capability]) -> Vec<&'static str> {
     needed.iter().filter(|c| !has(**c)).map(|c| c.1).collect()
 }
 
-/// Says which of `needed` this process lacks, and where it lacks none, what else may forbid it.
+/// Describes which of `needed` this process lacks, or, if none, what else may forbid the call.
 pub fn lacking(needed: &[Capability]) -> String {
     let names = |list: Vec<&Capability>| {
         let names: Vec<&str> = list.iter().map(|c| c.1).collect();
@@ -65,8 +65,8 @@ pub fn lacking_for_xdp() -> String {
     )
 }
 
-/// RLIMIT_MEMLOCK in bytes, or `None` where nothing limits this process: unlimited, or CAP_IPC_LOCK in
-/// the initial user namespace (the kernel asks there, so a container's own does not count).
+/// RLIMIT_MEMLOCK in bytes, or `None` if nothing limits this process: the limit is infinite, or the process has
+/// CAP_IPC_LOCK in the initial user namespace (the kernel checks that one; a container's own does not count).
 pub fn memlock() -> Option<u64> {
     let initial = fs::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
@@ -89,7 +89,7 @@ pub fn locked_here() -> u64 {
     LOCKED.load(Ordering::Relaxed)
 }
 
-/// Adds to them if the sum stays within `limit`. `Err`: what there is already.
+/// Adds to them if the sum stays within `limit`. `Err` has the bytes that are locked already.
 pub fn add_locked(bytes: u64, limit: u64) -> Result<(), u64> {
     let sum = |there: u64| there.checked_add(bytes).filter(|sum| *sum <= limit);
     LOCKED
@@ -101,13 +101,12 @@ pub fn remove_locked(bytes: u64) {
     LOCKED.fetch_sub(bytes, Ordering::Relaxed);
 }
 
-/// The kernel gives locked memory back some time after a socket or ring was closed. What is still missing then is
-/// not there.
+/// The kernel releases locked memory some time after a socket or ring was closed, within this time.
 const LATE: Duration = Duration::from_secs(2);
 const LATE_PAUSE: Duration = Duration::from_millis(5);
 
-/// Tries something that locks memory again as long as it may be refused (`ENOMEM`, `ENOBUFS`) for memory that the
-/// kernel has not given back yet: at most two seconds.
+/// Runs an attempt that locks memory. While it fails with `ENOMEM` or `ENOBUFS`, retries for at most two seconds: the
+/// kernel may not have released earlier memory yet.
 pub fn retry_locking<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let until = Instant::now() + LATE;
     loop {
@@ -123,7 +122,7 @@ pub fn retry_locking<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Resul
     }
 }
 
-/// What to say when the kernel refuses `bytes` of locked memory although this process has room for them.
+/// The hint for when the kernel refuses `bytes` of locked memory although this process has room for them.
 pub fn shortage(bytes: usize) -> String {
     let allowed = match memlock() {
         None => return format!("{bytes} bytes of memory were to be locked; free memory"),
@@ -147,8 +146,8 @@ pub fn files_unlimited() -> bool {
     rc == 0 && limit.rlim_cur == libc::RLIM_INFINITY
 }
 
-/// The smallest memory limit of this process's control groups in bytes, and the file that holds it. `None`
-/// where there is none, or where the groups' files are not mounted in their usual place.
+/// The smallest memory limit of this process's control groups in bytes, and the file that holds it. `None` if there is
+/// none, or if the groups' files are not mounted in the usual place.
 pub fn memory_cgroup() -> Option<(u64, String)> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mut least: Option<(u64, String)> = None;
@@ -162,11 +161,11 @@ pub fn memory_cgroup() -> Option<(u64, String)> {
             }
             _ => continue,
         };
-        // A parent's limit holds too.
+        // The parents' limits apply too.
         let mut group = std::path::Path::new(path);
         loop {
             let at = format!("{root}{}/{file}", group.display());
-            // "max" is no number, and no limit.
+            // "max" is not a number, and means no limit.
             let limit = fs::read_to_string(&at)
                 .ok()
                 .and_then(|t| t.trim().parse().ok());
@@ -184,7 +183,7 @@ pub fn memory_cgroup() -> Option<(u64, String)> {
     least
 }
 
-/// Whether the process has privileges that whoever started it need not have: its environment is not to be trusted.
+/// Whether the process has privileges that its starter may lack (AT_SECURE). Its environment must not be trusted then.
 pub fn is_secure_execution() -> bool {
     // SAFETY: takes and gives a number.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }

@@ -15,7 +15,7 @@ pub fn index_of(name: &str) -> Option<u32> {
     }
 }
 
-/// The name of the interface with that number.
+/// The name of the interface with that index.
 pub fn name_of(index: u32) -> Option<String> {
     let mut name = [0; libc::IF_NAMESIZE];
     // SAFETY: the buffer has the room that the call demands.
@@ -46,8 +46,8 @@ fn request(name: &str) -> Option<libc::ifreq> {
     Some(request)
 }
 
-/// Whether it is sure that no interface of this network namespace has that number. Looking takes a
-/// descriptor: without one nothing is sure.
+/// Whether it is certain that no interface of this network namespace has that index. The check needs a descriptor:
+/// without one this returns `false`.
 pub fn is_gone(index: u32) -> bool {
     let mut name = [0; libc::IF_NAMESIZE];
     // SAFETY: the buffer has the room that the call demands.
@@ -68,7 +68,7 @@ pub fn is_up(name: &str) -> bool {
     }
 }
 
-/// What the interface's packets begin with: ARPHRD_ETHER and its like. `None` if the kernel does not tell.
+/// What the interface's packets begin with: ARPHRD_ETHER and its like. `None` if the kernel does not report it.
 pub fn hardware_type(name: &str) -> Option<u16> {
     let (socket, mut request) = (socket()?, request(name)?);
     // SAFETY: the request is live and named; the kernel fills the address member, which is integers that
@@ -79,7 +79,7 @@ pub fn hardware_type(name: &str) -> Option<u16> {
     }
 }
 
-/// Asks the driver. The kernel's errno; `EINVAL` for a name that no interface can have.
+/// Calls the driver. Returns the kernel's errno; `EINVAL` for a name that no interface can have.
 ///
 /// # Safety
 /// `command`, a struct of linux/ethtool.h, must have room for whatever the kernel answers.
@@ -94,7 +94,7 @@ pub(super) unsafe fn ethtool(name: &str, command: &mut [u32]) -> io::Result<()> 
     }
 }
 
-/// Receive queues in use, where the driver tells (ETHTOOL_GCHANNELS): rx + combined.
+/// Receive queues in use (ETHTOOL_GCHANNELS: rx + combined). `None` if the driver does not report them.
 pub fn rx_channels(name: &str) -> Option<u32> {
     // struct ethtool_channels: cmd, max_rx, max_tx, max_other, max_combined, rx, tx, other, combined.
     let mut channels = [0u32; 9];

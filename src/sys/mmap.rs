@@ -5,21 +5,21 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
 
-/// Bytes in a base page. The layout of the region is written in these, whatever maps it.
+/// Bytes in a base page. The layout of the region uses this size for every kind of page.
 pub const PAGE: usize = 4096;
 /// Bytes in a huge page (x86-64 and arm64 with 4 KiB base pages).
 pub const HUGE_PAGE: usize = 2 << 20;
 
-/// One anonymous mapping, or a mapping of our own of pages that a program mapped first.
+/// An anonymous mapping, or a mapping of our own of pages that a program mapped.
 ///
-/// It is only a place: nothing here makes a reference into it, because the kernel, the program and
-/// other threads write to it whenever they like. All access goes through `sys::shm`.
+/// Nothing here makes a reference into it, because the kernel, the program and other threads write to it at any time.
+/// All access goes through `sys::shm`.
 #[derive(Debug)]
 pub struct Mapping {
     base: NonNull<u8>,
     len: usize,
     huge: bool,
-    /// The program's mapping itself: it stays the program's to unmap.
+    /// The program's mapping itself, which only the program unmaps.
     lent: bool,
 }
 
@@ -30,8 +30,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// `len` bytes (rounded up to whole pages), zeroed, prefaulted, and kept out of forked children:
-    /// both AF_XDP and io_uring pin these pages, and a child's copy-on-write would part the two.
+    /// `len` bytes (rounded up to whole pages), zeroed, prefaulted, and kept out of forked children: both AF_XDP and
+    /// io_uring pin these pages, and a child's copy-on-write would separate them.
     pub fn anonymous(len: usize, huge: bool) -> io::Result<Mapping> {
         let unit = if huge { HUGE_PAGE } else { PAGE };
         let len = len
@@ -65,20 +65,20 @@ impl Mapping {
         };
         mapping.advise(libc::MADV_DONTFORK)?;
         if !huge {
-            // Shared memory may come in huge pages by itself, and those count whole against RLIMIT_MEMLOCK. Refused
-            // by a kernel that has none.
+            // Shared memory may get huge pages without being asked, and those count whole against RLIMIT_MEMLOCK. A
+            // kernel without huge pages refuses this call.
             let _ = mapping.advise(libc::MADV_NOHUGEPAGE);
             mapping.advise(libc::MADV_POPULATE_WRITE)?;
         }
         Ok(mapping)
     }
 
-    /// The same in transparent huge pages, all of it, with `len` rounded up to whole ones.
+    /// The same, entirely in transparent huge pages, with `len` rounded up to whole ones.
     ///
-    /// Private, for the kernel makes shared memory of huge pages only where that was switched on as well. No other
+    /// Private, because shared memory gets huge pages only if that is enabled as well (shmem_enabled). No other
     /// process shares it anyway, and pinned pages are neither moved nor shared with a child (MADV_DONTFORK).
     ///
-    /// `ENOMEM` where the kernel does not give huge pages, or did not have enough of them.
+    /// `ENOMEM` if the kernel gives no huge pages, or too few.
     pub fn transparent(len: usize) -> io::Result<Mapping> {
         let len = len
             .checked_next_multiple_of(HUGE_PAGE)
@@ -89,7 +89,8 @@ impl Mapping {
             libc::mmap(
                 ptr::null_mut(),
                 len + HUGE_PAGE,
-                // A program that locks what it will map (mlockall) would get base pages now, before the advice.
+                // In a program that locks future mappings (mlockall), base pages would be allocated here, before the
+                // advice.
                 libc::PROT_NONE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
                 -1,
@@ -128,7 +129,7 @@ impl Mapping {
         }
     }
 
-    /// Advice that leaves what the mapping holds as it is: MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTFORK,
+    /// Gives advice that does not change the contents: MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTFORK,
     /// MADV_POPULATE_WRITE.
     fn advise(&self, advice: libc::c_int) -> io::Result<()> {
         // SAFETY: the range is this mapping, which is live; the four, which are all that is asked for here, change nothing in it.
@@ -138,8 +139,8 @@ impl Mapping {
         }
     }
 
-    /// A mapping of our own of the pages that the program has at `address`, `len` bytes rounded up to
-    /// whole pages of the size that it is mapped with. It stays when the program unmaps its own.
+    /// A mapping of our own of the pages that the program has at `address`, `len` bytes rounded up to whole pages of
+    /// the size that it is mapped with. It stays if the program unmaps its own.
     ///
     /// `EFAULT`: not all of it is mapped for reading and writing. `EINVAL`: not shared (a private mapping's
     /// pages belong to it alone), of several origins, or not on a page.
@@ -162,7 +163,7 @@ impl Mapping {
         };
         let (base, lent) = match again {
             Ok(base) => (base, false),
-            // Huge pages cannot be had twice without CAP_CHECKPOINT_RESTORE.
+            // Huge pages cannot be mapped a second time without CAP_CHECKPOINT_RESTORE.
             Err(e) if huge && matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => {
                 (address as *mut u8, true)
             }
@@ -181,7 +182,7 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Whether this is the program's mapping itself, which it must keep as long as this lives.
+    /// Whether this is the program's mapping itself, which the program must keep until this is dropped.
     pub fn is_lent(&self) -> bool {
         self.lent
     }
@@ -194,7 +195,7 @@ impl Mapping {
         self.base.as_ptr() as usize
     }
 
-    /// Bytes, a multiple of the page (huge page) it is made of.
+    /// Length in bytes, a multiple of its page size.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -229,8 +230,8 @@ fn map_again(address: usize, len: usize) -> io::Result<*mut u8> {
     Ok(base.cast())
 }
 
-/// The same for huge pages, which mremap refuses to map twice: by the file that the kernel has behind
-/// every shared mapping.
+/// The same for huge pages, which mremap refuses to map twice: through the file that the kernel has for every shared
+/// mapping.
 fn map_huge_again(maps: &str, address: usize, len: usize) -> io::Result<*mut u8> {
     let line = maps
         .lines()
@@ -265,7 +266,7 @@ pub fn is_mapped(address: usize) -> bool {
     rc == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOMEM)
 }
 
-/// One line of /proc/PID/maps, as far as it matters here.
+/// The fields of a line of /proc/PID/maps that are needed here.
 struct Line<'a> {
     start: usize,
     end: usize,
@@ -287,7 +288,7 @@ fn parse_line(line: &str) -> Option<Line<'_>> {
     })
 }
 
-/// A field of the mapping that an address is in, which smaps gives in kB; in bytes.
+/// A field of smaps for the mapping of an address, converted from kB to bytes.
 fn size_at(smaps: &str, address: usize, field: &str) -> Option<usize> {
     let mut inside = false;
     for line in smaps.lines() {
@@ -301,7 +302,7 @@ fn size_at(smaps: &str, address: usize, field: &str) -> Option<usize> {
     None
 }
 
-/// Whether the range is one run of one shared mapping (which may have been split by advice or locks).
+/// Whether the range is one contiguous part of one shared mapping (which advice or locks may have split).
 fn check_program_range(maps: &str, address: usize, len: usize) -> Result<(), i32> {
     let end = address.checked_add(len).ok_or(libc::EFAULT)?;
     let mut at = address;
@@ -322,7 +323,7 @@ fn check_program_range(maps: &str, address: usize, len: usize) -> Result<(), i32
         at = line.end;
         last = Some(line);
     }
-    // What is not there comes first: a range that is too long often runs into a neighbour.
+    // Unmapped parts are reported first: a range that is too long often reaches into another mapping.
     match (at < end, one) {
         (true, _) => Err(libc::EFAULT),
         (false, false) => Err(libc::EINVAL),
@@ -330,7 +331,7 @@ fn check_program_range(maps: &str, address: usize, len: usize) -> Result<(), i32
     }
 }
 
-/// Whether two addresses of this process lie in mappings of one and the same memory.
+/// Whether two addresses of this process lie in mappings of the same memory.
 pub fn same_origin(a: usize, b: usize) -> io::Result<bool> {
     let maps = fs::read_to_string("/proc/thread-self/maps")?;
     let origin = |address: usize| {

@@ -1,18 +1,18 @@
-//! A route netlink socket: what happens to an interface.
+//! A route netlink socket, for changes of one interface.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-/// Of `struct nlmsghdr` and `struct ifinfomsg`.
+/// Offsets in `struct nlmsghdr` and `struct ifinfomsg`.
 const REQUEST_LEN: usize = 16 + 16;
 
-/// Bound to the namespace of the thread that opened it, wherever it is used from.
+/// It belongs to the network namespace of the thread that opened it, even if used from another one.
 #[derive(Debug)]
 pub struct RouteSocket(OwnedFd);
 
 impl RouteSocket {
-    /// Subscribed to changes of the interface with that index, and of no other one: where containers come
-    /// and go, whoever waits here sleeps on. Needs no privilege.
+    /// Subscribes to changes of the interface with that index only: on a host where containers come and go, waiters
+    /// are not woken for others. Needs no privilege.
     pub fn open(index: u32) -> io::Result<RouteSocket> {
         // SAFETY: no memory is passed; the result is a new descriptor or -1.
         let fd = unsafe {
@@ -65,7 +65,7 @@ impl RouteSocket {
         Ok(())
     }
 
-    /// One datagram of messages; `WouldBlock` where none waits, `ENOBUFS` where some were lost.
+    /// One datagram of messages; `WouldBlock` if none waits, `ENOBUFS` if some were lost.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         // SAFETY: the buffer is live, writable and as long as said.
         let rc = unsafe { libc::recv(self.fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };

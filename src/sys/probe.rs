@@ -1,8 +1,8 @@
-//! USDT probes, for bpftrace, perf and gdb: docs/monitoring.md says what each tells.
+//! USDT probes, for bpftrace, perf and gdb. docs/monitoring.md describes each.
 //!
-//! A probe is a `nop`, and a note in the ELF file that says where it is and where its arguments are. They are worked
-//! out only while somebody listens: a tracer counts the probe's semaphore up when it attaches, and one look at that is
-//! all that a probe costs otherwise.
+//! A probe is a `nop`, and a note in the ELF file with its address and the places of its arguments. Arguments are
+//! computed only while a tracer is attached: it increments the probe's semaphore. Otherwise a probe costs one load of
+//! that semaphore.
 
 use std::ffi::CStr;
 
@@ -10,7 +10,7 @@ use probe::probe_lazy;
 
 use super::event::monotonic_ns;
 
-/// Instead of a frame's number, where there is none.
+/// Instead of a frame's number, if there is none.
 pub const NO_FRAME: u32 = u32::MAX;
 
 /// A packet is handed out by the receiver. `arrival`: ns of CLOCK_MONOTONIC.
@@ -25,7 +25,8 @@ pub fn submitted(opcode: u8, lba: u64, bytes: u32, offset: u64, user_data: u64) 
     probe_lazy!(unified, submitted, opcode, lba, bytes, offset, user_data);
 }
 
-/// A completion is in the CQ ring. Six arguments: a tracer on x86 has no more. `submitted`: when its entry was, ns; 0 where that is not known.
+/// A completion is in the CQ ring. Six arguments: a tracer on x86 has no more. `submitted`: when its entry was
+/// submitted, in ns; 0 if that is not known.
 #[inline]
 pub fn completed((opcode, lba, bytes, offset): (u8, u64, u32, u64), status: u16, submitted: u64) {
     probe_lazy!(
@@ -49,7 +50,7 @@ pub fn bounced(opcode: u8, lba: u64, bytes: u32, offset: u64) {
     probe_lazy!(unified, bounced, opcode, lba, bytes, offset);
 }
 
-/// Packets will not be stored, or were not. `frame`: NO_FRAME where they never came into one.
+/// Packets were not or will not be stored. `frame`: NO_FRAME if they never got one.
 #[cold]
 #[inline(never)]
 pub fn dropped(cause: &'static CStr, count: u64, frame: u32) {

@@ -1,4 +1,4 @@
-//! Memory that others write to while we look: every access to the region goes through here.
+//! Memory that others write to at the same time. Every access to the region goes through here.
 //!
 //! A program, the kernel, a NIC and a drive write into the region at any time, so there is no `&[u8]`
 //! or `&mut [u8]` of it anywhere in the library except for the packet pointers handed to C. Indices are
@@ -22,7 +22,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// `None` where `offset..offset + len` is not inside the mapping.
+    /// `None` if `offset..offset + len` is not inside the mapping.
     pub fn new(mapping: Arc<Mapping>, offset: usize, len: usize) -> Option<Shared> {
         let end = offset.checked_add(len)?;
         (end <= mapping.len()).then_some(Shared {
@@ -45,7 +45,7 @@ impl Shared {
         self.mapping.address() + self.offset
     }
 
-    /// A raw pointer to byte `at`; `at <= len`. Making it is safe, using it is the unsafe rooms' affair.
+    /// A raw pointer to byte `at`; `at <= len`. Creating it is safe; only the unsafe rooms may use it.
     pub fn pointer(&self, at: usize) -> *mut u8 {
         assert!(at <= self.len, "byte {at} of {} shared bytes", self.len);
         self.mapping.base().wrapping_add(self.offset + at)
@@ -55,7 +55,7 @@ impl Shared {
         at.checked_add(len).is_some_and(|end| end <= self.len)
     }
 
-    /// Copies bytes out. Panics on a range outside (the callers check theirs; this is the last fence).
+    /// Copies bytes out. Panics on a range outside. (Callers check their ranges; this is the last check.)
     pub fn read(&self, at: usize, to: &mut [u8]) {
         assert!(self.contains(at, to.len()));
         // SAFETY: the source range was just checked to be inside a live mapping, `to` is ours alone, and
@@ -110,7 +110,7 @@ pub use model::SharedRing;
 
 /// One ring of the region: its shared indices and its entries.
 ///
-/// The number of entries is the one the library laid out, never the one that stands in shared memory.
+/// The number of entries comes from the library's layout, never from shared memory.
 #[cfg(not(loom))]
 #[derive(Debug, Clone)]
 pub struct SharedRing<T> {
@@ -122,7 +122,7 @@ pub struct SharedRing<T> {
 
 #[cfg(not(loom))]
 impl<T: Entry> SharedRing<T> {
-    /// `count` is a power of two; `None` where the ring is misaligned or does not fit.
+    /// `count` is a power of two; `None` if the ring is misaligned or does not fit.
     pub fn new(
         mapping: &Arc<Mapping>,
         indices: usize,
@@ -140,7 +140,7 @@ impl<T: Entry> SharedRing<T> {
         })
     }
 
-    /// Writes the ring's constants and zeroes its indices. Before anybody else looks.
+    /// Writes the ring's constants and zeroes its indices. Before anybody else reads them.
     pub fn initialize(&self) {
         let count = self.mask + 1;
         let ring = UnifiedRing {
@@ -176,7 +176,7 @@ impl<T: Entry> SharedRing<T> {
         self.word(16)
     }
 
-    /// The consumer says that it goes to sleep (or no longer does).
+    /// Sets or clears the consumer's need-wakeup flag.
     pub fn set_need_wakeup(&self, on: bool) {
         let flags = if on { RING_NEED_WAKEUP } else { 0 };
         self.flags().store(flags, Ordering::Relaxed);

@@ -1,7 +1,7 @@
-//! Pointers that a program hands to a system call: a wrong one is EFAULT here too, and not a crash.
+//! Access through a program's pointers, as system calls do it: a wrong pointer is EFAULT, not a crash.
 //!
-//! Bytes go through a pipe. The kernel checks the address while it copies, which no look at the memory
-//! map beforehand could do without a race.
+//! Bytes go through a pipe. The kernel checks the address while it copies. A check of the memory map beforehand would
+//! race.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -22,7 +22,7 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) })
 }
 
-/// All or nothing: a partial copy ran into memory that is not there.
+/// All or nothing: a partial copy reached unmapped memory.
 fn whole(copied: isize, len: usize) -> io::Result<()> {
     match copied {
         n if n < 0 => Err(io::Error::last_os_error()),
@@ -31,14 +31,12 @@ fn whole(copied: isize, len: usize) -> io::Result<()> {
     }
 }
 
-/// Copies up to a page from an address of this process. `EFAULT` where it cannot be read.
+/// Copies up to a page from an address of this process. `EFAULT` if it cannot be read.
 pub fn copy_in(address: u64, out: &mut [u8]) -> io::Result<()> {
     assert!(out.len() <= PAGE, "a page fits into every pipe");
     let (from, to) = pipe()?;
-    // As a bare system call: a sanitizer that looks over write(2) would take what lies behind a string for
-    // a mistake.
-    // SAFETY: the kernel reads the source and answers EFAULT where it is not readable; nothing here
-    // dereferences it.
+    // As a bare system call: a sanitizer that checks write(2) would report the bytes after a string's end. SAFETY: the
+    // kernel reads the source and answers EFAULT if it is not readable; nothing here dereferences it.
     let written = unsafe { libc::syscall(libc::SYS_write, to.as_raw_fd(), address, out.len()) };
     whole(written as isize, out.len())?;
     // SAFETY: `out` is live and of that length.
@@ -46,29 +44,29 @@ pub fn copy_in(address: u64, out: &mut [u8]) -> io::Result<()> {
     whole(read, out.len())
 }
 
-/// Copies up to a page to an address of this process. `EFAULT` where it cannot be written.
+/// Copies up to a page to an address of this process. `EFAULT` if it cannot be written.
 ///
 /// # Safety
-/// Where the range is mapped, it must be the caller's to write: a program's argument, no memory of Rust's.
+/// If the range is mapped, it must be the caller's to write: an argument of the program, not memory of Rust's.
 pub unsafe fn copy_out(address: u64, bytes: &[u8]) -> io::Result<()> {
     assert!(bytes.len() <= PAGE, "a page fits into every pipe");
     let (from, to) = pipe()?;
     // SAFETY: `bytes` is live.
     let written = unsafe { libc::write(to.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
     whole(written, bytes.len())?;
-    // SAFETY: the kernel answers EFAULT where the destination is not writable; where it is, it is the
+    // SAFETY: the kernel answers EFAULT if the destination is not writable; if it is, it is the
     // caller's to write.
     let read = unsafe { libc::read(from.as_raw_fd(), address as *mut _, bytes.len()) };
     whole(read, bytes.len())
 }
 
-/// A string that ends in a zero byte, without it. `EFAULT` where it cannot be read, `ENAMETOOLONG` where
-/// it is longer than PATH_MAX.
+/// A string that ends in a zero byte, without it. `EFAULT` if it cannot be read, `ENAMETOOLONG` if it is longer than
+/// PATH_MAX.
 pub fn c_string(address: u64) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     let mut at = address;
     while text.len() < libc::PATH_MAX as usize {
-        // Never across a page: the next one need not be there if the string ends before it.
+        // Never read across a page: if the string ends before the next page, that page may be unmapped.
         let mut piece = vec![0; PAGE - at as usize % PAGE];
         copy_in(at, &mut piece)?;
         if let Some(end) = piece.iter().position(|b| *b == 0) {

@@ -1,8 +1,8 @@
-//! A device that is written to belongs to one context, whichever way it was opened or handed in.
+//! The claim on a device: one context at a time writes to it, no matter how it was opened or handed in.
 //!
-//! The kernel keeps the claim, so it also holds between processes and ends with them. Locks belong to an open file
-//! description, and one that was handed in is shared with whoever handed it in, and perhaps with other contexts. So
-//! a claim is made on a description of its own: the same file opened once more.
+//! The kernel keeps the claim, so it also works between processes and ends with them. Locks belong to an open file
+//! description, and one that was handed in is shared with its opener, and perhaps with other contexts. So a claim uses
+//! a description of its own: it opens the same file once more.
 
 #![forbid(unsafe_code)]
 
@@ -16,10 +16,10 @@ use super::claim_patiently;
 use crate::sys::file::{self as sysfile, LockApart};
 use crate::sys::fork::ProcessId;
 
-/// `f_type` of file systems that make flock and fcntl locks one kind at their server: NFS, SMB, CIFS.
+/// `f_type` of file systems whose server treats flock and fcntl locks as one kind: NFS, SMB, CIFS.
 const ONE_KIND_OF_LOCK: [u64; 3] = [0x6969, 0xfe53_4d42, 0xff53_4d42];
 
-/// Dropping it gives the device free at once, also if a child that is just being started still has the descriptors.
+/// Dropping it releases the device at once, even if a child that is just being started still has the descriptors.
 #[derive(Debug)]
 pub struct Claim {
     owner: ProcessId,
@@ -34,12 +34,12 @@ enum Held {
     Own(File),
     /// Locked by flock alone: open for reading.
     Flocked(File),
-    /// Nothing but the description that was handed in can be had.
+    /// Only the description that was handed in is available.
     Apart(LockApart),
 }
 
 impl Claim {
-    /// Of nothing yet.
+    /// An empty claim.
     pub fn new() -> io::Result<Claim> {
         Ok(Claim {
             owner: ProcessId::of_this_process()?,
@@ -60,14 +60,14 @@ impl Claim {
         Ok(())
     }
 
-    /// Locks what a file is open on, for a moment again if somebody has it. `WouldBlock` if somebody keeps it.
+    /// Locks an open file, and retries for a moment if somebody has it. `WouldBlock` if somebody keeps it.
     pub fn add(&mut self, file: &File) -> io::Result<()> {
         let held = match reopen(file) {
             Ok(own) => {
                 patiently(|| lock(&own))?;
                 Held::Own(own)
             }
-            // Handed in by somebody who may more than this process.
+            // Handed in by a process with more privileges.
             Err(_) => Held::Apart(patiently(|| LockApart::take(file))?),
         };
         self.held.push(held);
@@ -77,7 +77,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // A forked child has the parent's descriptions, and no thread of it: unlocking them would free the parent's.
+        // A forked child shares the parent's descriptions: unlocking them would release the parent's claim.
         let ours = self.owner.is_current();
         for held in self.held.drain(..) {
             match held {
@@ -100,12 +100,12 @@ fn patiently<T>(attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     claim_patiently(attempt, |e| e.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// A path that leads to what a file is open on, whatever was renamed meanwhile.
+/// A path to an open file that stays valid if the file is renamed.
 pub(super) fn link_of(file: &File) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
-/// The same file in a description of its own.
+/// Opens the same file again, for a description of its own.
 fn reopen(file: &File) -> io::Result<File> {
     let own = OpenOptions::new()
         .read(true)
@@ -125,8 +125,8 @@ fn flock(file: &File) -> io::Result<()> {
     })
 }
 
-/// Two kinds: flock is what other programs look at, and what udev and systemd respect on block devices. A lock of
-/// the range is what `LockApart` meets.
+/// Takes two kinds of lock: flock, which other programs check and which udev and systemd respect on block devices; and
+/// a lock of the range, which conflicts with `LockApart`.
 fn lock(file: &File) -> io::Result<()> {
     flock(file)?;
     let kind = sysfile::file_system_type_of(file)?;

@@ -1,4 +1,4 @@
-//! A regular file as a device: made, locked, sized and measured.
+//! A regular file as a device: created, locked, sized and measured.
 
 #![forbid(unsafe_code)]
 
@@ -31,13 +31,13 @@ pub(super) fn open_file(config: &DeviceConfig) -> Result<Device> {
     finish_file(config, plain, made, |plain| {
         let align =
             sysfile::direct_align_of(plain).filter(|a| !config.small_blocks || a.offset <= 512);
-        // tmpfs takes O_DIRECT and buffers all the same: without the alignment there is no direct I/O.
+        // tmpfs accepts O_DIRECT but still buffers. A file system that reports no alignment has no direct I/O.
         let direct = align.and_then(|_| {
             options.custom_flags(libc::O_DIRECT);
             let again = options.open(link_of(plain));
             again.or_else(|_| options.open(path)).ok()
         });
-        // The path may lead to another file by now.
+        // The path may name another file by now.
         let direct = direct.filter(|direct| is_same_file(plain, direct));
         (align.filter(|_| direct.is_some()), direct)
     })
@@ -56,7 +56,7 @@ pub(in crate::storage) fn guard_contents(path: &str, file: &File, len: u64) -> R
     signature::check_file(path, file, len)
 }
 
-/// Refuses a file that a loop device shows to somebody who uses it: mounted, held, or partitioned.
+/// Refuses a file that backs a loop device in use: mounted, held, or partitioned.
 fn guard_backing(file: &File, path: &str) -> Result<()> {
     let Ok(here) = fs::read_link(link_of(file)) else {
         return Ok(());
@@ -73,8 +73,8 @@ fn guard_backing(file: &File, path: &str) -> Result<()> {
     Ok(())
 }
 
-/// Locks an open file, gives it its size and measures it. `direct` says what direct I/O asks for, where there
-/// is any, and opens it once more for that where that is needed.
+/// Locks an open file, extends it and measures it. `direct` returns the alignment for direct I/O, if there is any, and
+/// the file opened again for it, if needed.
 pub(super) fn finish_file(
     config: &DeviceConfig,
     plain: File,
@@ -89,7 +89,7 @@ pub(super) fn finish_file(
             if e.kind() != io::ErrorKind::WouldBlock {
                 return Err(Error::os(&e, what("locking")));
             }
-            // Another context found the new file first: it is not ours to remove.
+            // Another context uses the new file by now, so it is not removed.
             if let Some(made) = made {
                 made.keep();
             }
@@ -112,7 +112,7 @@ pub(super) fn finish_file(
     }
     if config.file_size > len && !config.read_only {
         sysfile::allocate(&plain, config.file_size).map_err(|e| {
-            // What could be had before space ran out has been added already: back to what it was.
+            // Space that was allocated before the disk was full is part of the file: shorten it again.
             let _ = plain.set_len(len);
             Error::os(
                 &e,

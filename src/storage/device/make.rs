@@ -1,4 +1,5 @@
-//! Making the file that a device may be: only where files are kept, and only what was made is removed again.
+//! Creates the file that a device can be: only on a file system that keeps files. Only a file that was created here is
+//! removed again.
 
 #![forbid(unsafe_code)]
 
@@ -11,8 +12,7 @@ use super::file_name;
 use crate::error::{Error, Result};
 use crate::sys::file as sysfile;
 
-/// A file that did not exist before. Removed again when this is dropped without `keep`: nobody else's data
-/// is lost with it.
+/// A file that was created. Removed again if this is dropped without `keep`, which loses nobody else's data.
 #[derive(Debug)]
 pub struct MadeFile(Option<(PathBuf, Identity)>);
 
@@ -24,9 +24,9 @@ fn identity(about: &Metadata) -> Identity {
 }
 
 impl MadeFile {
-    /// `file` was made at `path` by whoever asks.
+    /// The caller has created `file` at `path`.
     fn new(path: &Path, file: &File) -> io::Result<MadeFile> {
-        // The program may change its directory meanwhile.
+        // The program may change its working directory later.
         let path = std::path::absolute(path)?;
         Ok(MadeFile(Some((path, identity(&file.metadata()?)))))
     }
@@ -38,7 +38,7 @@ impl MadeFile {
 
 impl Drop for MadeFile {
     fn drop(&mut self) {
-        // What stands there now may be another one's: a link, or a file that was moved there.
+        // The path may name something else by now: a link, or a file that was moved there.
         if let Some((path, made)) = &self.0
             && fs::symlink_metadata(path).is_ok_and(|there| identity(&there) == *made)
         {
@@ -47,10 +47,10 @@ impl Drop for MadeFile {
     }
 }
 
-/// Opens a regular file at `path`, and makes it if there is none. A symbolic link that leads nowhere is left as it
-/// is: `ENOENT`.
+/// Opens a regular file at `path`, and creates it if it does not exist. A dangling symbolic link is an error:
+/// `ENOENT`.
 pub fn open_or_make(options: &OpenOptions, path: &Path) -> io::Result<(File, Option<MadeFile>)> {
-    // O_EXCL: neither a link's target is made nor somebody else's file taken for one of our own.
+    // O_EXCL: neither creates a link's target nor takes somebody else's file for one of our own.
     match options.clone().create_new(true).open(path) {
         Ok(file) => {
             let made = MadeFile::new(path, &file)?;
@@ -63,7 +63,7 @@ pub fn open_or_make(options: &OpenOptions, path: &Path) -> io::Result<(File, Opt
     }
 }
 
-/// `f_type` of file systems that keep no files: they show or change the state of the kernel.
+/// `f_type` of file systems that keep no files but show or change kernel state.
 const PSEUDO: [(u64, &str); 21] = [
     (0x0000_9fa0, "procfs"),
     (0x6265_6572, "sysfs"),
@@ -88,7 +88,7 @@ const PSEUDO: [(u64, &str); 21] = [
     (0x6573_5543, "fusectl"),
 ];
 
-/// Why no regular file may be a device in this directory: the kind of file system, or `None` if one may be.
+/// The kind of file system, if no regular file in this directory may be a device; `None` if it may.
 fn no_place_for_files(directory: &Path) -> Option<&'static str> {
     let directory = fs::canonicalize(directory).ok()?;
     let kind = sysfile::file_system_type(&directory).ok()?;
@@ -96,7 +96,7 @@ fn no_place_for_files(directory: &Path) -> Option<&'static str> {
         return Some(name);
     }
     let device = fs::metadata(&directory).ok()?.dev();
-    // Its f_type is that of tmpfs.
+    // devtmpfs has the f_type of tmpfs.
     let numbers = format!("{}:{}", libc::major(device), libc::minor(device));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let is_devtmpfs = |line: &str| {
@@ -106,8 +106,8 @@ fn no_place_for_files(directory: &Path) -> Option<&'static str> {
     if mounts.lines().any(is_devtmpfs) {
         return Some("devtmpfs");
     }
-    // A container's /dev is an ordinary tmpfs, and a change root's may be a directory. What is mounted below it is
-    // judged by itself.
+    // A container's /dev is an ordinary tmpfs, and a chroot's may be a directory. File systems mounted below it are
+    // checked on their own.
     let of_nodes = directory.starts_with("/dev") && !directory.starts_with("/dev/shm");
     let dev = fs::metadata("/dev").ok()?.dev();
     (of_nodes && device == dev).then_some("the directory of device nodes")
@@ -120,8 +120,8 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Refuses a regular file at `path`, there or to be made, where no files are kept. `ENOENT`, or `EINVAL` if there is
-/// one.
+/// Refuses a regular file at `path`, existing or to be created, on a file system that keeps no files. `ENOENT`, or
+/// `EINVAL` if the file exists.
 pub fn check_place(path: &Path) -> Result<()> {
     let there = fs::canonicalize(path).ok();
     let directory = parent(there.as_deref().unwrap_or(path));
@@ -149,7 +149,7 @@ pub fn check_place(path: &Path) -> Result<()> {
     }
 }
 
-/// The device nodes of a directory that a mistyped one may have meant, as a sentence.
+/// A sentence that suggests device nodes of the directory for a mistyped name.
 fn similar_nodes(directory: &Path, wanted: &str) -> String {
     let letters = |name: &str| -> String {
         let end = name.find(|c: char| c.is_ascii_digit());
@@ -193,7 +193,7 @@ fn similar_nodes(directory: &Path, wanted: &str) -> String {
     }
 }
 
-/// What to say about a path at which nothing is. `None`: a file may be made there.
+/// The error for a path that does not exist. `None` if a file may be created there.
 pub fn absent(path: &Path) -> Option<Error> {
     if let Ok(target) = fs::read_link(path) {
         return Some(Error::new(

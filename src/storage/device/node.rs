@@ -1,4 +1,4 @@
-//! A block device: what sysfs says that it takes, and who uses it already.
+//! A block device: its limits and its users, from sysfs.
 
 #![forbid(unsafe_code)]
 
@@ -14,7 +14,7 @@ use super::{
 use crate::error::{Error, Result};
 use crate::sys::file as sysfile;
 
-/// The directory of a block device under sysfs, and that of the disk where it is a partition.
+/// The directory of a block device in sysfs, and the disk's directory if it is a partition.
 pub(in crate::storage) struct Sysfs {
     own: PathBuf,
     disk: PathBuf,
@@ -87,7 +87,7 @@ impl Sysfs {
             max_transfer: max.min(u64::from(block_size) * 65536).min(1 << 30) as u32,
             max_segments: self.queue("max_segments").unwrap_or(1) as u32,
             virt_boundary: self.queue("virt_boundary_mask").unwrap_or(0),
-            // Kernels before 6.0 do not tell: a block is always right.
+            // Kernels before 6.0 do not report it: alignment to a block is always enough.
             dma_alignment: self
                 .queue("dma_alignment")
                 .map_or(block_size - 1, |a| a as u32),
@@ -99,7 +99,7 @@ impl Sysfs {
         })
     }
 
-    /// Refuses what somebody else uses.
+    /// Refuses a device that somebody else uses.
     pub(super) fn guard(&self, path: &str) -> Result<()> {
         if self.number(&self.own, "ro") == Some(1) || self.number(&self.disk, "ro") == Some(1) {
             return Err(Error::new(
@@ -112,7 +112,7 @@ impl Sysfs {
         self.guard_use(&format!("device '{path}'"))
     }
 
-    /// Refuses what is mounted, held or partitioned. The subject begins the sentence.
+    /// Refuses a device that is mounted, held or partitioned. `subject` begins the message.
     pub(super) fn guard_use(&self, subject: &str) -> Result<()> {
         let refuse = |why: String| {
             Err(Error::new(
@@ -142,8 +142,8 @@ impl Sysfs {
     }
 }
 
-/// Claims a block node as mount does, so that nobody mounts it while it is written to. `None` if this process may
-/// not open it (an unprivileged user of passthrough): sysfs has been asked already.
+/// Claims a block node as mount does, so that nobody mounts it while it is written to. `None` if this process may not
+/// open it (an unprivileged user of passthrough): sysfs was checked before.
 pub(super) fn exclusive(path: &Path) -> Result<Option<File>> {
     let open = || {
         OpenOptions::new()
@@ -164,7 +164,7 @@ pub(super) fn exclusive(path: &Path) -> Result<Option<File>> {
     }
 }
 
-/// What to say when another context has the device.
+/// The error if another context has the device.
 pub(in crate::storage) fn another_has(path: &str, e: &io::Error) -> Error {
     match e.kind() {
         io::ErrorKind::WouldBlock => Error::new(
@@ -177,8 +177,8 @@ pub(in crate::storage) fn another_has(path: &str, e: &io::Error) -> Error {
     }
 }
 
-/// The claim on a block device that is open for writing. `theirs`: it was handed in, and may be claimed (O_EXCL) by
-/// whoever did that, which cannot be told from another's claim.
+/// The claim on a block device that is open for writing. `theirs`: it was handed in, and its opener may have claimed
+/// it (O_EXCL), which looks the same as another program's claim.
 pub(super) fn claim_block(
     config: &DeviceConfig,
     file: &File,
@@ -206,7 +206,7 @@ pub(super) fn claim_block(
     Ok(claim)
 }
 
-/// The file behind a loop device is written to as well. A file that this process cannot reach is left out.
+/// Also claims the file of a loop device, which is written to as well. Skipped if this process cannot open the file.
 fn claim_backing(claim: &mut Claim, file: &File) -> io::Result<()> {
     let Ok(backing) = sysfile::loop_backing(file) else {
         return Ok(());
@@ -216,7 +216,7 @@ fn claim_backing(claim: &mut Claim, file: &File) -> io::Result<()> {
     };
     let path = fs::read_to_string(sysfs.disk.join("loop/backing_file")).unwrap_or_default();
     let path = path.trim_end_matches('\n');
-    // A block device behind it is claimed by nobody, but held: sysfs tells.
+    // A block device under it needs no claim: sysfs reports it as held.
     let is_it = |about: &fs::Metadata| about.is_file() && (about.dev(), about.ino()) == backing;
     if !fs::metadata(path).as_ref().is_ok_and(is_it) {
         return Ok(());
@@ -227,7 +227,7 @@ fn claim_backing(claim: &mut Claim, file: &File) -> io::Result<()> {
     }
 }
 
-/// A block device that nobody else has, unless that is forced.
+/// Opens a block device that nobody else uses (unless forced).
 pub(in crate::storage) fn open_unused(
     config: &DeviceConfig,
     meta: &fs::Metadata,

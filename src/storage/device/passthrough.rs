@@ -1,4 +1,4 @@
-//! An NVMe namespace behind its passthrough node: found, identified and claimed.
+//! An NVMe namespace by its passthrough node: found, identified and claimed.
 
 #![forbid(unsafe_code)]
 
@@ -115,11 +115,11 @@ pub(super) fn block_node_of(about: &fs::Metadata) -> Option<PathBuf> {
 pub(super) fn segmented(limits: &Limits) -> u32 {
     let pages = limits.max_segments.saturating_sub(1).max(1);
     let bytes = pages.saturating_mul(PAGE as u32);
-    // A drive whose blocks are bigger than a page takes at least one of them.
+    // A drive whose blocks are larger than a page takes at least one block.
     (bytes - bytes % limits.block_size).max(limits.block_size)
 }
 
-/// /dev/ng0n1 -> /dev/nvme0, where the namespace belongs to that controller alone.
+/// /dev/ng0n1 -> /dev/nvme0, if the namespace belongs to that controller alone.
 fn controller_node(node: &Path) -> Option<PathBuf> {
     let rest = file_name(node).strip_prefix("ng")?;
     let instance = rest.split('n').next()?;
@@ -178,7 +178,7 @@ pub(super) fn identify_limits(file: &File, nsid: u32, name: &str) -> Result<Limi
     Ok(Limits {
         block_size: 1 << shift,
         blocks: u64::from_le_bytes(blocks),
-        // Without sysfs nothing tells the host's limit: what every controller and host takes.
+        // Without sysfs the host's limit is unknown: use what every controller and host takes.
         max_transfer: 64 << 10,
         max_segments: 16,
         virt_boundary: 4095,

@@ -1,7 +1,7 @@
-//! Whose data is on a device: a file system, a volume, a partition table or the like is not written over.
+//! Recognizes data on a device: a file system, a volume, a partition table or the like is not overwritten.
 //!
-//! libblkid recognises some hundred formats, and is asked if the system has it. A container often has not, so the
-//! common formats are known here as well. Both look at a copy of the device's first and last bytes, because libblkid
+//! libblkid recognizes about a hundred formats, and is used if the system has it. Containers often lack it, so the
+//! common formats are also checked here. Both check a copy of the device's first and last bytes, because libblkid
 //! reads neither passthrough nodes nor descriptors that were opened with O_DIRECT.
 
 #![forbid(unsafe_code)]
@@ -18,9 +18,10 @@ use crate::sys::blkid::{self, Found};
 use crate::sys::event::FileSizeShield;
 use crate::sys::file as sysfile;
 
-/// Bytes that are looked at, at the start and again at the end. Every format that is known here has its mark there.
+/// Bytes that are checked at the start, and as many at the end. The formats that are known here have their magic
+/// there.
 const LOOKED_AT: u64 = 1 << 20;
-/// Bytes read at once.
+/// Bytes per read.
 const PIECE: usize = 64 << 10;
 
 /// The first and the last bytes of a device.
@@ -48,7 +49,7 @@ impl Ends {
             let mut bytes = vec![0; (to - from).next_multiple_of(align) as usize];
             for (i, piece) in bytes.chunks_mut(PIECE).enumerate() {
                 if let Err(e) = read(from + i as u64 * align, piece) {
-                    // A bad spot is no reason to take the device for an empty one: the rest is looked at.
+                    // A spot that cannot be read does not make the device empty: check the rest.
                     piece.fill(0);
                     failed = Some(e);
                 }
@@ -108,7 +109,7 @@ impl Ends {
     }
 }
 
-/// Formats that are told by bytes at one place.
+/// Formats with magic bytes at one place.
 #[rustfmt::skip]
 const MAGICS: &[(&str, u64, &[u8])] = &[
     ("xfs", 0, b"XFSB"),
@@ -152,7 +153,7 @@ const MAGICS: &[(&str, u64, &[u8])] = &[
     ("gpt", 0x1000, b"EFI PART"),
 ];
 
-/// What the formats known here find. The name is libblkid's.
+/// Checks the formats that are known here. Returns libblkid's name.
 fn known(ends: &Ends) -> Vec<Found> {
     let mut found = Vec::new();
     let mut add = |name: &str, at: u64| {
@@ -197,7 +198,7 @@ fn known(ends: &Ends) -> Vec<Found> {
             }
         }
     }
-    // One of an array of uberblocks in either label, of either byte order.
+    // An uberblock of the array in either label, in either byte order.
     for at in (128 << 10..256 << 10).step_by(1 << 10) {
         let number = 0x00ba_b10c_u64;
         if ends.has(at, &number.to_le_bytes()) || ends.has(at, &number.to_be_bytes()) {
@@ -209,7 +210,7 @@ fn known(ends: &Ends) -> Vec<Found> {
     found
 }
 
-/// Formats whose mark is at the device's end.
+/// Formats with magic bytes at the device's end.
 fn at_end(ends: &Ends, add: &mut impl FnMut(&str, u64)) {
     let len = ends.len;
     if let Some(at) = (len & !0xffff).checked_sub(0x1_0000)
@@ -239,7 +240,7 @@ fn at_end(ends: &Ends, add: &mut impl FnMut(&str, u64)) {
 
 const EXT: u64 = 0x400;
 
-/// Two bytes of magic are little, so the fields around them must make sense.
+/// Two bytes of magic are weak evidence, so the fields around them must be valid.
 fn is_ext(ends: &Ends) -> bool {
     ends.has(EXT + 0x38, &[0x53, 0xef])
         && ends.u32(EXT + 4).is_some_and(|blocks| blocks > 0)
@@ -276,7 +277,7 @@ fn find(ends: &Ends) -> Vec<Found> {
         .ok()
         .and_then(|image| blkid::find(&image, ends.block));
     for one in more.unwrap_or_default() {
-        // libblkid takes random bytes for the table of an Atari now and then, and two bytes for an ext file system.
+        // libblkid sometimes takes random bytes for an Atari partition table, and two bytes for an ext file system.
         let of_ext = one.name.starts_with("ext") || one.name == "jbd";
         let doubtful = one.name == "atari" || (of_ext && !is_ext(ends));
         if !doubtful {
@@ -308,7 +309,7 @@ fn check(name: &str, what: &str, ends: &Ends) -> Result<()> {
     ))
 }
 
-/// Reads through any descriptor, also one that was opened with O_DIRECT.
+/// Reads through any descriptor, even one that was opened with O_DIRECT.
 fn reader(file: &File) -> impl FnMut(u64, &mut [u8]) -> io::Result<()> + '_ {
     // A piece that begins on one: more than any block or page.
     let mut room = vec![0; 2 * PIECE];
@@ -321,7 +322,7 @@ fn reader(file: &File) -> impl FnMut(u64, &mut [u8]) -> io::Result<()> + '_ {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // The end of a file that is no multiple of a block, read directly.
+                // The end of a file that is not a multiple of a block, read directly.
                 Err(e) if done > 0 && e.raw_os_error() == Some(libc::EINVAL) => break,
                 Err(e) => return Err(e),
             }
@@ -435,7 +436,7 @@ mod tests {
         assert_eq!(find(&ends(&with(&[]))), Vec::new());
         assert_eq!(find(&ends(&[])), Vec::new());
         assert_eq!(find(&ends(&[1; 100])), Vec::new());
-        // Two bytes of the right value at the right place are no file system and no table.
+        // Two matching bytes alone are not a file system or a table.
         let chance = [0x5a; 512];
         let image = with(&[
             (0x400, &chance),
@@ -457,7 +458,7 @@ mod tests {
         }
     }
 
-    /// A packet may look like a file system; a record of it is none. What stands between the records is.
+    /// A record whose packet looks like a file system is not one. Data between records is.
     #[test]
     fn a_log_of_our_own_may_hold_anything() {
         const SLOT: usize = 2048;
@@ -484,7 +485,7 @@ mod tests {
         let first = log.to_bytes();
         marks.push((0, &first));
         check("x", "file", &ends(&with(&marks))).unwrap();
-        // An array of disks keeps its mark where a record would be, and may leave what stood before it.
+        // A disk array has its magic where a record would be, and may leave older data before it.
         marks.push((4096, &[0xfc, 0x4e, 0x2b, 0xa9]));
         assert!(check("x", "file", &ends(&with(&marks))).is_err());
         marks.pop();

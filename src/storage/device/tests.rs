@@ -1,4 +1,4 @@
-//! Opening what needs no privileges.
+//! Opening devices that need no privileges.
 
 #![forbid(unsafe_code)]
 
@@ -78,7 +78,7 @@ fn an_empty_file_without_a_size_is_refused() {
     assert_eq!(error.errno(), libc::EINVAL);
 }
 
-/// Between making a file and giving it up again, somebody may have put another one in its place.
+/// Somebody may have replaced a file between its creation and its removal.
 #[test]
 fn what_took_a_made_files_place_is_not_removed() {
     let path = std::env::temp_dir().join(format!("unified-place-{}", std::process::id()));

@@ -1,5 +1,5 @@
-//! A ring as loom sees it: the same words and entries as in `shm`, in memory whose every access it orders
-//! in all ways that the language allows. Entries are cells, so two accesses that race are an error.
+//! A ring for loom: the same words and entries as in `shm`, in memory whose accesses loom orders in all ways that the
+//! language allows. Entries are cells, so a data race is an error.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ impl<T> Clone for SharedRing<T> {
 }
 
 impl<T: Entry> SharedRing<T> {
-    /// The mapping and the places in it are not looked at.
+    /// The mapping and the offsets are ignored.
     pub fn new(_: &Arc<Mapping>, _: usize, _: usize, count: u32) -> Option<SharedRing<T>> {
         count
             .is_power_of_two()
