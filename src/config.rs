@@ -125,7 +125,7 @@ impl Config {
         }
         if !(64..=1 << 22).contains(&self.frame_count) {
             return Err(invalid(format!(
-                "{} frames: 64 to 4194304 can be",
+                "{} frames: 64 to 4194304 are possible",
                 self.frame_count
             )));
         }
@@ -161,8 +161,7 @@ impl Config {
         }
         if self.ifname.is_none() && (self.xsk_map.is_some() || self.xsk.is_some()) {
             return Err(invalid(
-                "a map or a socket is handed in, and no interface is named that they belong to"
-                    .into(),
+                "xsk_map_fd or xsk_fd is set, but no interface is named".into(),
             ));
         }
         if self.ifname.is_some() {

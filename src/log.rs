@@ -151,7 +151,7 @@ pub fn to_stderr_if_asked() {
         Some("debug") => Level::Debug,
         _ => {
             to_stderr(&format!(
-                "UNIFIED_LOG is '{}', which is no level: give error, warn, info or debug",
+                "UNIFIED_LOG is '{}', which is not a level: use error, warn, info or debug",
                 name.display()
             ));
             return;

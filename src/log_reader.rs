@@ -103,7 +103,9 @@ impl LogReader {
         if !start.is_multiple_of(512) {
             return Err(Error::new(
                 libc::EINVAL,
-                format!("a log in '{name}' cannot begin at byte {start}: no multiple of 512"),
+                format!(
+                    "a log in '{name}' cannot begin at byte {start}, which is not a multiple of 512"
+                ),
             ));
         }
         let path = block_node(path);

@@ -126,7 +126,7 @@ impl Collector for Snapshot {
             ),
             (
                 "xdp_malformed",
-                "Matching packets with lengths that cannot be, passed",
+                "Matching packets with invalid lengths, passed",
                 s.xdp.malformed,
             ),
             ("xdp_fragments", "IP fragments, passed", s.xdp.fragments),
@@ -138,7 +138,7 @@ impl Collector for Snapshot {
             ("events", "Metadata events written", s.xdp.events),
             (
                 "events_lost",
-                "Metadata events that found no room",
+                "Metadata events lost because the ring buffer was full",
                 s.xdp.events_lost,
             ),
             (
@@ -202,12 +202,12 @@ impl Collector for Snapshot {
             ),
             (
                 "misplaced",
-                "Packets not where the headroom should have put them",
+                "Packets that do not begin where the headroom says",
                 s.misplaced,
             ),
             (
                 "bad_descriptors",
-                "RX descriptors that made no sense",
+                "Invalid RX descriptors",
                 s.bad_descriptors,
             ),
             (
@@ -240,12 +240,12 @@ impl Collector for Snapshot {
             ("rx_pending", "Packets in the RX ring", s.rx_pending),
             (
                 "packets_held",
-                "Packets in the program's hands",
+                "Packets that the program holds",
                 s.frames.packets_held,
             ),
             (
                 "packets_in_flight",
-                "Packets on their way to the device",
+                "Packets in flight to the device",
                 s.frames.packets_in_flight,
             ),
             (
@@ -260,7 +260,7 @@ impl Collector for Snapshot {
             ),
             (
                 "xdp_attached",
-                "1: the XDP program is where it was put",
+                "1: the XDP program is attached",
                 s.link.xdp_attached.into(),
             ),
         ] {

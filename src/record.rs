@@ -349,7 +349,7 @@ impl Superblock {
                 libc::EINVAL,
                 format!(
                     "{blocks} blocks of {block_size} bytes have room for {slots} records of {slot_size}; \
-                     a log needs {MIN_SLOTS} at least"
+                     a log needs at least {MIN_SLOTS}"
                 ),
             ));
         }

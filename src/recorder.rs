@@ -470,9 +470,7 @@ fn check_empty(disk: &Disk, log: &Superblock, copies: &[Vec<u8>]) -> Result<()> 
         Err(Error::new(
             libc::EEXIST,
             format!(
-                "'{}' holds something that is no log (at block {lba}), which a new log would write over; give an empty \
-                 range or another device, or begin a new log there all the same (the flag UNIFIED_LOG_NEW, or \
-                 UNIFIED_FORCE of the context)",
+                "'{}' holds data that is not a log (at block {lba}) and would be overwritten; use an empty range or another device, or overwrite it (the flag UNIFIED_LOG_NEW, or UNIFIED_FORCE of the context)",
                 disk.context.info().device
             ),
         ))
@@ -579,9 +577,9 @@ impl Disk<'_> {
             match self.context.frame_alloc() {
                 Ok(frame) => frames.push(frame),
                 Err(error) if frames.is_empty() => {
-                    return Err(
-                        error.hint("opening a log needs a free frame: fewer in the fill ring")
-                    );
+                    return Err(error.hint(
+                        "opening a log needs a free frame: use a shorter fill ring or more frames",
+                    ));
                 }
                 Err(_) => break,
             }

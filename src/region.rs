@@ -60,7 +60,7 @@ impl Layout {
             .ok_or_else(|| {
                 Error::new(
                     libc::EINVAL,
-                    format!("data buffers of {buffers_len} bytes cannot be"),
+                    format!("data buffers of {buffers_len} bytes are not possible"),
                 )
             })?;
         Ok(Layout {

@@ -374,11 +374,11 @@ fn more_than_the_file_system_has() {
     let path = mount.0.join("recording");
     let mut config = config(path.to_str().unwrap());
     config.device.file_size = 1 << 30;
-    refused(&config, libc::ENOSPC, &["1073741824", "free space"]);
+    refused(&config, libc::ENOSPC, &["1073741824", "free some space"]);
     assert!(!path.exists());
     let old = payload(1, 1 << 20);
     fs::write(&path, &old).unwrap();
-    refused(&config, libc::ENOSPC, &["1073741824", "free space"]);
+    refused(&config, libc::ENOSPC, &["1073741824", "free some space"]);
     assert!(fs::read(&path).unwrap() == old, "as it was");
     config.device.file_size = 20 << 20;
     let rig = Rig::open(&config);

@@ -52,7 +52,7 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
         config.device.path = match optional_str(c.device, "the device's path")? {
             Some(path) => path,
             None if c.flags & UNIFIED_DEVICE_FD != 0 => String::new(),
-            None => return Err(null("the device's path")),
+            None => return Err(null("`device`")),
         };
     }
     if c.flags & !KNOWN_FLAGS != 0 || c.reserved != 0 {
@@ -65,7 +65,7 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
         if c.ports.is_null() || !c.ports.is_aligned() || c.port_count > 65535 {
             return Err(Error::new(
                 libc::EINVAL,
-                "the list of ports is NULL or longer than 65535",
+                "ports is NULL, or port_count is above 65535",
             ));
         }
         // SAFETY: `ports` holds `port_count` numbers, by the caller's promise; not null and aligned.
@@ -98,7 +98,7 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
     } else if c.headroom != 0 {
         return Err(Error::new(
             libc::EINVAL,
-            "a headroom is given without the flag UNIFIED_HEADROOM",
+            "headroom is set without the flag UNIFIED_HEADROOM: set both or neither",
         ));
     }
     if c.flags & UNIFIED_NO_EVENTS != 0 {
@@ -109,11 +109,11 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
         (false, 0) => Ok(None),
         (true, fd) => Err(Error::new(
             libc::EBADF,
-            format!("{what} {fd} is no descriptor"),
+            format!("{what} {fd} is not a descriptor"),
         )),
         (false, fd) => Err(Error::new(
             libc::EINVAL,
-            format!("{what} {fd} is given without its flag"),
+            format!("{what} {fd} is set without its flag"),
         )),
     };
     config.xsk_map = handed(UNIFIED_XSK_MAP_FD, c.xsk_map_fd, "xsk_map_fd")?;
@@ -172,7 +172,7 @@ pub unsafe extern "C" fn unified_ctx_create(
     guard(|| {
         // SAFETY: the caller's promise.
         unsafe {
-            put(ctx, std::ptr::null_mut(), "the place for the context")?;
+            put(ctx, std::ptr::null_mut(), "`ctx`")?;
             let config = config_of(&get_sized(config, "the configuration")?)?;
             let context = Arc::new(Context::open(&config)?);
             let born =
@@ -183,7 +183,7 @@ pub unsafe extern "C" fn unified_ctx_create(
                 pipeline: Mutex::new(None),
                 born,
             });
-            put(ctx, handle, "the place for the context")?;
+            put(ctx, handle, "`ctx`")?;
         }
         Ok(0)
     })
@@ -390,7 +390,9 @@ pub unsafe extern "C" fn unified_ctx_latency(
             UNIFIED_LATENCY_COMMAND => Ok(context.command_latency()),
             _ => Err(Error::new(
                 libc::EINVAL,
-                format!("there is no latency {which}: say UNIFIED_LATENCY_PACKET or _COMMAND"),
+                format!(
+                    "latency {which} is unknown: use UNIFIED_LATENCY_PACKET or UNIFIED_LATENCY_COMMAND"
+                ),
             )),
         })?;
         let filled = unified_latency {
@@ -458,7 +460,7 @@ pub unsafe extern "C" fn unified_stats_render(
 ) -> c_int {
     guard(|| {
         if text.is_null() && size > 0 {
-            return Err(null("the place for the text"));
+            return Err(null("`text`"));
         }
         let rendered = with(ctx, |_, context| metrics::render(context))?;
         if size > 0 {
@@ -516,7 +518,7 @@ pub unsafe extern "C" fn unified_events(
 ) -> c_int {
     guard(|| {
         if events.is_null() || !events.is_aligned() {
-            return Err(null("the place for events"));
+            return Err(null("`events`"));
         }
         let mut filled = 0usize;
         with(ctx, |_, context| {
@@ -582,7 +584,7 @@ pub unsafe extern "C" fn unified_ctx_device(
         with(ctx, |_, context| {
             let name = context.info().device.as_bytes();
             if path.is_null() {
-                return Err(null("the place for the path"));
+                return Err(null("`path`"));
             }
             if name.len() >= len as usize {
                 return Err(Error::new(

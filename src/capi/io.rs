@@ -24,7 +24,7 @@ const PIECE: usize = 64;
 pub unsafe extern "C" fn unified_frame_alloc(ctx: *const unified_ctx, frame: *mut u32) -> c_int {
     guard(|| {
         if frame.is_null() || !frame.is_aligned() {
-            return Err(null("the place for the frame"));
+            return Err(null("`frame`"));
         }
         let number = with_free(ctx, |context| context.frame_alloc())?;
         // SAFETY: the caller's promise; not null and aligned.
@@ -159,7 +159,7 @@ pub unsafe extern "C" fn unified_rx_batch(
                 in_pieces(
                     packets,
                     max,
-                    "the place for packets",
+                    "`packets`",
                     |piece: &mut [Received]| context.receive(piece),
                     |packet| packet_of(context, packet, queue),
                 )
@@ -375,7 +375,7 @@ pub unsafe extern "C" fn unified_submit_raw(
 ) -> c_int {
     guard(|| {
         if command.is_null() || !command.is_aligned() {
-            return Err(null("the command"));
+            return Err(null("`command`"));
         }
         // SAFETY: the caller's promise; not null and aligned.
         let c = unsafe { command.read() };
@@ -449,7 +449,7 @@ pub unsafe extern "C" fn unified_completions(
                 in_pieces(
                     completions,
                     max,
-                    "the place for completions",
+                    "`completions`",
                     |piece: &mut [Completion]| context.completions(piece),
                     completion_of,
                 )

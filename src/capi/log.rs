@@ -29,7 +29,7 @@ fn locked(log: &unified_log) -> Result<Guard<'_, Option<LogReader>>> {
 
 fn with<T>(log: *const unified_log, body: impl FnOnce(&mut LogReader) -> Result<T>) -> Result<T> {
     if log.is_null() || !log.is_aligned() {
-        return Err(null("the log"));
+        return Err(null("`log`"));
     }
     // SAFETY: by the contract of every function here it came from unified_log_open, whose cells are never
     // freed, and it is only shared.
@@ -62,16 +62,16 @@ pub unsafe extern "C" fn unified_log_open(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise.
-        unsafe { put(log, std::ptr::null_mut(), "the place for the handle")? };
+        unsafe { put(log, std::ptr::null_mut(), "`log`")? };
         // SAFETY: the caller's promise.
-        let path = unsafe { optional_str(path, "the log's path")? }
-            .ok_or_else(|| null("the log's path"))?;
+        let path =
+            unsafe { optional_str(path, "the log's path")? }.ok_or_else(|| null("`path`"))?;
         let reader = LogReader::open(Path::new(&path), start)?;
         let cell = keep(unified_log {
             reader: Lock::new(Some(reader)),
         });
         // SAFETY: as above.
-        unsafe { put(log, cell, "the place for the handle")? };
+        unsafe { put(log, cell, "`log`")? };
         Ok(0)
     })
 }
@@ -104,8 +104,8 @@ pub unsafe extern "C" fn unified_log_add_spill(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise.
-        let path = unsafe { optional_str(path, "the spill's path")? }
-            .ok_or_else(|| null("the spill's path"))?;
+        let path =
+            unsafe { optional_str(path, "the spill's path")? }.ok_or_else(|| null("`path`"))?;
         with(log, |reader| reader.add_spill(Path::new(&path)))?;
         Ok(0)
     })

@@ -88,7 +88,7 @@ fn guard(body: impl FnOnce() -> Result<c_int>) -> c_int {
 }
 
 fn null(what: &str) -> Error {
-    Error::new(libc::EINVAL, format!("{what} is NULL"))
+    Error::new(libc::EINVAL, format!("{what} is NULL or not aligned"))
 }
 
 /// A handle. Its cell is never freed, so that a handle used after its destruction is an error and not a crash. Its
@@ -125,7 +125,7 @@ fn not_open(stage: u8) -> Error {
 /// The cell of a handle, open or not. `EINVAL` for NULL, `ENOTSUP` in a forked child.
 fn cell<'a>(ctx: *const unified_ctx) -> Result<&'a unified_ctx> {
     if ctx.is_null() || !ctx.is_aligned() {
-        return Err(null("the context"));
+        return Err(null("`ctx`"));
     }
     // SAFETY: by the contract of every function that takes a handle it came from unified_ctx_create,
     // whose cells are never freed, and it is only shared, never mutably borrowed.
@@ -168,7 +168,7 @@ fn with_free<T>(
         if context.is_pipelined() {
             return Err(Error::new(
                 libc::EBUSY,
-                "a pipeline runs on this context and does that itself; stop it first",
+                "a pipeline runs on this context and makes these calls itself; stop it first",
             ));
         }
         body(context)

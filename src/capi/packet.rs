@@ -77,7 +77,7 @@ pub unsafe extern "C" fn unified_packet_flow(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise.
-        let packet = unsafe { read(packet) }.ok_or_else(|| null("the packet"))?;
+        let packet = unsafe { read(packet) }.ok_or_else(|| null("`packet`"))?;
         if packet.data.is_null() || u32::from(packet.payload_offset) > packet.len {
             return Err(Error::new(
                 libc::EINVAL,

@@ -272,7 +272,7 @@ fn name_what_else_is_missing(config: &Config, error: Error) -> Error {
     match more.is_empty() {
         true => error,
         false => error.hint(format_args!(
-            "this process also lacks {} (run as root, or give it those)",
+            "this process also lacks {} (run as root, or grant these)",
             more.join(", ")
         )),
     }

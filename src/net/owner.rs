@@ -37,8 +37,7 @@ impl OwnerSocket {
                 log::log(
                     Level::Warn,
                     format_args!(
-                        "opening a UNIX socket that tells other processes whose XDP program this is: {e}; \
-                         they go by the process's number, which says nothing in another PID namespace"
+                        "opening a UNIX socket that identifies the owner of this XDP program: {e}; other processes use the process number instead, which is not valid in another PID namespace"
                     ),
                 );
                 OwnerSocket {

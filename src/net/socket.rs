@@ -81,9 +81,9 @@ fn refusal(setup: &QueueSetup, handed_in: bool, os: &io::Error, umem: usize) -> 
             .hint("another AF_XDP socket holds this queue, or the one handed in is bound already"),
         Some(libc::EBUSY) => error.hint("another AF_XDP socket holds this queue"),
         Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL) if handed_in => {
-            error.hint("the descriptor handed in is no AF_XDP socket")
+            error.hint("the descriptor handed in is not an AF_XDP socket")
         }
-        Some(libc::EOPNOTSUPP) => error.hint("the driver cannot; take copy mode"),
+        Some(libc::EOPNOTSUPP) => error.hint("the driver does not support this; use copy mode"),
         Some(libc::ENOBUFS | libc::ENOMEM) => error.hint(limits::shortage(umem)),
         Some(libc::EPERM) => error.hint(limits::lacking(&[limits::NET_RAW])),
         Some(libc::EAFNOSUPPORT) => error.hint("this kernel is built without CONFIG_XDP_SOCKETS"),

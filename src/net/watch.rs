@@ -277,21 +277,19 @@ impl Watch {
             (true, _) => log::log(
                 Level::Warn,
                 format_args!(
-                    "interface '{name}': its XDP program is now {hook}; the socket is fed again, as far as can be seen"
+                    "interface '{name}': its XDP program is now {hook}; the socket probably receives again"
                 ),
             ),
             (false, 0) => log::log(
                 Level::Warn,
                 format_args!(
-                    "interface '{name}': somebody took the XDP program off; packets go to the kernel's stack. \
-                     Create the context anew to go on"
+                    "interface '{name}': somebody detached the XDP program; packets go to the kernel's stack. Create a new context to continue"
                 ),
             ),
             (false, _) => log::log(
                 Level::Warn,
                 format_args!(
-                    "interface '{name}': somebody replaced the XDP program by program {hook}, which is left \
-                     alone. Create the context anew when it is gone"
+                    "interface '{name}': somebody replaced the XDP program by program {hook}, which stays. Create a new context when it is gone"
                 ),
             ),
         }

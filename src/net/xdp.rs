@@ -156,8 +156,8 @@ impl Xdp {
                     let with = match (metadata, may_merge && !merged) {
                         (true, false) => "",
                         (false, false) => ", without metadata",
-                        (true, true) => ", without a look for merged datagrams",
-                        (false, true) => ", without metadata and a look for merged datagrams",
+                        (true, true) => ", without the check for merged datagrams",
+                        (false, true) => ", without metadata and the check for merged datagrams",
                     };
                     log::log(Level::Info, format_args!("{mode:?} mode{with}: {error}"));
                     // EACCES may also come from the verifier, for something that an older kernel lacks.
@@ -181,9 +181,9 @@ impl Xdp {
                 Some(libc::EPERM | libc::EACCES) => {
                     error.hint(limits::lacking_for_xdp())
                 }
-                Some(libc::EOPNOTSUPP) => error.hint("the driver has no native XDP: take SKB mode"),
+                Some(libc::EOPNOTSUPP) => error.hint("the driver has no native XDP: use SKB mode"),
                 Some(libc::EBUSY | libc::EEXIST) => {
-                    error.hint("a program that is no libxdp dispatcher's holds the interface: see 'bpftool net show'")
+                    error.hint("a program without libxdp's dispatcher is attached to the interface: see 'bpftool net show'")
                 }
                 _ => error,
             }
@@ -222,8 +222,7 @@ impl Xdp {
             log::log(
                 Level::Info,
                 format_args!(
-                    "libxdp's dispatcher could not be had on '{}': the XDP program is alone there, and no \
-                     other one can be added beside it",
+                    "libxdp's dispatcher is not available on '{}': the XDP program runs alone there, and no other program can be added",
                     link.name
                 ),
             );
@@ -455,7 +454,7 @@ impl Xdp {
             log::log(
                 Level::Info,
                 format_args!(
-                    "interface '{}': the XDP program there is not this context's any more, and stays",
+                    "interface '{}': the XDP program there is no longer this context's, and stays",
                     self.link.name
                 ),
             );
@@ -642,8 +641,7 @@ fn owner(link: &Link, program_id: u32) -> Result<Option<(Owner, Settings)>> {
         Error::new(
             libc::EBUSY,
             format!(
-                "interface '{0}' has XDP program {program_id}, and whether its owner lives cannot be found out ({e}); \
-                 stop the owner, or if there is none: ip link set {0} xdp off",
+                "interface '{0}' has XDP program {program_id}, and it is not known whether its owner is alive ({e}); stop the owner, or if there is none: ip link set {0} xdp off",
                 link.name
             ),
         )
@@ -664,7 +662,7 @@ fn take_over(link: &Link) -> Result<()> {
             Owner::Ended => log::log(
                 Level::Warn,
                 format_args!(
-                    "interface '{}': taking off XDP program {} that process {} left behind",
+                    "interface '{}': detaching XDP program {} of process {}, which has ended",
                     link.name, program.id, settings.owner_pid
                 ),
             ),
@@ -682,8 +680,7 @@ fn take_over(link: &Link) -> Result<()> {
                 return Err(Error::new(
                     libc::EBUSY,
                     format!(
-                        "interface '{}' has XDP program {} of process {} of another PID namespace, of which \
-                         cannot be told whether it lives; stop it, or if it has ended: ip link set {} xdp off",
+                        "interface '{}' has XDP program {} of process {} of another PID namespace, and it is not known whether that process is alive; stop it, or if it has ended: ip link set {} xdp off",
                         link.name, program.id, settings.owner_pid, link.name
                     ),
                 ));
@@ -692,10 +689,7 @@ fn take_over(link: &Link) -> Result<()> {
         bpf::detach_id(link.index, program.id, list.mode).map_err(|e| {
             Error::os(
                 &e,
-                format_args!(
-                    "taking off the XDP program that was left on '{}'",
-                    link.name
-                ),
+                format_args!("detaching the XDP program that was left on '{}'", link.name),
             )
             .hint(format!("ip link set {} xdp off", link.name))
         })?;

@@ -234,7 +234,7 @@ impl<'a> Packets<'a> {
             log::log(
                 Level::Warn,
                 format_args!(
-                    "all frames are with the kernel at the end: the log does not know of the losses of its last second"
+                    "no frame was free at the end: the losses of the last second are not in the log"
                 ),
             );
         }

@@ -150,7 +150,7 @@ impl Device {
                     return open_file(config);
                 }
                 return Err(Error::os(&e, format_args!("device '{}'", config.path))
-                    .hint("check the path; a file is made when a file size is given"));
+                    .hint("check the path; a file is created if a file size is given"));
             }
             Err(e) => {
                 return Err(
@@ -327,7 +327,7 @@ fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {
         return Err(Error::new(
             libc::EINVAL,
             format!(
-                "device '{name}' was handed in open for appending (O_APPEND), so that every write would go to its end; open it without"
+                "device '{name}' was handed in open for appending (O_APPEND), so that every write would go to its end; open it without that flag"
             ),
         ));
     }

@@ -38,7 +38,7 @@ impl Spill {
     /// `EINVAL` (too short, no file or block device, or the device itself), `EBUSY` (mounted, held, partitioned,
     /// or another context spills there), and what opening says.
     pub fn open(path: &str, device: &Device, force: bool) -> Result<Spill> {
-        let name = |what: &str| format!("{what} '{path}', where '{}' spills to", device.path);
+        let name = |what: &str| format!("{what} '{path}', the spill of '{}'", device.path);
         let known = std::fs::metadata(path).ok();
         if known.as_ref().is_some_and(|about| is_same(about, device)) {
             return Err(Error::new(
@@ -58,7 +58,7 @@ impl Spill {
                 if length(&file)? < needed {
                     return Err(Error::new(
                         libc::EINVAL,
-                        format!("{} is shorter than it", name("the block device")),
+                        format!("{} is shorter than that device", name("the block device")),
                     ));
                 }
                 (file, None, claim)

@@ -49,7 +49,7 @@ pub fn lacking(needed: &[Capability]) -> String {
         );
     }
     format!(
-        "this process lacks {} (run as root, or give it that)",
+        "this process lacks {} (run as root, or grant it)",
         names(missing)
     )
 }
@@ -60,7 +60,7 @@ pub fn lacking_for_xdp() -> String {
         return lacking(&[NET_ADMIN]);
     }
     format!(
-        "{}; CAP_SYS_ADMIN stands for the last two",
+        "{}; CAP_SYS_ADMIN includes the last two",
         lacking(&[NET_ADMIN, BPF, PERFMON])
     )
 }
@@ -125,7 +125,7 @@ pub fn retry_locking<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Resul
 /// The hint for when the kernel refuses `bytes` of locked memory although this process has room for them.
 pub fn shortage(bytes: usize) -> String {
     let allowed = match memlock() {
-        None => return format!("{bytes} bytes of memory were to be locked; free memory"),
+        None => return format!("locking {bytes} bytes failed; free some memory"),
         Some(limit) => limit,
     };
     format!(

@@ -23,7 +23,7 @@ fn handles_that_are_null_or_destroyed_are_errors_everywhere() {
         }
         assert!(!c::frame_data(ctx, 0));
     };
-    each(c::NULL, libc::EINVAL, "the context is NULL");
+    each(c::NULL, libc::EINVAL, "`ctx` is NULL");
     let ctx = storage_only();
     assert!(c::frame_data(ctx, 0));
     c::destroy(ctx).unwrap();

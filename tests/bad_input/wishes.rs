@@ -129,7 +129,7 @@ pub fn wrong(veth: &Veth) -> Vec<(Change, i32, String)> {
         EINVAL,
         "device's path",
     );
-    add(|w| w.device = None, EINVAL, "device's path is NULL");
+    add(|w| w.device = None, EINVAL, "`device` is NULL");
     add(|w| w.to(""), EINVAL, "no device");
     add(
         |w| w.to("/nonexistent/device"),
@@ -145,8 +145,8 @@ pub fn wrong(veth: &Veth) -> Vec<(Change, i32, String)> {
     add(|w| w.c.known.block_size = 8192, EINVAL, "block size 8192");
     add(|w| w.ports(&[0]), EINVAL, "port 0");
     add(|w| w.ports(&[9999, 0, 1]), EINVAL, "port 0");
-    add(|w| w.c.known.port_count = 1, EINVAL, "list of ports");
-    add(|w| w.ports(&[1; 65536]), EINVAL, "list of ports");
+    add(|w| w.c.known.port_count = 1, EINVAL, "ports is NULL");
+    add(|w| w.ports(&[1; 65536]), EINVAL, "ports is NULL");
     add(|w| w.c.known.queue = 1, EINVAL, "queue 1 ");
     add(|w| w.c.known.queue = u32::MAX, EINVAL, "queue 4294967295 ");
     add(|w| w.c.known.frame_size = 1000, EINVAL, "frame size 1000");
@@ -206,7 +206,7 @@ pub fn wrong(veth: &Veth) -> Vec<(Change, i32, String)> {
     add(|w| w.c.known.size = 7, EINVAL, "size field holds 7");
     add(|w| w.c.known.size = 65537, EINVAL, "size field holds 65537");
     // A struct that ends before the device.
-    add(|w| w.c.known.size = 8, EINVAL, "device's path is NULL");
+    add(|w| w.c.known.size = 8, EINVAL, "`device` is NULL");
     add(
         |w| {
             w.c.known.size = size_of::<Grown>() as u64;

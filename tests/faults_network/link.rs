@@ -308,7 +308,7 @@ fn an_xdp_program_that_somebody_takes_off_is_reported_and_not_fought_over() {
             "replaced the XDP program"
         } else {
             ip(&format!("link set dev {host} xdp off"));
-            "took the XDP program off"
+            "detached the XDP program"
         };
         within_a_second("logged", || said(host, words) == 1);
         let link = statistics(&context).link;

@@ -175,7 +175,7 @@ fn descriptors_that_are_not_what_they_should_be_are_named() {
         (pipe, libc::EROFS, "one direction only"),
         (closed, libc::EBADF, "descriptor 1048576"),
         (map, libc::EINVAL, "BPF_MAP_TYPE_XSKMAP"),
-        (socket, libc::ENOTSOCK, "no AF_XDP socket"),
+        (socket, libc::ENOTSOCK, "not an AF_XDP socket"),
         (alone, libc::EINVAL, "no interface is named"),
     ] {
         let error = Context::open(&config).err().unwrap();

@@ -190,7 +190,7 @@ def test_a_log_is_never_its_own_output(network, device, start, tmp_path):
         # A mistyped device is no file in memory.
         mistyped = Path("/dev/unified-nvme9n1")
         refused = call(EXPORT, "pcapng", device, mistyped)
-        assert refused.returncode == 2 and "a file is not made there" in refused.stdout and not mistyped.exists()
+        assert refused.returncode == 2 and "no file is created there" in refused.stdout and not mistyped.exists()
         assert call(EXPORT, "pcapng", device, "/dev/null").returncode == 0
     finally:
         hard.unlink()
@@ -337,7 +337,7 @@ def test_the_library_says_what_it_does_if_asked(network, device, start):
     quiet = call(RECORDER, "record", network.near, device, 0)
     assert quiet.returncode == said.returncode == 0 and "unified: " not in quiet.stdout
     wrong = call("env", "UNIFIED_LOG=loud", RECORDER, "record", network.near, device, 0)
-    assert "UNIFIED_LOG is 'loud', which is no level" in wrong.stdout
+    assert "UNIFIED_LOG is 'loud', which is not a level" in wrong.stdout
 
 
 def test_an_interface_without_ethernet_headers_is_refused(network, device):

@@ -118,7 +118,7 @@ pub(super) fn finish_file(
                 &e,
                 format!("giving file '{}' {} bytes", config.path, config.file_size),
             )
-            .hint("free space, or take a smaller file")
+            .hint("free some space, or use a smaller file")
         })?;
     }
     let (align, direct) = direct(&plain);
@@ -158,7 +158,7 @@ pub(super) fn finish_file(
             libc::EINVAL,
             match config.file_size {
                 0 => format!(
-                    "file '{path}' has {len} bytes, less than one block of {block_size}; give a file size, to which it is made longer"
+                    "file '{path}' has {len} bytes, less than one block of {block_size}; give a file size, and the file is extended to it"
                 ),
                 size => format!(
                     "file '{path}' would have {len} bytes, less than one block of {block_size}; the file size given is {size}, and at least {block_size} is needed"

@@ -133,15 +133,14 @@ pub fn check_place(path: &Path) -> Result<()> {
         Some(_) => Err(Error::new(
             libc::EINVAL,
             format!(
-                "'{path}' is no device but a file in {kind} ({}), which keeps nothing that is written to it; remove \
-                 it if it was made by mistake, and give a device or a file on a disk",
+                "'{path}' is not a device but a file in {kind} ({}), which does not keep written data; remove it if it was created by mistake, and give a device or a file on a disk",
                 directory.display()
             ),
         )),
         None => Err(Error::new(
             libc::ENOENT,
             format!(
-                "there is no device '{path}', and a file is not made there: {} is {kind}, which keeps nothing; {}",
+                "there is no device '{path}', and no file is created there: {} is {kind}, which keeps no files; {}",
                 directory.display(),
                 similar_nodes(directory, &path.to_string())
             ),
@@ -199,7 +198,7 @@ pub fn absent(path: &Path) -> Option<Error> {
         return Some(Error::new(
             libc::ENOENT,
             format!(
-                "'{}' is a symbolic link to '{}', which does not exist; make that, or remove the link",
+                "'{}' is a symbolic link to '{}', which does not exist; create the target, or remove the link",
                 path.display(),
                 target.display()
             ),

@@ -118,7 +118,7 @@ impl Sysfs {
             Err(Error::new(
                 libc::EBUSY,
                 format!(
-                    "{subject} {why}; writing would destroy that; take another device, or insist with {FORCE}"
+                    "{subject} {why}; writing would destroy that; take another device, or override this with {FORCE}"
                 ),
             ))
         };
@@ -156,7 +156,7 @@ pub(super) fn exclusive(path: &Path) -> Result<Option<File>> {
         Err(e) if is_busy(&e) => Err(Error::new(
             libc::EBUSY,
             format!(
-                "device '{}' is in use: mounted, swapped on, or claimed by another program; stop that first, or insist with {FORCE}",
+                "device '{}' is in use: mounted, swapped on, or claimed by another program; stop that first, or override this with {FORCE}",
                 path.display()
             ),
         )),

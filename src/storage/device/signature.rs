@@ -63,7 +63,7 @@ impl Ends {
             log::log(
                 Level::Warn,
                 format_args!(
-                    "device '{name}': not all of its first and last {LOOKED_AT} bytes could be read ({e}): what is there was not looked at before writing"
+                    "device '{name}': not all of its first and last {LOOKED_AT} bytes could be read ({e}): data there was not checked before writing"
                 ),
             );
         }
@@ -302,8 +302,7 @@ fn check(name: &str, what: &str, ends: &Ends) -> Result<()> {
     Err(Error::new(
         libc::EEXIST,
         format!(
-            "{what} '{name}' holds data that writing would destroy ({}); take another one, erase that with wipefs -a if it is \
-             no longer wanted, or insist with {FORCE}",
+            "{what} '{name}' holds data that writing would destroy ({}); use another one, erase it with wipefs -a if it is no longer needed, or override this with {FORCE}",
             names.join(", ")
         ),
     ))

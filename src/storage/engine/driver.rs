@@ -183,7 +183,7 @@ struct Doorbell {
 fn no_room_left() -> Error {
     Error::new(
         libc::EBADMSG,
-        "CQ ring: it was emptied and has no room all the same; something outside the library wrote to the region",
+        "CQ ring: it was emptied but has no room; something outside the library wrote to the region",
     )
 }
 

@@ -104,7 +104,7 @@ impl Engine {
             log::log(
                 Level::Warn,
                 format_args!(
-                    "block {}: the device failed the write (status {:#x}); it is in '{}', and others may follow it",
+                    "block {}: the device failed the write (status {:#x}); it is in '{}'; further ones are counted, not logged",
                     slot.command.lba, ended.status, spill.path
                 ),
             );
