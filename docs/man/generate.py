@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Manual pages: of the functions from the comments of include/unified.h, of the programs from what their
---help says, and of the whole from unified.7.in.
+"""Manual pages: of functions and structs from the comments of include/unified.h, of the programs from their --help,
+and the overview from unified.7.in. Examples are in examples.c and below.
 
     generate.py DIR [PROGRAM...]    writes DIR/man1, DIR/man3 and DIR/man7
 
-They are made at every build and not checked in: all of their text is in the tree already, under tests of its
-own, and a second copy could only be out of date.
+They are made at every build and not checked in: all of their text is in the tree already, under its own tests, and a
+second copy would get out of date.
 """
 
 import errno
@@ -52,8 +52,40 @@ GROUPS = {
     "version of the library": ["unified_version", "unified_version_string"],
 }
 
-# Where the comment of a constant does not name a struct or function, its first words say where it belongs.
+# If the comment of a constant does not name a struct or function, its first words say where it belongs.
 CONSTANTS = {"Configuration flag": "struct unified_config", "Submission flag": "unified_submit_write"}
+
+# Section of the pages of structs.
+TYPES = "3type"
+
+# EXAMPLES of the programs: a command, and what it does.
+COMMANDS = {
+    "unified-full-stack-test": [
+        ("unified-full-stack-test --check eth0 /dev/nvme0n1 0", "Says whether the device may be written to."),
+        ("unified-full-stack-test eth0 /dev/nvme0n1 0", "Stores the payloads that come to UDP port 9999 until Ctrl-C."),
+        ("unified-full-stack-test -s 64000000 -c 10000 eth0 packets.bin 0", "Stores 10000 payloads in a file of 64 MB."),
+    ],
+    "unified-traffic": [
+        ("unified-traffic send --to 198.18.0.1:9999 --count 10000 --rate 50000",
+         "Sends 10000 payloads of 1024 bytes, 50000 a second."),
+        ("unified-traffic send --to 198.18.0.1:9999 --size 64-1472 --duration 10",
+         "Sends 1000 payloads of various sizes a second for ten seconds."),
+        ("unified-traffic verify --stored 10000 --sent 10000 packets.bin",
+         "Compares every byte in the file that a recorder wrote with what was sent."),
+    ],
+    "unified-export": [
+        ("unified-export report /dev/nvme0n1", "Shows what the log holds, its gaps and its losses."),
+        ("unified-export pcapng /dev/nvme0n1 capture.pcapng", "Writes the log to a file that Wireshark opens."),
+        ("unified-export pcapng --follow 10 /dev/nvme0n1 - | tshark -r -",
+         "Shows packets while a recorder writes, until none has come for ten seconds."),
+    ],
+    "unified-top": [
+        ("unified-top http://127.0.0.1:9464/metrics", "Shows the recorder that serves this address."),
+        ("unified-top /run/recorder.sock", "Shows the recorder that serves this Unix socket."),
+        ("unified-top --plain --interval 10 --count 6 /run/recorder.sock >log",
+         "Writes one line every ten seconds for a minute."),
+    ],
+}
 
 # What --help does not say: the exit codes.
 EXITS = {
@@ -140,13 +172,20 @@ def example(code: str) -> List[str]:
     return [".PP", ".in +4n", ".EX", plain(code.expandtabs(4)), ".EE", ".in"]
 
 
-def title(name: str, section: int, manual: str) -> List[str]:
+def title(name: str, section: "int | str", manual: str) -> List[str]:
     """The date is the sources', or what a reproducible build says."""
     seconds = os.environ.get("SOURCE_DATE_EPOCH")
     when = float(seconds) if seconds else max(path.stat().st_mtime for path in [header.HEADER, HERE / "unified.7.in"])
     day = time.strftime("%Y-%m-%d", time.gmtime(when))
     return [f'.\\" Made by docs/man/generate.py; do not edit.',
             f'.TH {name.upper().replace("-", chr(92) + "-")} {section} "{day}" "unified {version()}" "{manual}"']
+
+
+def examples(name: str) -> List[str]:
+    """The example of a page of section 3."""
+    parts = re.split(r"^/\* EXAMPLE (\w+) \*/\n", (HERE / "examples.c").read_text(), flags=re.M)
+    found = dict(zip(parts[1::2], parts[2::2]))
+    return [".SH EXAMPLES", *example(found[name].strip())[1:]] if name in found else []
 
 
 def version() -> str:
@@ -190,11 +229,11 @@ def errors(item: Item) -> "tuple[Dict[str, str], List[str]]":
 
 
 def place(api: Api, pages: Dict[str, str]) -> Dict[str, str]:
-    """The page of every struct, callback and constant: the first function that takes it, or speaks of it."""
-    where: Dict[str, str] = {}
+    """The page of every struct (its own), callback and constant: the first function or struct that names it."""
+    where: Dict[str, str] = {name: f"{name}.{TYPES}" for name in api.structs}
     for name, item in api.functions.items():
         for word in re.findall(r"\bunified_\w+", item.code):
-            if word in api.structs or word in api.callbacks:
+            if word in api.callbacks:
                 where.setdefault(word, pages[name])
     speaks = {**api.structs, **api.functions}
     for name, item in api.constants.items():
@@ -238,6 +277,45 @@ def member(constant: str, api: Api) -> str:
     sys.exit(f"generate.py: no comment says what {constant} is")
 
 
+def constants(own: str, api: Api, pages: Dict[str, str], where: Dict[str, str]) -> List[str]:
+    """The constants of a page."""
+    out: List[str] = []
+    for item in (item for name, item in api.constants.items() if where[name] == own):
+        out += [] if out else [".SS Constants"]
+        words = re.sub(r"^(?:Configuration|Submission) flag: (.)", lambda m: m[1].upper(), item.text)
+        out += [".TP", f".BR {item.name} \" (\" {item.code.split()[-1]} )",
+                prose(words, pages, own) if words else f"See \\fI{plain(member(item.name, api))}\\fR."]
+    return out
+
+
+def see_also(others: "set[str]") -> List[str]:
+    """References to pages, of which those of structs carry their section."""
+    out = [".SH SEE ALSO"]
+    for other in sorted(others):
+        name, _, section = other.partition(".")
+        out.append(f".BR {plain(name)} ({section or 3}),")
+    return out + [".BR unified (7)"]
+
+
+def page_type(item: Item, api: Api, pages: Dict[str, str], where: Dict[str, str]) -> str:
+    own = where[item.name]
+    short, _, rest = " ".join(item.text.split()).partition(". ")
+    short = short.rstrip(".")
+    out = title(item.name, TYPES, "unified Library Manual")
+    out += [".SH NAME", f"{plain(item.name)} \\- {plain(short[0].lower() + short[1:])}"]
+    out += [".SH SYNOPSIS", ".nf", ".B #include <unified.h>", ".fi", *example(struct(item))]
+    out += [".SH DESCRIPTION", prose(short + ".", pages, own)]
+    if rest:
+        # Paragraphs as in the header, without the sentence that is said already.
+        out += [".PP", prose(item.text.replace(item.text.split(". ")[0] + ".", "", 1).strip(), pages, own)]
+    if re.search(r"^  uint64_t size;", item.code, re.M):
+        out += [".PP", "Set", ".I size", "to sizeof the struct before each call that takes it: the struct can grow at its end in",
+                "later versions."]
+    out += constants(own, api, pages, where)
+    users = {pages[name] for name, function in api.functions.items() if re.search(rf"\bstruct {item.name}\b", function.code)}
+    return "\n".join(out + see_also(users)) + "\n"
+
+
 def page3(what: str, names: List[str], api: Api, pages: Dict[str, str], where: Dict[str, str]) -> str:
     own = names[0]
     out = title(own, 3, "unified Library Manual")
@@ -250,22 +328,14 @@ def page3(what: str, names: List[str], api: Api, pages: Dict[str, str], where: D
     out += [".fi", ".SH DESCRIPTION"]
     for name in names:
         out += [f".SS {plain(name)}()", prose(api.functions[name].text, pages, own)]
-    types = [item for kind in (api.callbacks, api.structs) for name, item in kind.items() if where.get(name) == own]
+    types = [item for name, item in api.callbacks.items() if where.get(name) == own]
     for item in types:
-        out.append(f".SS {plain('struct ' * (item.name in api.structs) + item.name)}")
-        out.append(prose(item.text, pages, own) if item.text else "Its members:")
-        out += example(struct(item) if item.name in api.structs else item.code)
-    constants = [item for name, item in api.constants.items() if where[name] == own]
-    if constants:
-        out.append(".SS Constants")
-        for item in constants:
-            out += [".TP", f".BR {item.name} \" (\" {item.code.split()[-1]} )",
-                    prose(re.sub(r"^(?:Configuration|Submission) flag: (.)", lambda m: m[1].upper(), item.text), pages, own)
-                    if item.text else f"See \\fI{plain(member(item.name, api))}\\fR."]
+        out += [f".SS {plain(item.name)}", prose(item.text, pages, own), *example(item.code)]
+    out += constants(own, api, pages, where)
     if any(re.match(r"int\b", api.functions[name].code) for name in names):
         out += [".SH RETURN VALUE", "A number below 0 is a negated", ".I errno", "of those below;",
-                ".BR unified_last_error (3)", "then says in words what was tried, on what, and what to do.",
-                "What 0 and greater numbers mean stands with each function."]
+                ".BR unified_last_error (3)", "then says what was tried, on what, and what to do.",
+                "The description of each function says what 0 and greater numbers mean."]
     listed, usual = [], general()
     for name in names:
         own_errors, as_well = errors(api.functions[name])
@@ -282,11 +352,13 @@ def page3(what: str, names: List[str], api: Api, pages: Dict[str, str], where: D
                 f"\\fB{other}\\fR{'()' if pages[other] == own else '(3)'}" for other in as_well) + "."]
     if listed:
         out += [".SH ERRORS", *listed]
+    if not (shown := examples(own)):
+        print(f"generate.py: no example for {own} in examples.c", file=sys.stderr)
     spoken = " ".join(api.functions[name].text + api.functions[name].code for name in names)
     spoken += " ".join(item.text + item.code for item in types)
-    others = {pages.get(word) or where.get(word, "") for word in re.findall(r"\bunified_\w+", spoken)} - {own, ""}
-    out += [".SH SEE ALSO", *(f".BR {plain(other)} (3)," for other in sorted(others)), ".BR unified (7)"]
-    return "\n".join(out) + "\n"
+    others = {pages[word] for word in re.findall(r"\bunified_\w+", spoken) if word in pages} - {own}
+    others |= {where[word] for word in re.findall(r"\bstruct (unified_\w+)", spoken) if word in where}
+    return "\n".join([*out, *shown, *see_also(others)]) + "\n"
 
 
 # --- section 1
@@ -342,11 +414,14 @@ def page1(program: Path) -> str:
         out += [f".SS {plain(command)}", plain(what.rstrip(".") + ".")]
         for _, text in entries:
             out += options(text)
-    if name not in EXITS:
-        sys.exit(f"generate.py: what the exit codes of {name} mean is not known here")
+    if name not in EXITS or name not in COMMANDS:
+        sys.exit(f"generate.py: {name} has no exit codes or no examples here")
     out.append(".SH EXIT STATUS")
     for code, meaning in EXITS[name]:
         out += [".TP", f".B {code}", plain(meaning)]
+    out.append(".SH EXAMPLES")
+    for command, meaning in COMMANDS[name]:
+        out += [".TP", f'.B "{plain(command)}"', plain(meaning)]
     out += [".SH SEE ALSO", ".BR unified (7)"]
     return "\n".join(out) + "\n"
 
@@ -385,6 +460,8 @@ def main() -> None:
     for what, names in groups.items():
         written[out / "man3" / f"{names[0]}.3"] = page3(what, names, api, pages, where)
         links.update({out / "man3" / f"{name}.3": f"{names[0]}.3" for name in names[1:]})
+    for name, item in api.structs.items():
+        written[out / "man3" / where[name]] = page_type(item, api, pages, where)
     for program in map(Path, sys.argv[2:]):
         written[out / "man1" / f"{program.name}.1"] = page1(program.resolve())
     written[out / "man7" / "unified.7"] = page7({names[0]: what for what, names in groups.items()})

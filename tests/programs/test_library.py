@@ -60,6 +60,8 @@ def test_what_is_installed_and_that_uninstalling_leaves_nothing(libdir, tmp_path
     expected |= {f"bin/{name}" for name in programs} | {f"share/man/man1/{name}.1" for name in programs}
     expected |= {"share/man/man7/unified.7"}
     expected |= {f"share/man/man3/{name}.3" for name in (ROOT / "abi/symbols").read_text().split() if name.startswith("unified_")}
+    structs = re.findall(r"^struct (\w+) \{", (ROOT / "include/unified.h").read_text(), re.M)
+    expected |= {f"share/man/man3/{name}.3type" for name in structs}
     expected |= {f"share/doc/unified/examples/{path.name}" for path in (ROOT / "c-examples").glob("*.*")
                  if path.suffix in (".c", ".py")}
     expected |= {f"share/unified/{path.relative_to(ROOT / 'include')}" for path in (ROOT / "include/compat").rglob("*.h")}

@@ -32,7 +32,41 @@ def test_every_exported_function_has_a_page_that_names_it():
         names = described(MAN / "man3" / f"{name}.3").split(" - ")[0].split(", ")
         assert name in names, name
     # And no page is of something that is not there.
-    assert {path.stem for path in (MAN / "man3").iterdir()} == set(FUNCTIONS)
+    assert {path.stem for path in (MAN / "man3").glob("*.3")} == set(FUNCTIONS)
+
+
+def test_every_struct_has_a_page_that_names_its_fields_and_its_functions():
+    header = (ROOT / "include/unified.h").read_text()
+    structs = re.findall(r"^struct (\w+) \{(.*?)^\};", header, re.M | re.S)
+    assert len(structs) > 10
+    assert {path.stem for path in (MAN / "man3").glob("*.3type")} == {name for name, _ in structs}
+    for name, body in structs:
+        page = MAN / "man3" / f"{name}.3type"
+        assert described(page).startswith(f"{name} - ")
+        shown = render(page)
+        fields = re.findall(r"(\w+)(?:\[\w+\])?;", re.sub(r"/\*.*?\*/", "", body, flags=re.S))
+        assert fields
+        for field in fields:
+            assert re.search(rf"\b{field}\b", shown), f"{name}.{field}"
+        users = set(re.findall(rf"^[^\n;{{}}#/]*?\b(unified_\w+)\([^;{{}}]*\bstruct {name}\b", header, re.M))
+        for user in users:
+            assert f"{(MAN / 'man3' / f'{user}.3').resolve().stem}(3)" in shown, f"{name}: {user}"
+            assert f"{name}(3type)" in render(MAN / "man3" / f"{user}.3"), f"{user}: {name}"
+
+
+def test_every_page_of_a_function_or_program_has_examples():
+    pages = [path for section in ("man1", "man3") for path in (MAN / section).glob("*.[13]") if not path.is_symlink()]
+    assert len(pages) > 15
+    for page in pages:
+        assert "\n.SH EXAMPLES\n" in page.read_text(), page.name
+    # Each function is in the example of its page.
+    for name in FUNCTIONS:
+        shown = (MAN / "man3" / f"{name}.3").read_text().split(".SH EXAMPLES", 1)[1]
+        assert f"{name}(" in shown, name
+
+
+def test_the_examples_compile():
+    must("cc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-I", ROOT / "include", ROOT / "docs/man/examples.c")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -54,7 +88,7 @@ def test_every_program_has_a_page_with_each_of_its_options(name):
 
 def test_they_are_without_a_fault():
     need("mandoc")
-    pages = [path for path in MAN.rglob("*.[137]") if not path.is_symlink()]
+    pages = [path for path in MAN.rglob("unified*") if not path.is_symlink()]
     assert len(pages) > 15
     checked = call("mandoc", "-Tlint", "-Wwarning", *pages)
     assert checked.returncode == 0 and checked.stdout == "", checked.stdout
@@ -64,11 +98,11 @@ def test_they_are_without_a_fault():
 
 def test_they_refer_to_pages_that_exist():
     others = {"pkg-config", "io_uring", "capabilities"}
-    for page in MAN.rglob("*.[137]"):
+    for page in MAN.rglob("unified*"):
         text = page.read_text().replace("\\-", "-")
-        for name, section in re.findall(r"^\.BR \"?([\w-]+)\"? \((\d)\)|", text, re.M):
+        for name, section in re.findall(r"^\.BR \"?([\w-]+)\"? \((\d(?:type)?)\)|", text, re.M):
             if name and name not in others:
-                assert (MAN / f"man{section}" / f"{name}.{section}").exists(), f"{page.name}: {name}({section})"
+                assert (MAN / f"man{section[0]}" / f"{name}.{section}").exists(), f"{page.name}: {name}({section})"
         for name in re.findall(r"\\fB(unified_\w+)\\fR\(3\)", text):
             assert (MAN / "man3" / f"{name}.3").exists(), f"{page.name}: {name}(3)"
 
@@ -87,11 +121,14 @@ def test_a_page_says_what_the_header_says():
             "unified_submit_deallocate() EINVAL",
             "ENOBUFS It needs a free frame. And the errors of unified_submit_flush().",
             "UNIFIED_KEEP (2) The completion returns the frame to the caller instead of to the fill ring.",
-            "struct unified_nvme_command {"]:
+            "EXAMPLES int store_batch("]:
         assert words in shown.replace("'", "’") or words in shown, words
     shown = render(MAN / "man3/unified_ctx_create.3")
     for words in ["E2BIG This version does not know all fields.", "EBUSY The interface, the queue or the device is in use.",
-                  "EACCES The device may not be written to.", "ENOMEM Not enough memory or locked memory (RLIMIT_MEMLOCK).", "UNIFIED_DEVICE_FD (512)"]:
+                  "EACCES The device may not be written to.", "ENOMEM Not enough memory or locked memory (RLIMIT_MEMLOCK)."]:
+        assert words in shown, words
+    shown = render(MAN / "man3/unified_config.3type")
+    for words in ["Zero means the default for every field.", "UNIFIED_DEVICE_FD (512)"]:
         assert words in shown, words
 
 
@@ -118,7 +155,7 @@ def test_the_overview_shows_the_example_as_it_is():
 
 def tree_with(tmp_path: Path, header: str) -> Path:
     """The generator in a tree of its own, with another header."""
-    for path in ("docs/man/generate.py", "docs/man/unified.7.in", "bindings/header.py", "c-examples/minimal.c", "Cargo.toml"):
+    for path in ("docs/man/generate.py", "docs/man/unified.7.in", "docs/man/examples.c", "bindings/header.py", "c-examples/minimal.c", "Cargo.toml"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text((ROOT / path).read_text())
     (tmp_path / "include").mkdir()
@@ -131,7 +168,8 @@ def test_a_function_in_no_group_has_a_page_by_itself(tmp_path):
     new = "/**\n * Turns the context around: 0, -EDOM (it is round). Any thread.\n */\nint unified_ctx_turn(unified_ctx *ctx);\n\n"
     at = header.index("#ifdef __cplusplus\n}")
     made = tree_with(tmp_path, header[:at] + new + header[at:])
-    must(sys.executable, "-B", made, tmp_path / "man")
+    said = must(sys.executable, "-B", made, tmp_path / "man")
+    assert "no example for unified_ctx_turn" in said
     page = tmp_path / "man/man3/unified_ctx_turn.3"
     assert described(page) == "unified_ctx_turn - turns the context around"
     assert "ERRORS unified_ctx_turn() EDOM It is round. SEE" in render(page)
