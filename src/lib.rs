@@ -40,6 +40,7 @@ pub mod latency;
 pub mod locked;
 pub mod log;
 pub mod log_reader;
+pub mod log_scan;
 pub mod metrics;
 pub mod net;
 pub mod pipeline;

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::log;
+use crate::log_scan::{HOLE, find_end, mend, newest_superblock};
 use crate::record::{
     Flaw, Header, MAX_SEQUENCE, SUPER_SLOTS, Superblock, mark_unreadable, refuse_version,
 };
-use crate::recorder::{HOLE, find_end, mend, newest_superblock};
 
 /// Bytes per read.
 const BATCH_BYTES: usize = 256 << 10;

@@ -51,7 +51,7 @@ pub enum AtEnd {
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
+pub enum StoreLayout {
     #[default]
     Payload,
     Slot,
@@ -65,7 +65,7 @@ pub struct PipelineConfig {
     pub at_end: AtEnd,
     /// Every write is durable when it completes.
     pub fua: bool,
-    pub layout: Layout,
+    pub layout: StoreLayout,
     /// Slot layout: what to do with an existing log.
     pub existing: Existing,
     /// Flush after this many completed writes, and at most this long after one. `None`: flush only at the end.

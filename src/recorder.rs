@@ -3,36 +3,32 @@
 
 #![forbid(unsafe_code)]
 
+mod disk;
+mod losses;
+
 use std::collections::hash_map::RandomState;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use disk::Disk;
+use losses::{LossCount, wall_offset};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::frame::FrameMap;
-use crate::lane::{Completion, Ready, Transfer};
+use crate::lane::Transfer;
+use crate::log_scan::{HOLE, READ_BATCH, find_end, is_unreadable, mend, newest_superblock};
 use crate::net::rx::Received;
 use crate::record::{
     Checksum, FLAG_VLAN, HEADER_LEN, Header, Losses, NAME_LEN, SUPER_LEN, SUPER_SLOTS, Superblock,
-    mark_unreadable, refuse_version,
+    refuse_version,
 };
-use crate::stats::Statistics;
-use crate::storage::command::status_text;
 use crate::storage::device::Kind;
 
 use crate::sys::event::monotonic_ns;
 use crate::sys::shm::Shared;
-
-/// After this many slots in a row without a record, nothing newer follows. More than can ever be in flight at once, so
-/// a hole that a crash left is not taken for the end.
-pub const HOLE: u64 = 4096;
 /// Records between two superblocks that record the log's progress.
 const CHECKPOINT: u64 = 16384;
-/// Slots read at once when the log is opened.
-const READ_BATCH: u64 = 64;
 /// Before a log is begun in a range, one slot in each of this many parts is checked.
 const SAMPLES: u64 = 32;
 
@@ -60,53 +56,6 @@ pub struct Recorder {
     losses: LossCount,
 }
 
-/// Losses since the log was opened, added to those that it recorded before.
-#[derive(Debug)]
-struct LossCount {
-    before: Losses,
-    /// The context's counters when the log was opened.
-    base: (u64, u64),
-    known: Losses,
-}
-
-impl LossCount {
-    fn begin(context: &Context, before: Losses) -> Result<LossCount> {
-        Ok(LossCount {
-            before,
-            base: lost(&context.statistics()?),
-            known: before,
-        })
-    }
-
-    fn look(&mut self, stats: &Statistics) {
-        let now = lost(stats);
-        let known = &mut self.known;
-        let total = known.total();
-        // The counters of a program that was detached are 0: keep the known values.
-        let sum = |before: u64, now: u64, base: u64, known: u64| {
-            known.max(before.saturating_add(now.saturating_sub(base)))
-        };
-        known.dropped = sum(self.before.dropped, now.0, self.base.0, known.dropped);
-        known.unrecorded = sum(self.before.unrecorded, now.1, self.base.1, known.unrecorded);
-        if known.total() != total {
-            known.last = wall_offset().wrapping_add(monotonic_ns());
-            if known.first == 0 {
-                known.first = known.last;
-            }
-        }
-    }
-}
-
-/// Packets of the recorded ports that are not in the log: dropped by the kernel, and seen but not recorded. Failed
-/// writes are not counted here: they leave gaps in the sequence numbers.
-fn lost(stats: &Statistics) -> (u64, u64) {
-    let (xdp, xsk) = (stats.xdp, stats.xsk);
-    (
-        xsk.rx_dropped + xsk.rx_ring_full + stats.redirect_errors,
-        xdp.no_socket + xdp.malformed + xdp.merged + stats.bad_descriptors + stats.released,
-    )
-}
-
 fn name_bytes(name: Option<&str>) -> [u8; NAME_LEN] {
     let mut bytes = [0; NAME_LEN];
     let name = name.unwrap_or_default().as_bytes();
@@ -114,13 +63,6 @@ fn name_bytes(name: Option<&str>) -> [u8; NAME_LEN] {
     let len = name.len().min(NAME_LEN - 1);
     bytes[..len].copy_from_slice(&name[..len]);
     bytes
-}
-
-fn wall_offset() -> u64 {
-    let wall = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    (wall.as_nanos() as u64).wrapping_sub(monotonic_ns())
 }
 
 impl Recorder {
@@ -389,76 +331,6 @@ impl Recorder {
     }
 }
 
-/// Whether `mark_unreadable` has marked it.
-fn is_unreadable(slot: &[u8]) -> bool {
-    let mut marked = vec![0; slot.len()];
-    mark_unreadable(&mut marked);
-    slot == marked
-}
-
-/// The valid copy with the higher generation.
-pub fn newest_superblock<'a>(copies: impl Iterator<Item = &'a [u8]>) -> Option<Superblock> {
-    copies
-        .filter_map(Superblock::read)
-        .max_by_key(|superblock| superblock.generation)
-}
-
-/// Takes the records from `first` on that are missing on the device from the spill.
-pub fn mend<'a>(
-    spill: &File,
-    log: &Superblock,
-    first: u64,
-    slots: impl Iterator<Item = &'a mut [u8]>,
-) -> Result<()> {
-    let mut other = vec![0; log.slot_size as usize];
-    for (sequence, slot) in (first..).zip(slots) {
-        let is_it = |slot: &[u8]| {
-            Header::read(slot, log.log_id).is_ok_and(|header| header.sequence == sequence)
-        };
-        if is_it(slot) {
-            continue;
-        }
-        match spill.read_exact_at(&mut other, log.offset_of(sequence)) {
-            Ok(()) if is_it(&other) => slot.copy_from_slice(&other),
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {}
-            Err(e) => return Err(Error::os(&e, "reading the spill")),
-        }
-    }
-    Ok(())
-}
-
-/// The sequence number after the newest record. `read` returns that many slots from a record's slot on. It is never
-/// asked to go past the last slot, and may return fewer, but at least one.
-pub fn find_end(
-    log: &Superblock,
-    mut read: impl FnMut(u64, u64) -> Result<Vec<Vec<u8>>>,
-) -> Result<u64> {
-    let hole = HOLE.min(log.slots);
-    let mut end = log.next_sequence;
-    let mut at = log.next_sequence;
-    while at < end + hole {
-        let to_edge = log.slots - at % log.slots;
-        let slots = read(at, READ_BATCH.min(to_edge))?;
-        let mut ahead = None;
-        for (i, slot) in slots.iter().enumerate() {
-            let expected = at + i as u64;
-            if let Ok(header) = Header::read(slot, log.log_id)
-                && header.sequence >= expected
-                && header.sequence % log.slots == expected % log.slots
-            {
-                end = end.max(header.sequence + 1);
-                if header.sequence > expected {
-                    // The log wrapped since the superblock was written: its end is a lap or more ahead.
-                    ahead = Some(header.sequence - i as u64);
-                }
-            }
-        }
-        at = ahead.unwrap_or(at) + slots.len() as u64;
-    }
-    Ok(end)
-}
-
 /// Refuses a range that holds something else than a log: `EEXIST`. Checks its first slots, its last ones, and some in
 /// between. Slots that cannot be read are ignored.
 fn check_empty(disk: &Disk, log: &Superblock, copies: &[Vec<u8>]) -> Result<()> {
@@ -502,212 +374,4 @@ fn check_empty(disk: &Disk, log: &Superblock, copies: &[Vec<u8>]) -> Result<()> 
         }
     }
     Ok(())
-}
-
-/// Reads and writes through the context, one command after the other. Only before the pipeline's threads start.
-struct Disk<'a> {
-    context: &'a Context,
-}
-
-impl Disk<'_> {
-    fn frames(&self) -> FrameMap {
-        self.context.info().frames()
-    }
-
-    fn transfer(&self, frame: u32, lba: u64) -> Transfer {
-        Transfer {
-            frame,
-            offset: self.frames().start(frame),
-            len: self.frames().frame_size(),
-            lba,
-            user_data: frame.into(),
-            ..Transfer::default()
-        }
-    }
-
-    /// Takes the completions of `count` commands, all of which must succeed.
-    fn finish(&self, count: usize, what: &str) -> Result<()> {
-        match self.finish_each(count, what)?.first() {
-            None => Ok(()),
-            // A log whose superblock is not on its device would not be found again.
-            Some((_, status)) => Err(Error::new(
-                libc::EIO,
-                format!(
-                    "{what} the log on '{}': {}",
-                    self.context.info().device,
-                    status_text(*status)
-                ),
-            )),
-        }
-    }
-
-    /// Takes the completions of `count` commands: the `user_data` and the status of those that failed or were spilled.
-    fn finish_each(&self, mut count: usize, what: &str) -> Result<Vec<(u64, u16)>> {
-        let until = Instant::now() + Duration::from_secs(30);
-        let mut done = [Completion::default(); READ_BATCH as usize];
-        let mut failed = Vec::new();
-        while count > 0 {
-            self.context.stays()?;
-            self.context
-                .wait(Ready::COMPLETIONS, Some(Duration::from_millis(100)))?;
-            let got = self.context.completions(&mut done)?;
-            for completion in &done[..got] {
-                if completion.status != 0 || completion.spilled {
-                    failed.push((completion.user_data, completion.status));
-                }
-            }
-            count -= got.min(count);
-            if count > 0 && Instant::now() > until {
-                return Err(Error::new(
-                    libc::ETIMEDOUT,
-                    format!("{what} the log on '{}'", self.context.info().device),
-                ));
-            }
-        }
-        Ok(failed)
-    }
-
-    /// Up to `count` whole slots.
-    fn read(&self, lba: u64, count: u64) -> Result<Vec<Vec<u8>>> {
-        self.context.stays()?;
-        let size = self.frames().frame_size();
-        let step = u64::from(self.context.blocks_of(size));
-        let mut frames = Vec::new();
-        for _ in 0..count {
-            match self.context.frame_alloc() {
-                Ok(frame) => frames.push(frame),
-                Err(error) if frames.is_empty() => {
-                    return Err(error.hint(
-                        "opening a log needs a free frame: use a shorter fill ring or more frames",
-                    ));
-                }
-                Err(_) => break,
-            }
-        }
-        let mut result = Ok(());
-        let mut submitted = 0;
-        for (i, frame) in frames.iter().enumerate() {
-            let request = self.transfer(*frame, lba + i as u64 * step);
-            match self.context.submit_read(&request) {
-                Ok(()) => submitted += 1,
-                // The SQ ring is short: read as many as it takes.
-                Err(error) if error.errno() == libc::EAGAIN && submitted > 0 => break,
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            }
-        }
-        let finished = self.finish_each(submitted, "reading");
-        let failed = finished.as_ref().map_or(&[][..], Vec::as_slice);
-        let mut slots = Vec::new();
-        for (i, frame) in frames.into_iter().enumerate() {
-            if i < submitted {
-                let mut slot = vec![0; size as usize];
-                self.context
-                    .data()
-                    .read(self.frames().start(frame) as usize, &mut slot);
-                // A block that cannot be read costs only its own slot.
-                if failed.iter().any(|(data, _)| *data == u64::from(frame)) {
-                    mark_unreadable(&mut slot);
-                }
-                slots.push(slot);
-            }
-            // If the device took too long it is still in flight, and its completion frees it.
-            let _ = self.context.frame_release(frame);
-        }
-        result.and(finished).map(|_| slots)
-    }
-
-    /// Writes bytes, padded with zeroes to a slot. They are durable when it returns.
-    fn write(&self, lba: u64, bytes: &[u8]) -> Result<()> {
-        let frame = self.context.frame_alloc()?;
-        let request = Transfer {
-            fua: true,
-            ..self.transfer(frame, lba)
-        };
-        let at = request.offset as usize;
-        self.context.data().write(at, bytes);
-        self.context.data().zero(
-            at + bytes.len(),
-            self.frames().frame_size() as usize - bytes.len(),
-        );
-        self.context.submit_write(&request).inspect_err(|_| {
-            let _ = self.context.frame_release(frame);
-        })?;
-        self.finish(1, "writing")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::record::MIN_SLOTS;
-    use proptest::prelude::*;
-
-    fn log(slots: u64, next_sequence: u64) -> Superblock {
-        Superblock {
-            next_sequence,
-            ..Superblock::new(5, 1, 512, 512, 0, slots + SUPER_SLOTS, true).unwrap()
-        }
-    }
-
-    /// A device with these records, the later ones over the earlier ones.
-    fn device(log: &Superblock, sequences: impl Iterator<Item = u64>) -> Vec<Vec<u8>> {
-        let mut slots = vec![vec![0; 512]; log.slots as usize];
-        for sequence in sequences {
-            let header = Header {
-                sequence,
-                log_id: log.log_id,
-                packet_offset: 64,
-                payload_offset: 64,
-                ..Header::default()
-            };
-            slots[(sequence % log.slots) as usize][..HEADER_LEN]
-                .copy_from_slice(&header.to_bytes(0));
-        }
-        slots
-    }
-
-    fn end(log: &Superblock, slots: &[Vec<u8>]) -> u64 {
-        find_end(log, |sequence, count| {
-            let at = (sequence % log.slots) as usize;
-            Ok(slots[at..at + count as usize].to_vec())
-        })
-        .unwrap()
-    }
-
-    #[test]
-    fn the_end_is_found_behind_holes_and_laps() {
-        let whole = log(100, 0);
-        assert_eq!(end(&whole, &device(&whole, std::iter::empty())), 0);
-        assert_eq!(end(&whole, &device(&whole, 0..60)), 60);
-        assert_eq!(
-            end(&whole, &device(&whole, (0..60).filter(|s| s % 7 != 2))),
-            60
-        );
-        assert_eq!(end(&whole, &device(&whole, 0..100)), 100);
-        assert_eq!(end(&whole, &device(&whole, 0..730)), 730);
-        let later = log(100, 700);
-        assert_eq!(end(&later, &device(&later, 0..730)), 730);
-        let foreign = log(100, 0);
-        let mut other = device(&foreign, 0..50);
-        other[7][16] ^= 1;
-        assert_eq!(end(&foreign, &other), 50);
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_the_superblock_knew_the_end_is_found(
-            slots in MIN_SLOTS..300, written in 0u64..2000, behind in 0u64..2000, lost in prop::collection::vec(0u64..40, 0..10)
-        ) {
-            // A superblock is at most a quarter of a lap old, and writes in flight are lost.
-            let known = written.saturating_sub(behind % (slots / 4 + 1));
-            let log = log(slots, known);
-            let holes: Vec<u64> = lost.iter().filter_map(|l| written.checked_sub(l + 2)).collect();
-            let slots = device(&log, (0..written).filter(|s| !holes.contains(s)));
-            let expected = (0..written).rev().find(|s| !holes.contains(s)).map_or(0, |s| s + 1).max(known);
-            prop_assert_eq!(end(&log, &slots), expected);
-        }
-    }
 }

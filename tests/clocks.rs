@@ -12,7 +12,7 @@ use common::{Scratch, Veth, check_sums, is_root, payload};
 use unified::config::{Config, Drive};
 use unified::context::Context;
 use unified::lane::Ready;
-use unified::pipeline::{Layout, Pipeline, PipelineConfig};
+use unified::pipeline::{Pipeline, PipelineConfig, StoreLayout};
 use unified::sys::event::monotonic_ns;
 
 const COUNT: u32 = 50;
@@ -63,7 +63,7 @@ fn receive_and_record(ifname: &str, path: &str) {
 
     let context = Arc::new(Context::open(&config(ifname, path)).unwrap());
     let slots = PipelineConfig {
-        layout: Layout::Slot,
+        layout: StoreLayout::Slot,
         ..PipelineConfig::default()
     };
     let pipeline = Pipeline::start(context.clone(), slots).unwrap();

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use unified::config::{Config, Drive};
 use unified::context::Context;
 use unified::log_reader::LogReader;
-use unified::pipeline::{AtEnd, Layout, Pipeline, PipelineConfig};
+use unified::pipeline::{AtEnd, Pipeline, PipelineConfig, StoreLayout};
 use unified::record::Losses;
 
 const FRAMES: u32 = 256;
@@ -37,7 +37,7 @@ fn record(told: &str) {
     let pipeline = Pipeline::start(
         context.clone(),
         PipelineConfig {
-            layout: Layout::Slot,
+            layout: StoreLayout::Slot,
             at_end: match at_end {
                 "wrap" => AtEnd::Wrap,
                 _ => AtEnd::Stop,

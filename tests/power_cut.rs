@@ -25,7 +25,7 @@ use rand::{RngExt, SeedableRng};
 use unified::config::{Config, Drive};
 use unified::context::Context;
 use unified::log_reader::{Item, LogReader};
-use unified::pipeline::{Layout, Pipeline, PipelineConfig};
+use unified::pipeline::{Pipeline, PipelineConfig, StoreLayout};
 
 const SECTOR: usize = 512;
 const SIZE: usize = 1024;
@@ -34,7 +34,7 @@ const MARK: &[u8; 8] = b"durable:";
 /// All but the last MiB, where the notes are.
 fn recording(blocks: u64) -> PipelineConfig {
     PipelineConfig {
-        layout: Layout::Slot,
+        layout: StoreLayout::Slot,
         blocks: blocks - 2048,
         flush_writes: Some(64),
         flush_interval: Some(Duration::from_millis(50)),

@@ -14,7 +14,7 @@ use unified::Result;
 use unified::config::Config;
 use unified::context::Context;
 use unified::log_reader::{Item, LogReader};
-use unified::pipeline::{Layout, Pipeline, PipelineConfig};
+use unified::pipeline::{Pipeline, PipelineConfig, StoreLayout};
 
 /// Runs a pipeline until `count` packets are stored; says how many are.
 fn record(iface: &str, path: &str, count: u64) -> Result<u64> {
@@ -28,7 +28,7 @@ fn record(iface: &str, path: &str, count: u64) -> Result<u64> {
     let pipeline = Pipeline::start(
         context.clone(),
         PipelineConfig {
-            layout: Layout::Slot,
+            layout: StoreLayout::Slot,
             ..PipelineConfig::default()
         },
     )?;

@@ -5,7 +5,7 @@
 
 mod context;
 mod io;
-mod log;
+mod log_reader;
 mod misc;
 mod packet;
 mod pipeline;

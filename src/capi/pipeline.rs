@@ -7,7 +7,7 @@ use super::types::*;
 use super::{get_sized, guard, put_sized, size_given, unified_ctx, with};
 use crate::error::{Error, Result};
 use crate::log;
-use crate::pipeline::{AtEnd, Layout, Pipeline, PipelineConfig, PipelineStatus};
+use crate::pipeline::{AtEnd, Pipeline, PipelineConfig, PipelineStatus, StoreLayout};
 use crate::recorder::Existing;
 
 /// Starts a packet thread and a storage thread that store received packets in a range of the device. UNIFIED_LAYOUT_PAYLOAD
@@ -51,8 +51,8 @@ pub unsafe extern "C" fn unified_pipeline_start(
             }
         };
         let layout = match c.layout {
-            UNIFIED_LAYOUT_PAYLOAD => Layout::Payload,
-            UNIFIED_LAYOUT_SLOT => Layout::Slot,
+            UNIFIED_LAYOUT_PAYLOAD => StoreLayout::Payload,
+            UNIFIED_LAYOUT_SLOT => StoreLayout::Slot,
             other => {
                 return Err(Error::new(
                     libc::EINVAL,

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{AtEnd, Layout, PipelineConfig, WINDOW};
+use super::{AtEnd, PipelineConfig, StoreLayout, WINDOW};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::lane::{Lane, Transfer};
@@ -97,7 +97,7 @@ impl WriteTarget {
         let end = check_range(context, config)?;
         let start = config.start_lba;
         Ok(match config.layout {
-            Layout::Payload => WriteTarget::Range(Range {
+            StoreLayout::Payload => WriteTarget::Range(Range {
                 start,
                 end,
                 next: start,
@@ -106,7 +106,7 @@ impl WriteTarget {
                 wraps: 0,
                 fua: config.fua,
             }),
-            Layout::Slot => WriteTarget::Log(Box::new(Recorder::open(
+            StoreLayout::Slot => WriteTarget::Log(Box::new(Recorder::open(
                 context,
                 start,
                 end - start,

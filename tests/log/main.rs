@@ -19,7 +19,7 @@ use store::{LoopDevice, Memory, can_loop, run};
 use unified::config::{Config, Drive};
 use unified::context::Context;
 use unified::log_reader::{Item, LogReader};
-use unified::pipeline::{AtEnd, Layout, Pipeline, PipelineConfig, PipelineStatus};
+use unified::pipeline::{AtEnd, Pipeline, PipelineConfig, PipelineStatus, StoreLayout};
 use unified::recorder::Existing;
 
 const FRAME: u64 = 2048;
@@ -37,7 +37,7 @@ fn config(veth: &str, path: &str, slots: u64, drive: Drive) -> Config {
 
 fn slots() -> PipelineConfig {
     PipelineConfig {
-        layout: Layout::Slot,
+        layout: StoreLayout::Slot,
         ..PipelineConfig::default()
     }
 }
