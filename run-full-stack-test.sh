@@ -31,17 +31,17 @@ usage() {
 		usage: $(basename "$0") [OPTIONS] [IFACE [DEVICE [QUEUE]]]
 
 		Stores UDP packets that IFACE receives on QUEUE (default 0) to DEVICE, and shows the statistics.
-		Without IFACE it makes a veth pair and a network namespace of its own, without DEVICE a file;
-		both are removed at the end. What is stored is then read back and compared with what was sent.
+		Without IFACE it creates a veth pair and a network namespace, without DEVICE a file, and removes
+		them at the end. Then it reads the stored data back and compares it with what was sent.
 
-		  --duration SECONDS   how long traffic is sent, or waited for (default $duration)
-		  --rate PACKETS       packets a second, 0: as fast as it goes (default $rate)
+		  --duration SECONDS   send traffic, or wait for it, this long (default $duration)
+		  --rate PACKETS       packets per second, 0: as fast as possible (default $rate)
 		  --size BYTES         payload size, or a range such as 64-1472 (default $size)
 		  --port PORT          UDP port (default $port)
-		  --no-traffic         send nothing: it comes from elsewhere
+		  --no-traffic         send nothing: traffic comes from elsewhere
 		  --from-netns NAME    send from this network namespace, which reaches IFACE
-		  --verify             compare the stored bytes also where the traffic came from elsewhere
-		                       (by unified-traffic send, with the same --size)
+		  --verify             compare the stored bytes even if the traffic came from elsewhere
+		                       (from unified-traffic send, with the same --size)
 		  --selftest PROGRAM   run this program of the registration interface instead (docs/uapi.md), as
 		                       PROGRAM IFACE DEVICE QUEUE, and find on the device what it says it stored
 		  --yes                do not ask before writing to a DEVICE that holds data

@@ -250,7 +250,7 @@ static __always_inline void leave_metadata(struct xdp_md *ctx, const struct foun
 {
 #ifdef UNIFIED_NO_METADATA
 	/*
-	 * Newer kernels look at the program that an extension replaces: where that one never changes packet
+	 * Newer kernels look at the program that an extension replaces: if that one never changes packet
 	 * data, and the slots of libxdp's dispatcher do not, the extension may not call what does.
 	 */
 	count->no_metadata++;
@@ -376,7 +376,7 @@ int unified_xdp(struct xdp_md *ctx)
 	}
 #endif
 	/*
-	 * Cut off: the stack drops such a packet, also where the datagram itself is whole. (What lies beyond the
+	 * Cut off: the stack drops such a packet, even if the datagram itself is whole. (What lies beyond the
 	 * linear part is seldom there to be asked for.)
 	 */
 	if (f.l3_end > ctx->data_end - ctx->data && f.l3_end > bpf_xdp_get_buff_len(ctx)) {

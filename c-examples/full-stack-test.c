@@ -70,7 +70,7 @@ static uint64_t tag(uint64_t lba, uint32_t len)
 	return lba << 16 | len;
 }
 
-/* Writes one payload behind the one before it; the frame comes back to the NIC by itself. */
+/* Writes one payload after the previous one. The frame returns to the fill ring. */
 static void store(const struct unified_packet *packet)
 {
 	uint64_t blocks = (packet->payload_len + info.block_size - 1) / info.block_size;
@@ -287,14 +287,14 @@ static void usage(FILE *to, const char *name)
 		"usage: %s [OPTIONS] IFACE DEVICE QUEUE\n"
 		"Stores the payloads of UDP packets that IFACE receives on QUEUE to DEVICE from block 0 on.\n"
 		"  -p, --port PORT          UDP port (default 9999)\n"
-		"  -d, --duration SECONDS   stop by itself (default: at Ctrl-C)\n"
-		"  -c, --count PACKETS      stop after so many were received\n"
-		"  -s, --file-size BYTES    make DEVICE, a regular file, at least this long\n"
+		"  -d, --duration SECONDS   stop after this time (default: at Ctrl-C)\n"
+		"  -c, --count PACKETS      stop after this many received packets\n"
+		"  -s, --file-size BYTES    create DEVICE as a regular file of at least this size\n"
 		"  -f, --frame-size BYTES   2048 (default) or 4096\n"
-		"  -T, --engine-thread      let a thread of the library drive the device\n"
-		"  -H, --huge-pages         put the region into reserved 2 MiB pages\n"
-		"  -F, --force              write also to a device that is in use, or that holds a file system\n"
-		"  -k, --check              only say whether DEVICE may be written to (exit code 3: it holds data)\n"
+		"  -T, --engine-thread      use a thread of the library for the device\n"
+		"  -H, --huge-pages         use reserved 2 MiB pages for the region\n"
+		"  -F, --force              write even if the device is in use or holds a file system\n"
+		"  -k, --check              only check whether DEVICE may be written to (exit code 3: it holds data)\n"
 		"  -h, --help\n",
 		name);
 }

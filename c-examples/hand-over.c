@@ -413,7 +413,7 @@ int main(int argc, char **argv)
 	sigaddset(&set_of_signals, SIGINT);
 	sigaddset(&set_of_signals, SIGTERM);
 	sigaddset(&set_of_signals, SIGHUP);
-	/* If nobody reads its output any more, it goes on: the XDP program would stay behind. */
+	/* If nobody reads its output any more, it continues: otherwise the XDP program would stay attached. */
 	signal(SIGPIPE, SIG_IGN);
 	sigprocmask(SIG_BLOCK, &set_of_signals, NULL);
 	if ((signals = signalfd(-1, &set_of_signals, SFD_CLOEXEC)) < 0)

@@ -38,7 +38,7 @@ static int dial(const char *path)
 	return 0;
 }
 
-/* Sends a request, and wants this answer: the descriptor that came with it, or -1 where none did. -2: another answer. */
+/* Sends a request, and wants this answer: the descriptor that came with it, or -1 if none did. -2: another answer. */
 static int ask(const char *request, const char *argument, const char *wanted)
 {
 	char text[256], reply[256];

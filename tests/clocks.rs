@@ -94,7 +94,7 @@ fn times_in_a_time_namespace_are_its_own() {
     if !is_root(name) {
         return;
     }
-    // Ahead and behind.
+    // A clock that is ahead, and one that is late.
     for monotonic in ["864000", "-1"] {
         let veth = Veth::new();
         let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "clock");

@@ -192,7 +192,7 @@ fn a_log_is_begun_in_an_empty_range_only() {
                 begin(&context, 4096, 4096, Existing::Continue).unwrap();
             }
             begin(&context, 0, 4096, Existing::Replace).unwrap();
-            // Now it is a log, with something behind its records.
+            // Now it is a log, with other data after its records.
             begin(&context, 0, 4096, Existing::Continue).unwrap();
         }
         let file = File::options().write(true).open(&target.path).unwrap();

@@ -243,7 +243,7 @@ fn nothing_is_copied_by_the_kernel_itself() {
     }
 }
 
-/// Neighbours on the device whose memory is in pieces: in few commands where the drive takes gaps between them and the
+/// Neighbours on the device whose memory is in pieces: in few commands if the drive takes gaps between them and the
 /// kernel such commands (6.15), each by itself elsewhere. Nowhere does the kernel copy.
 #[test]
 fn memory_in_pieces_is_one_command_where_the_drive_takes_gaps() {

@@ -1,4 +1,4 @@
-//! Zero-copy from a NIC to an NVMe drive, and the fallback where the driver cannot. UNIFIED_TEST_NIC names
+//! Zero-copy from a NIC to an NVMe drive, and the fallback if the driver cannot. UNIFIED_TEST_NIC names
 //! the interface, UNIFIED_TEST_SENDER a channel on which a sender beyond it takes requests, and
 //! UNIFIED_TEST_ZERO_COPY says whether the kernel's driver can (1) or not (0). tests/vm/run has all that.
 

@@ -9,7 +9,13 @@ fn the_checked_in_header_is_current() {
     let mut made = Vec::new();
     let mut builder = cbindgen::Builder::new().with_config(config);
     for file in [
-        "types", "misc", "context", "io", "packet", "pipeline", "log_reader",
+        "types",
+        "misc",
+        "context",
+        "io",
+        "packet",
+        "pipeline",
+        "log_reader",
     ] {
         builder = builder.with_src(root.join(format!("src/capi/{file}.rs")));
     }

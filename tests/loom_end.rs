@@ -32,7 +32,7 @@ fn shared() -> Arc<EngineShared> {
     })
 }
 
-/// A waiter's steps up to its sleep: `true` where it goes to sleep.
+/// A waiter's steps up to its sleep: `true` if it goes to sleep.
 fn goes_to_sleep(shared: &EngineShared) -> bool {
     if shared.end.is_closing() || shared.end.failure().is_some() {
         return false;

@@ -148,7 +148,7 @@ fn without_fences_a_wakeup_is_lost() {
             let ring = ring.clone();
             move || {
                 ring.set_need_wakeup(true);
-                // Asleep, where nothing is there.
+                // Asleep, if nothing is there.
                 ring.producer().load(Ordering::Acquire) == START
             }
         });

@@ -24,7 +24,7 @@ fn open(path: &str, drive: Drive, bytes: u64) -> Context {
     Context::open(&config).unwrap()
 }
 
-/// Whole frames that lie one behind the other, in memory and on the device.
+/// Whole frames one after the other, in memory and on the device.
 fn submit(context: &Context, count: u32, first_lba: u64) -> Vec<Vec<u8>> {
     let mut written = Vec::new();
     for i in 0..count {
@@ -193,7 +193,7 @@ fn a_run_that_fails_is_tried_entry_by_entry() {
     let Some(small) = small else {
         return;
     };
-    // The library fallocates, so the file is cut by hand behind its back, and the disk filled up.
+    // The library fallocates, so the test cuts the file and fills the disk.
     let path = small.dir.join("device");
     let context = open(path.to_str().unwrap(), Drive::Inline, 1 << 20);
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();

@@ -246,7 +246,7 @@ fn what_was_durable_survives_every_power_cut() {
     let mut random = StdRng::seed_from_u64(9999);
     let scratch = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "power-cut");
     let file = File::create(scratch.path()).unwrap();
-    // At each flush, behind each note, and at some moments in between.
+    // At each flush, after each note, and at some moments in between.
     let moments: Vec<usize> = (0..entries.len())
         .filter(|i| {
             matches!(entries[*i], Entry::Flush)
@@ -304,7 +304,7 @@ fn what_was_durable_survives_every_power_cut() {
     it_goes_on(scratch.path(), len, durable);
 }
 
-/// What the last cut left is opened again, and recording goes on behind it.
+/// What the last cut left is opened again, and recording continues after it.
 fn it_goes_on(path: &str, len: usize, durable: u64) {
     let before = check(path, durable, "before it goes on");
     let veth = Veth::new();

@@ -93,7 +93,7 @@ fn a_mounted_device() {
     holds(&device.node, "ext4");
 }
 
-/// Mounted where this process cannot see it: the exclusive claim still finds out.
+/// Mounted in another mount namespace: the exclusive claim still detects it.
 #[test]
 fn a_device_mounted_in_another_namespace() {
     if !can_loop("a_device_mounted_in_another_namespace") {
@@ -276,7 +276,7 @@ fn a_device_can_be_opened_again_at_once() {
 
 /// Runs `without_permission` in a child without privileges, on a path.
 fn open_as_nobody(path: &str, wanted: &str) {
-    // A copy where everybody may execute it; the build directory may be closed.
+    // A copy that everybody may execute; the build directory may be private.
     let program = Scratch::new("/dev/shm", "nobody");
     fs::copy(std::env::current_exe().unwrap(), &program.0).unwrap();
     fs::set_permissions(&program.0, fs::Permissions::from_mode(0o755)).unwrap();
@@ -363,7 +363,7 @@ fn what_is_no_device() {
     assert_eq!(rig.context.info().limits.blocks, 1, "half a block is none");
 }
 
-/// A file that does not fit is not left behind half grown.
+/// A file that does not fit is not left half grown.
 #[test]
 fn more_than_the_file_system_has() {
     if !can_loop("more_than_the_file_system_has") {

@@ -77,7 +77,7 @@ mod c {
     }
 }
 
-/// Runs something that must end, and fails where it does not.
+/// Runs something that must end, and fails if it does not.
 fn bounded<T: Send + 'static>(what: &str, act: impl FnOnce() -> T + Send + 'static) -> T {
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || tell.send(act()));

@@ -54,7 +54,7 @@ static int file;
 static uint64_t file_size;
 static uint64_t stored, stored_bytes, writes, receives;
 
-/* The times of the packets in each buffer, where latency is measured. */
+/* The times of the packets in each buffer, if latency is measured. */
 static bool timed;
 static uint64_t *times[BUFFERS];
 static size_t time_counts[BUFFERS];
@@ -243,7 +243,7 @@ int main(int argc, char **argv)
 	if (file < 0 || fstat(file, &status) < 0)
 		fail(argv[optind + 1]);
 	file_size = status.st_size / BUFFER * BUFFER;
-	/* In transparent huge pages, where the kernel gives them. */
+	/* In transparent huge pages, if the kernel gives them. */
 	if (posix_memalign((void **)&buffers[0], 2 << 20, BUFFERS * BUFFER) != 0)
 		fail("posix_memalign");
 	madvise(buffers[0], BUFFERS * BUFFER, MADV_HUGEPAGE);

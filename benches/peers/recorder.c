@@ -141,7 +141,7 @@ static void latency(void)
 	}
 }
 
-/* A signal; and meanwhile takes the events, where there are any. */
+/* A signal; and meanwhile takes the events, if there are any. */
 static void await(void)
 {
 	static struct unified_event events[256];

@@ -18,7 +18,7 @@ class Recorder:
     name = ""
     package = None
     # Bytes copied by a CPU for each byte stored, from the design: from the socket buffer on, into the page cache
-    # where there is no O_DIRECT. (On tmpfs there is none, and everybody copies into the page cache.)
+    # if there is no O_DIRECT. (On tmpfs there is none, and everybody copies into the page cache.)
     copies = 1
     o_direct = False
     # Packets are stored, not only received.
@@ -86,7 +86,7 @@ class Recorder:
         if self.process and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-            # What was killed has left its program behind.
+            # A killed recorder has left its program attached.
             self.lab.drop_everything(False)
 
     def bytes_per_packet(self, size: int) -> int:

@@ -173,7 +173,7 @@ type Event struct {
 type Packet struct {
 	data    unsafe.Pointer
 	payload unsafe.Pointer
-	// Timestamp is in ns of CLOCK_MONOTONIC; 0 where it is not known.
+	// Timestamp is in ns of CLOCK_MONOTONIC; 0 if it is not known.
 	Timestamp     uint64
 	Len           uint32
 	PayloadLen    uint32
@@ -233,7 +233,7 @@ type PipelineConfig struct {
 	ModerationUS    uint32
 }
 
-// PipelineStatus is where a pipeline stands.
+// PipelineStatus is the state of a pipeline.
 type PipelineStatus struct {
 	size          uint64
 	NextLBA       uint64

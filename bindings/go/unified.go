@@ -73,7 +73,7 @@ type Config struct {
 	FileSize uint64
 	Queue    uint32
 	Flags    uint32
-	// Ports are UDP destination ports; 9999 where there is none.
+	// Ports are UDP destination ports; 9999 if there is none.
 	Ports      []uint16
 	Drive      uint32
 	FrameSize  uint32
@@ -90,9 +90,9 @@ type Config struct {
 	EventSample uint32
 	EventsBytes uint32
 	BlockSize   uint32
-	// Spill is where writes go that the device failed; empty: nowhere.
+	// Spill gets the writes that the device failed; empty: no spill.
 	Spill string
-	// Retries of an operation that fails for now: 1 to 255, or NoRetry; 8 where it is 0.
+	// Retries of an operation that fails for now: 1 to 255, or NoRetry; 8 if it is 0.
 	Retries        uint32
 	RetryBackoffUS uint32
 	RetryGiveUpMS  uint32
@@ -216,7 +216,7 @@ func (c *Context) Latency(which int) (Latency, error) {
 	return latency, err
 }
 
-// Quantile is the time that a part (0.99: the 99th percentile) did not exceed; 0 where nothing was counted.
+// Quantile is the time that a part (0.99: the 99th percentile) did not exceed; 0 if nothing was counted.
 func (l *Latency) Quantile(part float64) time.Duration {
 	return time.Duration(C.unified_latency_quantile((*C.struct_unified_latency)(unsafe.Pointer(l)), C.double(part)))
 }
@@ -425,7 +425,7 @@ func (c *Context) PipelineStart(config PipelineConfig) error {
 	})
 }
 
-// PipelineStatus is where the pipeline stands.
+// PipelineStatus returns the state of the pipeline.
 func (c *Context) PipelineStatus() (PipelineStatus, error) {
 	var status PipelineStatus
 	status.size = uint64(unsafe.Sizeof(status))
@@ -435,7 +435,7 @@ func (c *Context) PipelineStatus() (PipelineStatus, error) {
 	return status, err
 }
 
-// PipelineStop stores what was received, flushes, and says where it ended, also where a flush failed.
+// PipelineStop stores what was received, flushes, and returns the final state, also if a flush failed.
 func (c *Context) PipelineStop() (PipelineStatus, error) {
 	var status PipelineStatus
 	status.size = uint64(unsafe.Sizeof(status))
@@ -445,7 +445,7 @@ func (c *Context) PipelineStop() (PipelineStatus, error) {
 	return status, err
 }
 
-// OK is nil where the command succeeded.
+// OK is nil if the command succeeded.
 func (d *Completion) OK() error {
 	switch {
 	case d.Result < 0:

@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /**
- * Stores COUNT payloads one behind the other, then reads them back and compares.
+ * Stores COUNT payloads one after the other, then reads them back and compares.
  *
  *     store.js IFACE FILE COUNT
  */

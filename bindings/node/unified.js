@@ -8,7 +8,7 @@
  *
  * A frame is its holder's until it is submitted or released; nothing collects it. Buffers of its bytes are
  * not copies: do not touch one afterwards. Block addresses and user_data are numbers or BigInts.
- * UNIFIED_LIB names the library where the loader does not find libunified.so.0 by itself.
+ * UNIFIED_LIB names the library if the loader does not find libunified.so.0.
  */
 'use strict';
 
@@ -158,12 +158,12 @@ class Completion {
     this.doNotRetry = (flags & constants.COMPLETION_DNR) !== 0;
     this.bounced = (flags & constants.COMPLETION_BOUNCED) !== 0;
     this.spilled = (flags & constants.COMPLETION_SPILLED) !== 0;
-    /** The frame, where its holder has it again. */
+    /** The frame, if its holder has it again. */
     this.frame = flags & constants.COMPLETION_FRAME
       ? new Frame(context, raw.readUInt32LE(at + COMPLETION.frame)) : undefined;
   }
 
-  /** Itself; throws where the command failed. */
+  /** Itself; throws if the command failed. */
   check() {
     if (this.result < 0) throw new UnifiedError(-this.result, call.strerror(this.result));
     if (this.status) throw new UnifiedError(5, `NVMe status 0x${this.status.toString(16)}: ${call.status_string(this.status)}`);
@@ -439,7 +439,7 @@ class Context {
     return ask('pipeline_status', (bytes) => call.pipeline_status(this._open(), bytes));
   }
 
-  /** Stores what was received, flushes, and says where it ended. */
+  /** Stores what was received, flushes, and returns the final state. */
   pipelineStop() {
     return ask('pipeline_status', (bytes) => call.pipeline_stop(this._open(), bytes));
   }

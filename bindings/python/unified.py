@@ -857,7 +857,7 @@ class Stream:
         self._news = asyncio.Event()
         self._error: Optional[BaseException] = None
         self._loop = asyncio.get_running_loop()
-        # A copy: the loop must be able to let go of it also where the context was closed first.
+        # A copy: the loop must be able to drop it even if the context was closed first.
         self._fd = os.dup(context.poll_fd())
         self._open = True
         self._loop.add_reader(self._fd, self._take)

@@ -90,12 +90,13 @@ COMMANDS = {
 # What --help does not say: the exit codes.
 EXITS = {
     "unified-full-stack-test": [("0", "Every packet that was received is stored."), ("1", "Something failed."),
-                                ("2", "Wrong usage.")],
+                                ("2", "Wrong usage."), ("3", "The device holds data (--check).")],
     "unified-traffic": [("0", "Everything was sent, or every payload is intact."),
                         ("1", "Payloads are missing or damaged."), ("2", "Wrong usage, or an error of the system.")],
     "unified-export": [("0", "Done; the log has no gap."), ("1", "The log has a gap (report)."),
                        ("2", "Wrong usage, or an error.")],
-    "unified-top": [("0", "It was ended."), ("1", "The recorder could not be asked."), ("2", "Wrong usage.")],
+    "unified-top": [("0", "The user ended it, or --count was reached."),
+                    ("1", "The recorder did not answer."), ("2", "Wrong usage.")],
 }
 
 

@@ -170,7 +170,7 @@ pub fn log_level(level: c_int) -> Result<c_int, Refusal> {
     result(unified_set_log_callback(None, level, null_mut()))
 }
 
-/// The struct as it is, and one that a later header may have: `unknown` stands behind it.
+/// The struct as it is, and one that a later header may have: `unknown` follows it.
 #[repr(C)]
 pub struct GrownPipeline {
     pub known: unified_pipeline_config,

@@ -1,4 +1,4 @@
-//! What cannot be is refused with an errno and a sentence that names it, and leaves nothing behind: no
+//! Invalid requests are refused with an errno and a sentence that names the reason, and leave nothing: no
 //! program on the interface, no descriptor, no mapping, no program in the kernel, no thread.
 #![deny(unsafe_code)]
 

@@ -2,9 +2,9 @@
 /*
  * Structs that begin with their size, as older and newer programs hand them over: growth IFACE FILE
  *
- * A struct of N bytes stands at the very end of a page behind which nothing is mapped where N allows it, and
+ * A struct of N bytes is at the very end of a page that is followed by nothing mapped, if N allows it, and
  * between guard bytes else. It says "ready" when packets may come, and at the end of each struct its name and how
- * many sizes were tried. It exits with 0 where everything came out as the header says.
+ * many sizes were tried. It exits with 0 if everything is as the header says.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -20,7 +20,7 @@
 #define MOST 65536u
 #define PAGES (MOST + 8192u)
 
-/* Room for the largest struct there may be; behind it nothing. */
+/* Room for the largest possible struct; nothing is mapped after it. */
 static unsigned char *room;
 static unified_ctx *ctx;
 static unified_log *opened;
@@ -175,7 +175,7 @@ static void reads(const char *name, const void *config, size_t known, size_t lea
 		memset(at, 0, size);
 		memcpy(at, config, size < known ? size : known);
 		memcpy(at, &given, 8);
-		/* An older program has nothing behind its struct: whoever looks there ends with a signal. */
+		/* An older program has nothing after its struct: a read there ends the test with a signal. */
 		rc = reads_as_it_is(read, at, size);
 		if (rc != (size < least ? -EINVAL : 0))
 			fail("an older or newer struct", size, rc);

@@ -72,7 +72,7 @@ static const char xdp_source[] =
 	"}\n"
 	"char _license[] SEC(\"license\") = \"GPL\";\n";
 
-/* Written behind the payload, into the frame, and stored with it. */
+/* Written after the payload, into the frame, and stored with it. */
 struct metadata {
 	uint64_t number;
 	uint64_t time;
@@ -263,7 +263,7 @@ static int submit_write(char *data, uint32_t len, uint64_t number)
 	sqe->buf_offset = (uint64_t)(data - ctx.buffers);
 	/* Not unique: it wraps early. */
 	sqe->user_data = number % 1000;
-	/* The compiler keeps the order; the processor does where stores are seen in order. */
+	/* The compiler keeps the order; the processor does if it keeps stores in order. */
 	__asm__ __volatile__("" ::: "memory");
 #ifndef __x86_64__
 	__atomic_thread_fence(__ATOMIC_RELEASE);

@@ -5,7 +5,7 @@
  *
  *   uapi-registration MODE DEVICE [NUMBER]
  *
- * It exits with 0 where all that MODE tries came out as the interface says, and says what did not.
+ * It exits with 0 if all that MODE tries is as the interface says, and says what did not.
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -3,7 +3,7 @@
  * The library by dlopen, used with threads of its own and with an error, and unloaded, again and again:
  * unload LIBRARY IFACE FILE
  *
- * It prints what is left each time, and exits with 0 where that is nothing: no thread, no descriptor, and no mapping of
+ * It prints what is left each time, and exits with 0 if that is nothing: no thread, no descriptor, and no mapping of
  * the library's once the threads that have called it have ended.
  */
 #define _GNU_SOURCE

@@ -20,7 +20,7 @@ use unified::stats::Statistics;
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
-/// Whether this test can run: it needs root. Where CI demands it, being without is a failure.
+/// Whether this test can run: it needs root. If CI requires it, a missing root is a failure.
 pub fn is_root(test: &str) -> bool {
     if nix::unistd::Uid::effective().is_root() {
         return true;
@@ -48,7 +48,7 @@ pub fn skip(test: &str, why: &str) {
     }
 }
 
-/// The library's log, to be read where a test fails.
+/// The library's log, for failed tests.
 pub fn log_to_stderr() {
     unified::log::set_callback(Some(Box::new(|level, line| {
         if level != unified::log::Level::Debug && !line.contains("skipping unrecognized") {

@@ -83,7 +83,7 @@ impl Drop for Part {
     }
 }
 
-/// The other part, where this process is one.
+/// The other part, if this process is one.
 pub fn told() -> Option<String> {
     std::env::var(CHILD).ok()
 }

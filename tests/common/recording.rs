@@ -109,7 +109,7 @@ impl Drop for Stream {
 }
 
 /// Every block that was stored holds a payload that was sent, whole, padded with zeroes, and none twice;
-/// nothing stands behind the last one. (Not in order: where the sender has to resolve the address again,
+/// nothing follows the last one. (Not in order: where the sender has to resolve the address again,
 /// what waited for that comes later.)
 pub fn check_stored(path: &str, stored: u64, sent: u32) {
     let bytes = fs::read(path).unwrap();

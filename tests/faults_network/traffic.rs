@@ -31,7 +31,7 @@ fn bad(mac: [u8; 6], kind: u32) -> Vec<u8> {
                 bytes.splice(12..12, [0x81, 0x00, 0x00, 0x05]);
             }
         }
-        // Random bytes behind the address.
+        // Random bytes after the address.
         _ => {
             let len = bytes.len();
             bytes[12..].copy_from_slice(&noise[12..len]);

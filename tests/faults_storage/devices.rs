@@ -71,7 +71,7 @@ fn blocks_that_cannot_be_read() {
     each_way(|drive, merged| {
         let device = LoopDevice::new(4 << 20, 512);
         let rig = Rig::open(&storage_config(&device.node, drive));
-        // Half of the batch before the place where it will be cut, half behind.
+        // Half of the batch before the cut, half after it.
         let start = CUT - (BATCH / 2 * FRAME) as u64;
         let written = batch(&rig, start, BATCH, true, true);
         assert_eq!(check_stored(&written, &device.backing.0, 0, 0), 0);
@@ -242,7 +242,7 @@ fn a_file_size_limit_does_not_kill() {
             assert_eq!(masks(), before, "no signal is left, and none is blocked");
         }
     });
-    // Making a file that is too long is refused, and leaves none behind.
+    // Creating a file that is too long is refused, and leaves no file.
     let file = Scratch::new("/dev/shm", "toolong");
     let mut config = storage_config(file.path(), Drive::Inline);
     config.device.file_size = LIMIT * 2;

@@ -48,7 +48,7 @@ fn recorded_read_back_and_gone_on_with() {
 }
 
 /// Far fewer records than there are between two superblocks; but a hole as long as the failed writes leave would be
-/// taken for the log's end if the superblock did not tell of what lies behind it.
+/// taken for the log's end if the superblock did not cover what lies after it.
 #[test]
 fn records_behind_failed_writes_are_found_again() {
     if !is_root("records_behind_failed_writes_are_found_again") {
@@ -224,7 +224,7 @@ fn killed_at_any_moment_it_loses_nothing_that_was_completed() {
 }
 
 /// A block device of which all but the beginning is lost for a while: what it failed is in the spill, is read
-/// back with the others, and a recorder that comes later goes on behind it.
+/// back with the others, and a recorder that comes later continues after it.
 #[test]
 fn what_the_device_fails_is_spilled_read_back_and_gone_on_with() {
     if !can_loop("what_the_device_fails_is_spilled_read_back_and_gone_on_with") {
@@ -301,7 +301,7 @@ fn a_follower_is_told_of_a_log_that_was_begun_anew() {
         common::check_sums(&stats, config.frame_count);
     };
     record(100, Existing::Continue);
-    // At the end of the old log, in the middle of what is written over, and behind that.
+    // At the end of the old log, in the middle of the overwritten part, and after it.
     for position in [100, 20, 60] {
         let mut reader = LogReader::open(Path::new(file.path()), 0).unwrap();
         reader.seek(position);

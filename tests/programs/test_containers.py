@@ -122,7 +122,7 @@ def test_requests_are_answered_as_the_device_plugin_does(giver, network):
     assert peer.ask("/version") == ("0.1", [])
     assert peer.ask("/nonsense") == ("/error", [])
     assert peer.ask("/xsk_map_fd, another0") == ("/fd_nak", [])
-    # With the space behind the comma, and without.
+    # With the space after the comma, and without.
     for words in (f"/xsk_map_fd, {network.near}", f"/xsk_map_fd,{network.near}"):
         text, (fd,) = peer.ask(words)
         assert text == "/fd_ack" and kind_of(fd) == XSKMAP

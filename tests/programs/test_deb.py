@@ -105,7 +105,7 @@ def test_an_example_of_the_package_does_the_main_job_with_its_files_alone(unpack
     lib = unpacked / "usr/lib" / multiarch
     env = os.environ | {"PKG_CONFIG_LIBDIR": str(lib / "pkgconfig"), "PKG_CONFIG_SYSROOT_DIR": str(unpacked)}
     flags = must("pkg-config", "--cflags", "--libs", "unified", env=env).split()
-    # Where the compiler looks anyway, pkg-config says nothing; here the root is another one.
+    # For directories that the compiler searches anyway, pkg-config prints nothing; here the root is another one.
     flags += [f"-I{unpacked}/usr/include", f"-L{lib}"]
     must("gcc", unpacked / "usr/share/doc/libunified-dev/examples/minimal.c", *flags, "-o", tmp_path / "minimal")
     program = start(tmp_path / "minimal", network.near, device, COUNT, env=os.environ | {"LD_LIBRARY_PATH": str(lib)})

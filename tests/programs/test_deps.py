@@ -21,7 +21,7 @@ def machine(tmp_path):
         bin, home, log = tmp_path / "bin", tmp_path / "home", tmp_path / "calls"
 
         def command(self, name, text):
-            # Never through a link: behind it is this machine's own.
+            # Never through a link: its target belongs to this machine.
             (self.bin / name).unlink(missing_ok=True)
             (self.bin / name).write_text(f"#!/bin/sh\n{text}\n")
             (self.bin / name).chmod(0o755)

@@ -131,7 +131,7 @@ def test_what_cannot_be_released_is_refused_and_changes_nothing(repository):
     repository.git("tag", f"v{NEXT}")
     repository.refuses("released already")
     later = f"{MAJOR}.{MINOR + 1}.1"
-    # The last tag counts, also where the manifest is behind it.
+    # The last tag counts, also if the manifest has an older version.
     repository.git("tag", f"v{later}")
     repository.git("tag", "-d", f"v{NEXT}")
     repository.refuses("not higher")

@@ -53,7 +53,7 @@ struct Got {
     len: u32,
 }
 
-/// Receives until `count` packets have come, and releases them. Fails where they do not.
+/// Receives until `count` packets have come, and releases them. Fails if they do not come.
 fn receive(context: &Context, count: usize) -> Vec<Got> {
     let mut all = Vec::new();
     let mut packets = [Received::default(); 32];

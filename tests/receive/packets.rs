@@ -21,7 +21,7 @@ fn wide(from: IpAddr) -> [u8; 16] {
     }
 }
 
-/// A port that was closed is taken for a moment longer where another thread is starting a program: its
+/// A port that was closed stays in use for a moment longer if another thread is starting a program: its
 /// child has all descriptors until it runs.
 fn bind_patiently(addr: SocketAddr) -> UdpSocket {
     let until = Instant::now() + PATIENCE;

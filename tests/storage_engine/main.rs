@@ -99,7 +99,7 @@ fn engine_ticks() -> u64 {
         let Ok(stat) = fs::read_to_string(task.unwrap().path().join("stat")) else {
             continue;
         };
-        // The name stands in parentheses; utime and stime are the 12th and 13th field behind it.
+        // The name stands in parentheses; utime and stime are the 12th and 13th field after it.
         let (head, rest) = stat.rsplit_once(')').unwrap();
         if head.ends_with("(unified-engine") {
             let fields: Vec<&str> = rest.split_whitespace().collect();

@@ -17,7 +17,7 @@ use crate::common::{Scratch, is_root};
 
 /// Bytes of every device here; a loop device's file has as many.
 pub const DEVICE_BYTES: u64 = 8 << 20;
-/// Every frame is filled with this before use: where it shows up on a device, something leaked.
+/// Every frame is filled with this before use: if it shows up on a device, something leaked.
 pub const STALE: u8 = 0xaa;
 pub const DRIVES: [Drive; 2] = [Drive::Inline, Drive::Thread];
 /// Longest wait for anything. A lost wakeup fails a test instead of hanging it.
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 static MAKING: Mutex<()> = Mutex::new(());
 
-/// Runs a command of the system; its output where it succeeded.
+/// Runs a command of the system; its output if it succeeded.
 pub fn try_run(program: &str, args: &[&str]) -> Result<String, String> {
     let output = Command::new(program)
         .args(args)
@@ -90,7 +90,7 @@ impl Drop for LoopDevice {
     }
 }
 
-/// Whether loop devices can be made here. Where CI demands root's tests, being without is a failure.
+/// Whether loop devices can be made here. If CI requires root's tests, missing loop devices are a failure.
 pub fn can_loop(test: &str) -> bool {
     if !is_root(test) {
         return false;
@@ -292,7 +292,7 @@ impl Rig {
     pub fn take(&self, count: usize) -> Vec<Completion> {
         let mut taken = Vec::with_capacity(count);
         while taken.len() < count {
-            // A wait that runs out is a lost wakeup, also where its last look then finds something.
+            // A wait that runs out is a lost wakeup, also if its last check then finds something.
             let start = Instant::now();
             let ready = self
                 .context
@@ -385,7 +385,7 @@ pub fn succeeded(done: &Completion) {
     assert_eq!((done.status, done.result), (0, 0), "{done:?}");
 }
 
-/// Runs something that must end by itself; fails where it does not.
+/// Runs something that must end; fails if it does not.
 pub fn within<T: Send + 'static>(time: Duration, act: impl FnOnce() -> T + Send + 'static) -> T {
     let (tell, told) = mpsc::channel();
     let thread = std::thread::spawn(move || {

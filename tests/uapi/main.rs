@@ -161,7 +161,7 @@ fn check(output: &Output, what: &str) -> String {
     text(&output.stdout)
 }
 
-/// Runs a program in a mode; what it printed, and behind that what the library logged.
+/// Runs a program in a mode; its output, followed by the library's log.
 fn mode(program: &Path, mode: &str, device: &str, number: u64) -> String {
     let output = run(Command::new("timeout")
         .arg("300")

@@ -115,7 +115,7 @@ class Guest:
     def command(self):
         sockets = {name: self.dir / f"{name}.sock" for name in [*CHANNELS, "qmp"]}
         console = "mon:stdio" if self.shell else f"file:{self.console}"
-        # An oops ends the guest. Lockup detectors cry wolf where two guests share few processors.
+        # An oops ends the guest. Lockup detectors give false alarms if two guests share few processors.
         words = ["console=ttyS0", "panic=-1", "oops=panic", "nowatchdog"]
         words += ["unified.shell"] if self.shell else []
         command = [QEMU, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"]

@@ -3,7 +3,7 @@
 use super::*;
 
 /// What another library reads: the UDP payload of a packet that it takes for unfragmented UDP to our port.
-/// `None` where its view and ours may differ: it fills in lengths that are zero, and knows other headers.
+/// `None` if its view and ours may differ: it fills in lengths that are zero, and knows other headers.
 fn by_etherparse(packet: &[u8]) -> Option<&[u8]> {
     let sliced = SlicedPacket::from_ethernet(packet).ok()?;
     let Some(TransportSlice::Udp(udp)) = &sliced.transport else {
@@ -16,7 +16,7 @@ fn by_etherparse(packet: &[u8]) -> Option<&[u8]> {
         && tags <= 2
         && packet[12..].chunks_exact(4).take(tags).all(known);
     let ip = &packet[ETH + 4 * tags..];
-    // An IPv4 packet here, or an IPv6 one with a length and UDP directly behind its header.
+    // An IPv4 packet here, or an IPv6 one with a length and UDP directly after its header.
     let plain = match ip[0] >> 4 {
         4 => ip[9] == 17,
         _ => ip[6] == 17 && number(&ip[4..6]) > 0,

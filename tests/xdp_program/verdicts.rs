@@ -90,7 +90,7 @@ fn jumbo_packets_are_seen_whole() {
     let payload = data(8000);
     let packet = ethernet(&[], 0x0800, &ipv4(0, IpNumber::UDP, &udp(PORT, &payload)));
     rig.check(&packet, &Want::Ours(flow(&[], 4, 20, PORT, 8000)), "jumbo");
-    // The part behind the first page is missing, in part or as a whole.
+    // The part after the first page is missing, in part or as a whole.
     for len in [packet.len() - 1, 5000, 3000, 100] {
         rig.check(&packet[..len], &Want::Malformed, "cut jumbo");
     }

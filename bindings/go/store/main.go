@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-// Command store stores COUNT payloads one behind the other, then reads them back and compares.
+// Command store stores COUNT payloads one after the other, then reads them back and compares.
 //
 //	store IFACE FILE COUNT
 package main
@@ -22,7 +22,7 @@ type stored struct {
 	payload []byte
 }
 
-// store says where each payload went, with a copy to compare with.
+// store records the place of each payload, with a copy to compare with.
 func store(ctx *unified.Context, count int) ([]stored, error) {
 	packets := make([]unified.Packet, batch)
 	done := make([]unified.Completion, batch)

@@ -1,5 +1,5 @@
 # One block of the drive cannot be written: the write that meets it fails with the drive's own status, and no other,
-# also where they went to the drive as one command.
+# also if they went to the drive as one command.
 . /tests/common
 
 drive=$(drive badblock)

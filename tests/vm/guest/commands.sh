@@ -2,7 +2,7 @@
 . /tests/common
 
 drive=$(drive plain)
-# Since 6.13 the block layer counts passthrough where it is asked to.
+# Since 6.13 the block layer counts passthrough if that is enabled.
 account=/sys/block/${drive}n1/queue/iostats_passthrough
 [ ! -e "$account" ] || echo 1 >"$account"
 written=$(awk '{ print $5 }' "/sys/block/${drive}n1/stat")

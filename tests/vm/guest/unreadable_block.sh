@@ -1,4 +1,4 @@
-# A log is gone on with although a block behind its end cannot be read, and one inside it is damaged and no more.
+# A log is continued although a block after its end cannot be read, and one inside it is damaged and no more.
 . /tests/common
 
 drive=$(drive unreadable)
@@ -14,7 +14,7 @@ recorder() { # COUNT FIRST
 }
 # The bad sector is 4096: slots of four sectors, two of which hold the superblock, so it is record 1022's.
 recorder 1000 0
-# The search for the end looks behind record 999, and meets it.
+# The search for the end reads past record 999, and reaches it.
 recorder 10 1000
 recorder 20 1010
 "$UNIFIED_OUT/bin/unified-export" report "$node" >"$scratch/report" && fail "nothing was damaged: $(cat "$scratch/report")"

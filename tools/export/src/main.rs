@@ -39,20 +39,20 @@ enum Command {
         log: Log,
         /// File to write; - is the standard output
         output: PathBuf,
-        /// Begin at this sequence number
+        /// Start at this sequence number
         #[arg(long, conflicts_with = "since")]
         from: Option<u64>,
-        /// Begin at this time, seconds since 1970-01-01 UTC
+        /// Start at this time, in seconds since 1970-01-01 UTC
         #[arg(long)]
         since: Option<f64>,
-        /// Stop after this many records; without it, at the end of the log
+        /// Stop after this many records (default: at the end of the log)
         #[arg(long)]
         count: Option<u64>,
-        /// Go on as the log grows, until nothing has come for this many seconds; without a number, until a signal
+        /// Follow the growing log until no record has come for this many seconds; without a number, until a signal
         #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "18446744073709551615")]
         follow: Option<u64>,
     },
-    /// Say what the log holds, every gap in it, and what was lost; the exit code is 1 if there is a gap or a loss
+    /// Report what the log holds, its gaps, and what was lost; the exit code is 1 if there is a gap or a loss
     Report {
         #[command(flatten)]
         log: Log,
@@ -66,7 +66,7 @@ struct Log {
     /// Byte of the device at which the log's range begins
     #[arg(long, default_value_t = 0)]
     start: u64,
-    /// Where the recorder put what the device failed
+    /// The spill: where the recorder put the writes that the device failed
     #[arg(long)]
     spill: Option<PathBuf>,
 }
@@ -81,12 +81,12 @@ impl Log {
     }
 }
 
-/// A line for whoever watches. That it cannot be written is no reason to end.
+/// Prints a progress line. An error is ignored.
 fn tell(line: fmt::Arguments) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// What a report is written to.
+/// The output of a report.
 struct Output(io::StdoutLock<'static>);
 
 impl Output {
@@ -221,7 +221,7 @@ fn pcapng(
     Ok(follow.is_some() || !ended.load(Ordering::Relaxed))
 }
 
-/// What the crate says of a failed write does not name it.
+/// The crate's error for a failed write does not name the file.
 fn write_failed(output: &Path, error: PcapError) -> String {
     let name = match output.as_os_str() == "-" {
         true => "the standard output".to_string(),
@@ -243,7 +243,7 @@ fn interface_options(superblock: &Superblock) -> Vec<InterfaceDescriptionOption<
         .collect()
 }
 
-/// What came to the interface for this log, and what of it is not in there; `None` if the recorder did not say.
+/// Packets that came to the interface for this log, and those that are not in it; `None` if the recorder did not record that.
 fn statistics(
     superblock: &Superblock,
     recorded: u64,
@@ -289,7 +289,7 @@ fn describe_losses(superblock: &Superblock) -> String {
     )
 }
 
-/// How often a follower looks whether it shall end.
+/// How often a follower checks whether to end.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Set by the first SIGINT, SIGTERM or SIGHUP. A second one ends the program at once.

@@ -27,23 +27,23 @@ use metrics::Metrics;
 use source::Source;
 use view::{Look, View};
 
-/// How long a key, a new size or a signal may go unnoticed.
+/// A key, a new size or a signal is noticed after at most this time.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Shows rates, losses, latency and frames of a running recorder (q quits, Tab goes to the next context); without a
-/// terminal it prints a line for each look, and ends when the recorder does
+/// Shows rates, losses, latency and frames of a running recorder (q quits, Tab shows the next context). Without a
+/// terminal it prints a line per interval, and ends when the recorder ends
 #[derive(Debug, Parser)]
 #[command(name = "unified-top", version)]
 struct Arguments {
     /// http://HOST:PORT/metrics, or the path of a Unix socket with HTTP on it
     source: Source,
-    /// Seconds between two looks
+    /// Seconds between two updates
     #[arg(short, long, default_value_t = 1.0, value_parser = interval)]
     interval: f64,
-    /// Print lines also to a terminal
+    /// Print lines even to a terminal
     #[arg(short, long)]
     plain: bool,
-    /// End after so many looks
+    /// End after this many updates
     #[arg(short = 'n', long)]
     count: Option<u64>,
 }
@@ -55,7 +55,7 @@ fn interval(text: &str) -> Result<f64, String> {
     }
 }
 
-/// What one look found, or why not.
+/// The result of one update, or why it failed.
 type Found = Result<Vec<Metrics>, String>;
 
 fn look(source: &Source) -> Found {
@@ -63,7 +63,7 @@ fn look(source: &Source) -> Found {
     metrics::parse(&text).map_err(|what| format!("{source}: {what}"))
 }
 
-/// Looks again and again from now on, in a thread of its own, so that a recorder that does not answer holds up no key.
+/// Updates in a thread of its own, so that a recorder that does not answer does not block the keyboard.
 fn watch(source: Source, interval: Duration) -> Receiver<(Instant, Found)> {
     let (to, from) = channel();
     thread::spawn(move || {
@@ -126,7 +126,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Asks for the end, and makes it where nobody hears: reading the keys of a terminal that is gone never returns.
+/// Asks for the end, and ends the process if that has no effect: reading the keys of a terminal that is gone never returns.
 fn heed_signals(stop: Arc<AtomicBool>, plain: bool) -> io::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     thread::spawn(move || {
@@ -185,7 +185,7 @@ fn screen(arguments: &Arguments, first: Vec<Metrics>, stop: &AtomicBool) -> Resu
         utf8: is_utf8(),
         answered: true,
     };
-    // Puts the terminal back also where this program panics.
+    // Restores the terminal even if this program panics.
     let mut terminal = ratatui::try_init().map_err(|e| format!("the terminal: {e}"))?;
     let result = show(&mut terminal, arguments, first, look, stop);
     ratatui::restore();

@@ -13,7 +13,7 @@ pub struct Metrics {
     pub interface: String,
     pub queue: String,
     pub device: String,
-    /// By name without `unified_` and `_total`; behind a space the value of its own label, where it has one.
+    /// By name without `unified_` and `_total`; after a space the value of its own label, if it has one.
     values: BTreeMap<String, f64>,
     /// Upper bounds in seconds, and how many did not exceed them.
     buckets: BTreeMap<String, Vec<(f64, f64)>>,
@@ -91,7 +91,7 @@ pub fn parse(text: &str) -> Result<Vec<Metrics>, String> {
 
 type Labels = Vec<(String, String)>;
 
-/// `name{label="value",...} number`, perhaps with a timestamp or exemplar behind it.
+/// `name{label="value",...} number`, perhaps followed by a timestamp or exemplar.
 fn sample(line: &str) -> Option<(&str, Labels, f64)> {
     let end = line.find(['{', ' '])?;
     let (name, mut rest) = line.split_at(end);
@@ -110,7 +110,7 @@ fn sample(line: &str) -> Option<(&str, Labels, f64)> {
     Some((name, labels, number.parse().ok()?))
 }
 
-/// Up to the closing quote, without its escapes; and what is behind it.
+/// Up to the closing quote, without its escapes; and the rest.
 fn quoted(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut chars = text.char_indices();
@@ -127,8 +127,8 @@ fn quoted(text: &str) -> Option<(String, &str)> {
     None
 }
 
-/// The time in seconds that a part `q` of what came between two looks did not exceed: the bound of its bucket.
-/// `None` where nothing came, infinity where it is behind the last bound.
+/// The time in seconds that a part `q` of the samples between two updates did not exceed: the bound of its bucket.
+/// `None` if nothing came, infinity if it is above the last bound.
 pub fn quantile(now: &[(f64, f64)], before: &[(f64, f64)], q: f64) -> Option<f64> {
     let came = |i: usize| now[i].1 - before.get(i).map_or(0.0, |b| b.1);
     let all = came(now.len().checked_sub(1)?);

@@ -102,7 +102,7 @@ impl Source {
     }
 }
 
-/// HTTP/1.0: the answer ends where the connection does, in one piece.
+/// HTTP/1.0: the answer ends with the connection, in one piece.
 fn converse<S: Read + Write>(
     mut stream: S,
     host: &str,
@@ -148,7 +148,7 @@ fn words(error: &io::Error) -> String {
     }
 }
 
-/// What is behind the head of an answer.
+/// The body of an answer.
 fn body(answer: &[u8]) -> Result<String, String> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut head = httparse::Response::new(&mut headers);

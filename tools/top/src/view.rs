@@ -93,7 +93,7 @@ impl View {
         self.now().map_or(0.0, |m| m.get(name))
     }
 
-    /// A second, between each two looks; the last one last.
+    /// A second, between each two updates; the newest last.
     fn rates<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = f64> + 'a {
         let pairs = self.looks.iter().zip(self.looks.iter().skip(1));
         pairs.map(move |((then, before), (now, after))| {
@@ -105,7 +105,7 @@ impl View {
         self.rates(name).next_back().unwrap_or(0.0)
     }
 
-    /// Percentiles of the last seconds, and of all; `None` where nothing came.
+    /// Percentiles of the last seconds, and of all; `None` if nothing came.
     fn latency(&self, name: &str) -> ([Option<f64>; 3], [Option<f64>; 3]) {
         let Some((now, last)) = self.looks.back() else {
             return ([None; 3], [None; 3]);
@@ -135,7 +135,7 @@ impl View {
         LOST.iter().map(|(_, name)| self.total(name)).sum()
     }
 
-    /// One line, for where there is no terminal.
+    /// One line, for output that is not a terminal.
     pub fn plain(&self) -> String {
         let Some(now) = self.now() else {
             return String::new();
@@ -203,7 +203,7 @@ impl View {
             self.frames(width, look),
         ];
         let room = usize::from(height) - 2;
-        // Whole sections, the first ones first; empty lines between them where there is room for all.
+        // Whole sections, the first ones first; empty lines between them if there is room for all.
         let all: usize = sections.iter().map(Vec::len).sum();
         let airy = all + sections.len() <= room;
         let mut lines = vec![self.title(width, look)];

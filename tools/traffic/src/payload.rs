@@ -6,7 +6,7 @@ use std::str::FromStr;
 /// "UNIF", then the length (u32) and the number (u64), little endian; then bytes that follow from both.
 pub const HEADER: usize = 16;
 const MAGIC: u32 = u32::from_le_bytes(*b"UNIF");
-/// Beyond it no UDP payload goes.
+/// The largest UDP payload.
 pub const MAX: usize = 65507;
 
 /// Payload bytes: one size, or a range from which each number gets its own.
@@ -73,7 +73,7 @@ pub fn fill(number: u64, out: &mut [u8]) {
     }
 }
 
-/// Number and length of the payload that begins here, where it says so.
+/// Number and length of the payload that begins here, if one does.
 pub fn identify(bytes: &[u8]) -> Option<(u64, usize)> {
     let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     if word(0)? != MAGIC {

@@ -23,13 +23,13 @@ pub struct Options {
     /// Payload bytes: one size, or a range such as 1-1472
     #[arg(long, default_value = "1024")]
     size: Sizes,
-    /// Packets a second; 0: as fast as it goes
+    /// Packets per second; 0: as fast as possible
     #[arg(long, default_value_t = 1000)]
     rate: u64,
-    /// Stop after so many packets
+    /// Stop after this many packets
     #[arg(long, required_unless_present = "duration")]
     count: Option<u64>,
-    /// Stop after so many seconds
+    /// Stop after this many seconds
     #[arg(long)]
     duration: Option<u64>,
     /// Number of the first payload

@@ -16,13 +16,13 @@ use crate::print;
 pub struct Options {
     /// Device or file that was written
     device: PathBuf,
-    /// Payloads that the recorder says it stored
+    /// Number of payloads that the recorder reports as stored
     #[arg(long)]
     stored: u64,
-    /// Payloads that were sent; all of them must be there
+    /// Number of payloads that were sent; all of them must be stored
     #[arg(long)]
     sent: Option<u64>,
-    /// Payload sizes, as they were sent
+    /// Payload sizes, as given when sending
     #[arg(long, default_value = "1024")]
     size: Sizes,
     /// Bytes in a block of the device
@@ -34,8 +34,7 @@ pub struct Options {
     /// Number of the first payload
     #[arg(long, default_value_t = 0)]
     first: u64,
-    /// Look for payloads on every 512 bytes, whatever stands between them: for programs that store more than
-    /// the payload
+    /// Search for payloads at every 512 bytes and ignore other data: for programs that store more than the payload
     #[arg(long)]
     scan: bool,
 }
@@ -46,17 +45,17 @@ struct Findings {
     damaged: u64,
     doubled: u64,
     disordered: u64,
-    /// Blocks whose padding holds something.
+    /// Blocks whose padding is not zero.
     dirty: u64,
     /// Numbers that were never sent.
     foreign: u64,
 }
 
-/// Reads past the page cache, which does not know what passthrough wrote.
+/// Bypasses the page cache, which does not see writes by passthrough.
 struct Direct {
     file: File,
     buffer: Vec<u8>,
-    /// Where the aligned part of the buffer begins, what of it is unread, and where it ends.
+    /// Start of the aligned part of the buffer, its unread part, and its end.
     base: usize,
     at: usize,
     end: usize,
