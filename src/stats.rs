@@ -83,8 +83,12 @@ impl Statistics {
         self.packet_latency = outcomes.latency.snapshot();
         self.command_latency = engine.latency.snapshot();
         self.frames = frames;
-        let known = self.xsk.rx_dropped + self.xsk.rx_ring_full + self.received + self.rx_pending;
-        self.redirect_errors = self.xdp.redirected.saturating_sub(known);
+        self.redirect_errors = self.xdp.redirected.saturating_sub(self.accounted_for());
+    }
+
+    /// Redirected packets of which is known what became of them in the kernel.
+    pub fn accounted_for(&self) -> u64 {
+        self.xsk.rx_dropped + self.xsk.rx_ring_full + self.received + self.rx_pending
     }
 
     pub fn commands_in_flight(&self) -> u64 {

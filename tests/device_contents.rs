@@ -154,7 +154,7 @@ fn begin(context: &Context, start: u64, blocks: u64, existing: Existing) -> Resu
     match Recorder::open(context, start, blocks, false, false, existing) {
         Ok(_) => Ok(()),
         Err(error) => {
-            for word in ["no log", &context.info().device, "UNIFIED_LOG_NEW"] {
+            for word in ["not a log", &context.info().device, "UNIFIED_LOG_NEW"] {
                 assert!(error.message().contains(word), "'{word}' in: {error}");
             }
             Err(error.errno())

@@ -164,9 +164,9 @@ fn no_file_is_made_among_device_nodes() {
     let mistake = Scratch::new("/dev", "mistake");
     File::create(&mistake.0).unwrap().set_len(1 << 20).unwrap();
     let mut plain = making(mistake.path());
-    refused(&plain, libc::EINVAL, &["no device", mistake.path()]);
+    refused(&plain, libc::EINVAL, &["not a device", mistake.path()]);
     plain.device.file_size = 0;
-    refused(&plain, libc::EINVAL, &["no device", mistake.path()]);
+    refused(&plain, libc::EINVAL, &["not a device", mistake.path()]);
     // Files in memory are legitimate where files are kept.
     let shared = Scratch::new("/dev/shm", "place");
     drop(Rig::open(&making(shared.path())));

@@ -162,7 +162,7 @@ def test_commands_without_data(storage):
     assert [bound for bound, _ in latency.buckets[:5]] == [1000, 2000, 3000, 4000, 5000]
     assert latency.buckets[-2][0] == (1 << 26) * 1000 and latency.buckets[-1][0] == 2**64 - 1
     assert storage.latency().count == storage.latency().quantile(0.99) == 0
-    with pytest.raises(unified.UnifiedError, match="no latency 2"):
+    with pytest.raises(unified.UnifiedError, match="latency 2 is unknown"):
         storage.latency(2)
 
 
