@@ -30,7 +30,7 @@ pub struct EngineStats {
     pub submitted: Counter,
     /// Completions put into the CQ ring.
     pub completed: Counter,
-    /// Of these, with a status other than success.
+    /// Of these, with a status other than success. A run of the pipeline that is submitted again in parts is not one.
     pub errors: Counter,
     /// Operations given to the device (a command may take several).
     pub operations: Counter,

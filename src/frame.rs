@@ -10,7 +10,7 @@ mod table;
 
 pub use map::FrameMap;
 pub use pool::{FramePool, Freed};
-pub use table::{Census, FrameTable, PacketOutcome};
+pub use table::{Census, FrameTable, PacketOutcome, Return, Settled, words_of};
 
 use std::sync::Arc;
 
@@ -34,28 +34,42 @@ impl Frames {
     }
 
     /// The caller is done with a frame.
-    pub fn release(&self, frame: u32) -> Result<PacketOutcome> {
+    pub fn release(&self, frame: u32) -> Result<Settled> {
         let mut freed = Freed::default();
-        let outcome = self.table.release(frame)?;
+        let settled = self.table.release(frame)?;
         self.pool.put(frame, &mut freed);
         self.pool.give_back(&mut freed);
-        Ok(outcome)
+        Ok(settled)
     }
 
     /// The device is done with a frame. `None` if the caller has it back; otherwise it will be free after
     /// `pool.give_back(freed)`.
     #[inline(always)]
-    pub fn finish(
-        &self,
-        frame: u32,
-        success: bool,
-        freed: &mut Freed,
-    ) -> Result<Option<PacketOutcome>> {
-        let outcome = self.table.finish(frame, success)?;
-        if outcome.is_some() {
+    pub fn finish(&self, frame: u32, success: bool, freed: &mut Freed) -> Result<Option<Settled>> {
+        let settled = self.table.finish(frame, success)?;
+        if settled.is_some() {
             self.pool.put(frame, freed);
         }
-        Ok(outcome)
+        Ok(settled)
+    }
+
+    /// As `finish` after a success, for frames that share a word of the table. `false`: one of them is not as expected,
+    /// and nothing was done.
+    #[inline(always)]
+    pub fn finish_stored(&self, first: u32, count: u32, freed: &mut Freed) -> bool {
+        let stored = self.table.finish_stored(first, count).is_some();
+        if stored {
+            self.pool.put_run(first, count, freed);
+        }
+        stored
+    }
+
+    /// Packets were copied out of a run of frames into the frame `into`: the run will be free after
+    /// `pool.give_back(freed)`. RX thread.
+    pub fn pack(&self, first: u32, count: u32, into: u32, freed: &mut Freed) -> Result<()> {
+        self.table.pack(first, count, into)?;
+        self.pool.put_run(first, count, freed);
+        Ok(())
     }
 
     /// Takes one free frame for the caller, from `cursor` on. RX thread only.
@@ -64,7 +78,7 @@ impl Frames {
         if self.pool.take(cursor, &mut frame) == 0 {
             return Ok(None);
         }
-        self.table.allocate(frame[0])?;
+        self.table.allocate(frame[0], 1)?;
         Ok(Some(frame[0]))
     }
 }
@@ -72,6 +86,106 @@ impl Frames {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const EMPTY: Settled = Settled {
+        outcome: PacketOutcome::Empty,
+        packets: 0,
+    };
+
+    fn one(outcome: PacketOutcome) -> Settled {
+        Settled {
+            outcome,
+            packets: 1,
+        }
+    }
+
+    /// Frames of which the first `count` hold a packet each.
+    fn received(all: u32, count: u32) -> Frames {
+        let frames = Frames::new(all);
+        let mut out = vec![0; count as usize];
+        assert_eq!(frames.pool.take(&mut 0, &mut out), count as usize);
+        frames.table.fill(0, count).unwrap();
+        frames.table.receive(0, count).unwrap();
+        frames
+    }
+
+    #[test]
+    fn a_run_changes_hands_as_a_whole_or_not_at_all() {
+        for (first, count) in [(0, 1), (0, 4), (3, 2), (1, 7), (2, 130), (5, 62)] {
+            let frames = received(200, 150);
+            let table = &frames.table;
+            table
+                .submit(first, count, true, Return::KeepFailed)
+                .unwrap();
+            let c = table.census();
+            assert_eq!((c.in_flight, c.held), (count.into(), (150 - count).into()));
+            assert_eq!(c.packets_in_flight, u64::from(count));
+            // One of them is in flight: none is submitted, and all stay as they were.
+            let before = table.census();
+            let error = table.submit(0, 140, true, Return::Free).unwrap_err();
+            assert_eq!(error.errno(), libc::EBUSY);
+            assert_eq!(table.census(), before);
+            let mut freed = Freed::default();
+            for (first, count) in words_of(first, count) {
+                assert!(frames.finish_stored(first, count, &mut freed));
+                assert!(!frames.finish_stored(first, count, &mut freed), "once");
+            }
+            frames.pool.give_back(&mut freed);
+            let c = table.census();
+            assert_eq!((c.free, c.in_flight), ((50 + count).into(), 0));
+            let mut rest = [0; 200];
+            assert_eq!(frames.pool.take(&mut 0, &mut rest), 50 + count as usize);
+        }
+        let frames = received(10, 10);
+        for (first, count) in [(9, 2), (10, 1), (u32::MAX, 2), (0, u32::MAX)] {
+            let error = frames.table.submit(first, count, true, Return::Free);
+            assert_eq!(error.unwrap_err().errno(), libc::EINVAL, "{first} {count}");
+        }
+        assert_eq!(frames.table.census().held, 10);
+    }
+
+    #[test]
+    fn a_run_that_fails_is_the_callers_again() {
+        let frames = received(64, 8);
+        let mut freed = Freed::default();
+        frames.table.submit(0, 8, true, Return::KeepFailed).unwrap();
+        for frame in 0..8 {
+            assert_eq!(frames.finish(frame, false, &mut freed).unwrap(), None);
+        }
+        // Its packets have no outcome yet.
+        let c = frames.table.census();
+        assert_eq!((c.packets_held, c.held), (8, 8));
+        frames.table.submit(3, 1, true, Return::Free).unwrap();
+        let failed = frames.finish(3, false, &mut freed).unwrap();
+        assert_eq!(failed, Some(one(PacketOutcome::Failed)));
+    }
+
+    #[test]
+    fn packed_packets_share_the_fate_of_the_frame_they_are_in() {
+        let frames = received(64, 10);
+        let mut freed = Freed::default();
+        frames.table.allocate(20, 2).unwrap();
+        frames.pack(1, 6, 20, &mut freed).unwrap();
+        frames.pack(8, 1, 20, &mut freed).unwrap();
+        frames.pool.give_back(&mut freed);
+        let c = frames.table.census();
+        assert_eq!((c.held, c.packets_held), (5, 10));
+        // A frame that is not held is not packed, and nothing of its run is.
+        let error = frames.pack(0, 2, 20, &mut freed).unwrap_err();
+        assert_eq!(error.errno(), libc::EINVAL);
+        assert_eq!(frames.table.census().packets_held, 10);
+        frames.table.submit(20, 2, true, Return::Free).unwrap();
+        frames.table.arrived(20, 5);
+        assert_eq!(frames.table.first_write(20), Some((5, 7)));
+        assert!(!frames.finish_stored(20, 2, &mut freed));
+        let stored = Settled {
+            outcome: PacketOutcome::Stored,
+            packets: 7,
+        };
+        assert_eq!(frames.finish(20, true, &mut freed).unwrap(), Some(stored));
+        assert_eq!(frames.finish(21, true, &mut freed).unwrap(), Some(EMPTY));
+        assert_eq!(frames.table.census().packets_held, 3);
+    }
 
     #[test]
     fn frames_come_in_address_order_and_every_one_once() {
@@ -81,8 +195,8 @@ mod tests {
         assert_eq!(frames.pool.take(&mut cursor, &mut out), 150);
         assert!(out.iter().copied().eq(0..150));
         for frame in [3, 70, 140] {
-            frames.table.allocate(frame).unwrap();
-            assert_eq!(frames.release(frame).unwrap(), PacketOutcome::Empty);
+            frames.table.allocate(frame, 1).unwrap();
+            assert_eq!(frames.release(frame).unwrap(), EMPTY);
         }
         let mut rest = [0; 150];
         let n = frames.pool.take(&mut cursor, &mut rest);
@@ -97,22 +211,26 @@ mod tests {
         let mut cursor = 0;
         let mut out = [0; 1];
         assert_eq!(frames.pool.take(&mut cursor, &mut out), 1);
-        frames.table.fill(0).unwrap();
-        assert_eq!(frames.table.fill(0).unwrap_err().errno(), libc::EINVAL);
-        frames.table.receive(0).unwrap();
-        frames.table.submit(0, true, true).unwrap();
+        frames.table.fill(0, 1).unwrap();
+        assert_eq!(frames.table.fill(0, 1).unwrap_err().errno(), libc::EINVAL);
+        frames.table.receive(0, 1).unwrap();
+        frames.table.submit(0, 1, true, Return::Keep).unwrap();
         assert_eq!(
-            frames.table.submit(0, true, true).unwrap_err().errno(),
+            frames
+                .table
+                .submit(0, 1, true, Return::Keep)
+                .unwrap_err()
+                .errno(),
             libc::EBUSY
         );
         assert_eq!(frames.release(0).unwrap_err().errno(), libc::EBUSY);
         assert_eq!(frames.table.finish(0, false).unwrap(), None, "kept");
-        frames.table.submit(0, true, false).unwrap();
-        frames.table.unsubmit(0).unwrap();
-        frames.table.submit(0, true, false).unwrap();
+        frames.table.submit(0, 1, true, Return::Free).unwrap();
+        frames.table.unsubmit(0, 1).unwrap();
+        frames.table.submit(0, 1, true, Return::Free).unwrap();
         assert_eq!(
             frames.table.finish(0, true).unwrap(),
-            Some(PacketOutcome::Stored)
+            Some(one(PacketOutcome::Stored))
         );
         assert_eq!(
             frames.table.finish(0, true).unwrap_err().errno(),
@@ -126,18 +244,18 @@ mod tests {
         let frames = Frames::new(64);
         let (mut cursor, mut out) = (0, [0; 2]);
         assert_eq!(frames.pool.take(&mut cursor, &mut out), 2);
-        frames.table.fill(0).unwrap();
-        frames.table.receive(0).unwrap();
+        frames.table.fill(0, 1).unwrap();
+        frames.table.receive(0, 1).unwrap();
         frames.table.arrived(0, 7);
         assert_eq!(frames.table.first_write(0), None, "held");
         // A compare with it is no write; the first write is, failed or not; a second one is not.
-        for (writes, expected) in [(false, None), (true, Some(7)), (true, None)] {
-            frames.table.submit(0, writes, true).unwrap();
+        for (writes, expected) in [(false, None), (true, Some((7, 1))), (true, None)] {
+            frames.table.submit(0, 1, writes, Return::Keep).unwrap();
             assert_eq!(frames.table.first_write(0), expected);
             frames.table.finish(0, false).unwrap();
         }
-        frames.table.allocate(1).unwrap();
-        frames.table.submit(1, true, true).unwrap();
+        frames.table.allocate(1, 1).unwrap();
+        frames.table.submit(1, 1, true, Return::Keep).unwrap();
         assert_eq!(
             frames.table.first_write(1),
             None,
@@ -153,15 +271,15 @@ mod tests {
         let mut out = [0; 30];
         frames.pool.take(&mut cursor, &mut out);
         for frame in out {
-            frames.table.fill(frame).unwrap();
+            frames.table.fill(frame, 1).unwrap();
         }
         for frame in 0..20 {
-            frames.table.receive(frame).unwrap();
+            frames.table.receive(frame, 1).unwrap();
         }
         for frame in 0..10 {
-            frames.table.submit(frame, true, false).unwrap();
+            frames.table.submit(frame, 1, true, Return::Free).unwrap();
         }
-        assert_eq!(frames.release(15).unwrap(), PacketOutcome::Released);
+        assert_eq!(frames.release(15).unwrap(), one(PacketOutcome::Released));
         let c = frames.table.census();
         assert_eq!((c.free, c.filled, c.held, c.in_flight), (71, 10, 9, 10));
         assert_eq!((c.packets_held, c.packets_in_flight), (9, 10));
@@ -174,7 +292,7 @@ mod tests {
         let mut out = [0; 64];
         assert_eq!(frames.pool.take(&mut cursor, &mut out), 64);
         assert!(frames.pool.prepare_sleep());
-        frames.table.allocate(9).unwrap();
+        frames.table.allocate(9, 1).unwrap();
         frames.release(9).unwrap();
         assert!(frames.pool.wants_wakeup());
         assert!(!frames.pool.prepare_sleep(), "one is free");

@@ -19,8 +19,8 @@ use parking_lot::{Mutex, MutexGuard};
 
 pub use complete::Completion;
 pub use end::Unfinished;
-pub use receive::RxSide;
-pub use submit::{Direction, Transfer};
+pub use receive::{RxSide, RxSideGuard};
+pub use submit::{Direction, FrameRun, Transfer};
 pub use wait::Ready;
 
 use crate::counters::{OutcomeStats, RxStats};

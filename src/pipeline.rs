@@ -11,6 +11,7 @@
 
 mod completions;
 mod packets;
+mod runs;
 mod write_target;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use completions::completions;
 use packets::{Packets, moderation_of};
+use runs::FailedRuns;
 use write_target::WriteTarget;
 
 use crate::context::Context;
@@ -129,6 +131,8 @@ struct Progress {
     /// The storage thread made room in the SQ ring, for which the packet thread waits.
     room: Doorbell,
     waiting: AtomicBool,
+    /// Runs that failed: the packet thread submits their frames one by one.
+    failed_runs: FailedRuns,
 }
 
 impl Progress {
@@ -212,6 +216,7 @@ impl Pipeline {
             fua: config.fua,
             room: Doorbell::new().map_err(|e| Error::os(&e, "creating an eventfd"))?,
             waiting: AtomicBool::new(false),
+            failed_runs: FailedRuns::default(),
         });
         let mut pipeline = Pipeline {
             context,

@@ -8,7 +8,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
-use unified::frame::{Frames, Freed, PacketOutcome};
+use unified::frame::{Frames, Freed, PacketOutcome, Return, Settled};
 use unified::ring::{Consumer, Producer};
 use unified::sys::abi::UnifiedCqe;
 use unified::sys::shm::SharedRing;
@@ -183,10 +183,10 @@ fn a_frame_has_one_owner() {
         let mut out = [0; 2];
         assert_eq!(frames.pool.take(&mut cursor, &mut out), 2);
         for frame in out {
-            frames.table.fill(frame).unwrap();
-            frames.table.receive(frame).unwrap();
+            frames.table.fill(frame, 1).unwrap();
+            frames.table.receive(frame, 1).unwrap();
             bytes[frame as usize].touch();
-            frames.table.submit(frame, true, false).unwrap();
+            frames.table.submit(frame, 1, true, Return::Free).unwrap();
         }
         let taker = thread::spawn({
             let (frames, bytes) = (frames.clone(), bytes.clone());
@@ -196,7 +196,10 @@ fn a_frame_has_one_owner() {
                     bytes[frame as usize].touch();
                     assert_eq!(
                         frames.finish(frame, true, &mut freed).unwrap(),
-                        Some(PacketOutcome::Stored)
+                        Some(Settled {
+                            outcome: PacketOutcome::Stored,
+                            packets: 1,
+                        })
                     );
                 }
                 frames.pool.give_back(&mut freed);
@@ -207,7 +210,7 @@ fn a_frame_has_one_owner() {
             let mut out = [0; 2];
             let count = frames.pool.take(&mut cursor, &mut out);
             for frame in &out[..count] {
-                frames.table.fill(*frame).unwrap();
+                frames.table.fill(*frame, 1).unwrap();
                 bytes[*frame as usize].touch();
             }
             back += count;
@@ -227,7 +230,7 @@ fn a_frame_is_given_back_once() {
     model(|| {
         let frames = Arc::new(Frames::new(1));
         assert_eq!(frames.pool.take(&mut 0, &mut [0]), 1);
-        frames.table.allocate(0).unwrap();
+        frames.table.allocate(0, 1).unwrap();
         let other = thread::spawn({
             let frames = frames.clone();
             move || frames.release(0).is_ok()
@@ -246,7 +249,7 @@ fn a_dry_receiver_is_woken() {
         let bell = Bell::new();
         let mut cursor = 0;
         assert_eq!(frames.pool.take(&mut cursor, &mut [0]), 1);
-        frames.table.allocate(0).unwrap();
+        frames.table.allocate(0, 1).unwrap();
         let taker = thread::spawn({
             let (frames, bell) = (frames.clone(), bell.clone());
             move || {

@@ -244,6 +244,7 @@ fn open_network(
         zero_copy,
         program_id: found.program_id,
         backlog: config.rx_ring.min(config.fill_ring).min(config.frame_count),
+        writes_are_delivered: !zero_copy && config.rx_ring >= config.fill_ring,
     };
     Ok(Network {
         receiver,

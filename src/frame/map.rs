@@ -58,6 +58,13 @@ impl FrameMap {
             .filter(|(_, place)| u64::from(*place) + u64::from(len) <= u64::from(self.frame_size()))
     }
 
+    /// Whether `count` frames from `first` on exist.
+    pub fn has(&self, first: u32, count: u32) -> bool {
+        first
+            .checked_add(count)
+            .is_some_and(|end| end <= self.count)
+    }
+
     /// Whether `len` bytes from `offset` on lie in `frame`.
     pub fn contains(&self, frame: u32, offset: u64, len: u64) -> bool {
         let range = self.range(frame);

@@ -87,6 +87,18 @@ impl FramePool {
         freed.mask |= 1 << (frame % 64);
     }
 
+    /// As `put`, for a run of neighbouring frames.
+    pub fn put_run(&self, first: u32, count: u32, freed: &mut Freed) {
+        let end = first + count;
+        let mut at = first;
+        while at < end {
+            let here = (64 - at % 64).min(end - at);
+            self.put(at, freed);
+            freed.mask |= u64::MAX >> (64 - here) << (at % 64);
+            at += here;
+        }
+    }
+
     /// Gives back the frames that were noted.
     pub fn give_back(&self, freed: &mut Freed) {
         let mask = std::mem::take(&mut freed.mask);

@@ -1,15 +1,15 @@
 //! Who owns each frame: a private table, never derived from what is in shared memory.
 //!
 //! A frame is *free*, *filled* (in the fill ring or on its way through the kernel), *held* by the caller (received, or
-//! allocated) or *in flight* (given to the device). Every hand-over is one compare-and-swap, so a frame that is used
-//! twice is noticed at once.
+//! allocated) or *in flight* (given to the device). Every hand-over is a compare-and-swap, so a frame that is used twice
+//! is noticed at once. Four neighbouring frames share a word: a run of frames changes hands a word at a time.
 
 #![forbid(unsafe_code)]
 
 #[cfg(loom)]
-use loom::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 #[cfg(not(loom))]
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
@@ -31,15 +31,46 @@ const KEEP: u16 = 0x08;
 const PACKET: u16 = 0x10;
 const STORED: u16 = 0x20;
 const FAILED: u16 = 0x40;
+/// With `PACKET`: packets were packed into it, and `packed` says how many.
+const PACKED: u16 = 0x80;
+/// In flight, and the caller gets it back if the command fails.
+const KEEP_FAILED: u16 = 0x100;
 
-/// What became of the packet in a frame that is free again.
+/// A word holds the states of so many neighbouring frames.
+const PER_WORD: u32 = 4;
+const BITS: u32 = 16;
+
+/// The same bits for every frame of a word.
+fn every(bits: u16) -> u64 {
+    u64::from(bits) * 0x0001_0001_0001_0001
+}
+
+/// What became of the packets in a frame that is free again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PacketOutcome {
-    /// There was no packet in it (allocated by the caller).
+    /// There was no packet in it (allocated by the caller, or its packet was packed).
     Empty,
     Stored,
     Failed,
     Released,
+}
+
+/// The outcome of the packets of one frame: of 1, or of many if they were packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settled {
+    pub outcome: PacketOutcome,
+    pub packets: u32,
+}
+
+/// How a submitted frame comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Return {
+    /// It is free when the device is done with it.
+    Free,
+    /// The caller has it back.
+    Keep,
+    /// The caller has it back if the command fails.
+    KeepFailed,
 }
 
 /// How many frames are in each state.
@@ -49,7 +80,7 @@ pub struct Census {
     pub filled: u64,
     pub held: u64,
     pub in_flight: u64,
-    /// Frames in the caller's hands with a packet that is not yet accounted for.
+    /// Packets in the caller's frames that are not yet accounted for.
     pub packets_held: u64,
     /// The same, in flight.
     pub packets_in_flight: u64,
@@ -57,64 +88,131 @@ pub struct Census {
 
 #[derive(Debug)]
 pub struct FrameTable {
-    states: Box<[AtomicU16]>,
+    /// `PER_WORD` frames each. The last word may have more than there are.
+    states: Box<[AtomicU64]>,
+    count: u32,
     /// When the packet in a frame arrived. Written by the RX thread, before the frame is handed on.
     arrivals: Box<[AtomicU64]>,
+    /// Packets that were packed into a frame. Written by the RX thread, before the frame is handed on.
+    packed: Box<[AtomicU32]>,
 }
 
 impl FrameTable {
     pub fn new(count: u32) -> FrameTable {
         FrameTable {
-            states: (0..count)
-                .map(|_| AtomicU16::new(State::Free as u16))
+            states: (0..count.div_ceil(PER_WORD))
+                .map(|_| AtomicU64::new(every(State::Free as u16)))
                 .collect(),
+            count,
             arrivals: (0..count).map(|_| AtomicU64::new(0)).collect(),
+            packed: (0..count).map(|_| AtomicU32::new(0)).collect(),
         }
     }
 
-    fn entry(&self, frame: u32) -> Result<&AtomicU16> {
-        self.states.get(frame as usize).ok_or_else(|| {
-            Error::new(
-                libc::EINVAL,
-                format!(
-                    "frame {frame} does not exist: there are {}",
-                    self.states.len()
-                ),
-            )
-        })
+    /// The word of a frame, and where its state begins in it.
+    fn word(&self, frame: u32) -> Result<(&AtomicU64, u32)> {
+        if frame >= self.count {
+            return Err(self.no_such(frame));
+        }
+        let word = &self.states[(frame / PER_WORD) as usize];
+        Ok((word, frame % PER_WORD * BITS))
     }
 
-    /// Moves a frame from one state to another; the flags stay unless `set` or `clear` name them.
+    #[cold]
+    fn no_such(&self, frame: u32) -> Error {
+        Error::new(
+            libc::EINVAL,
+            format!("frame {frame} does not exist: there are {}", self.count),
+        )
+    }
+
+    fn state(&self, frame: u32) -> Result<u16> {
+        let (word, shift) = self.word(frame)?;
+        Ok((word.load(Ordering::Acquire) >> shift) as u16)
+    }
+
+    /// Moves a frame from one state to another; the flags stay unless `set` or `clear` name them. Returns the state
+    /// before.
     fn step(&self, frame: u32, from: State, to: State, set: u16, clear: u16) -> Result<u16> {
-        let entry = self.entry(frame)?;
-        let mut old = entry.load(Ordering::Relaxed);
+        let (word, shift) = self.word(frame)?;
+        let mut old = word.load(Ordering::Relaxed);
         loop {
-            if old & STATE != from as u16 {
-                return Err(not_in_state(frame, old, from));
+            let state = (old >> shift) as u16;
+            if state & STATE != from as u16 {
+                return Err(not_in_state(frame, state, from));
             }
-            let new = (old & !(STATE | clear)) | to as u16 | set;
+            let stepped = (state & !(STATE | clear)) | to as u16 | set;
+            let new = old ^ (u64::from(state ^ stepped) << shift);
             // AcqRel: the frame's bytes go with the frame, from the old owner to the new one.
-            match entry.compare_exchange_weak(old, new, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return Ok(old),
+            match word.compare_exchange_weak(old, new, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return Ok(state),
                 Err(now) => old = now,
             }
         }
     }
 
-    /// A frame that was taken from a pool goes into the fill ring.
-    pub fn fill(&self, frame: u32) -> Result<()> {
-        self.step(frame, State::Free, State::Filled, 0, 0).map(drop)
+    /// As `step`, for `count` neighbouring frames, a word at a time. All or none.
+    fn step_run(
+        &self,
+        first: u32,
+        count: u32,
+        from: State,
+        to: State,
+        set: u16,
+        clear: u16,
+    ) -> Result<()> {
+        self.check_run(first, count)?;
+        for (at, here) in words_of(first, count) {
+            let (states, mask) = self.part(at, here);
+            let mut old = states.load(Ordering::Relaxed);
+            loop {
+                if (old ^ every(from as u16)) & every(STATE) & mask != 0 {
+                    // Back to how it was. `set` and `clear` are flags that no frame has in the state `from`.
+                    let undone = self.step_run(first, at - first, to, from, 0, set);
+                    debug_assert!(undone.is_ok());
+                    return Err(self.first_not_in(first, count, from));
+                }
+                let new = (old & !(every(STATE | clear) & mask)) | (every(to as u16 | set) & mask);
+                // AcqRel: as in `step`.
+                match states.compare_exchange_weak(old, new, Ordering::AcqRel, Ordering::Relaxed) {
+                    Ok(_) => break,
+                    Err(now) => old = now,
+                }
+            }
+        }
+        Ok(())
     }
 
-    /// A frame that was taken from a pool is handed to the caller, empty.
-    pub fn allocate(&self, frame: u32) -> Result<()> {
-        self.step(frame, State::Free, State::Held, 0, 0).map(drop)
+    fn check_run(&self, first: u32, count: u32) -> Result<()> {
+        match first.checked_add(count) {
+            Some(end) if end <= self.count => Ok(()),
+            _ => Err(self.no_such(first.saturating_add(count).saturating_sub(1))),
+        }
     }
 
-    /// The kernel delivered a packet in it.
-    pub fn receive(&self, frame: u32) -> Result<()> {
-        self.step(frame, State::Filled, State::Held, PACKET, 0)
-            .map(drop)
+    #[cold]
+    fn first_not_in(&self, first: u32, count: u32, wanted: State) -> Error {
+        let wrong = (first..first + count).find_map(|frame| {
+            let state = self.state(frame).ok()?;
+            (state & STATE != wanted as u16).then(|| not_in_state(frame, state, wanted))
+        });
+        // It has moved on meanwhile.
+        wrong.unwrap_or_else(|| not_in_state(first, State::InFlight as u16, wanted))
+    }
+
+    /// Frames that were taken from a pool go into the fill ring.
+    pub fn fill(&self, first: u32, count: u32) -> Result<()> {
+        self.step_run(first, count, State::Free, State::Filled, 0, 0)
+    }
+
+    /// Frames that were taken from a pool are handed to the caller, empty.
+    pub fn allocate(&self, first: u32, count: u32) -> Result<()> {
+        self.step_run(first, count, State::Free, State::Held, 0, 0)
+    }
+
+    /// The kernel delivered a packet in each of them.
+    pub fn receive(&self, first: u32, count: u32) -> Result<()> {
+        self.step_run(first, count, State::Filled, State::Held, PACKET, 0)
     }
 
     /// Sets when the packet in it arrived, in ns.
@@ -124,51 +222,132 @@ impl FrameTable {
         }
     }
 
-    /// That time, if the frame is in flight with the first write of its packet. Before `finish`.
-    pub fn first_write(&self, frame: u32) -> Option<u64> {
-        let entry = self.states.get(frame as usize)?.load(Ordering::Acquire);
+    /// That time, if the frame is in flight with the first write of its packet, and the number of its packets. Before
+    /// `finish`.
+    pub fn first_write(&self, frame: u32) -> Option<(u64, u32)> {
+        let state = self.state(frame).ok()?;
         let first = State::InFlight as u16 | WRITES | PACKET;
-        (entry & !KEEP == first).then(|| self.arrivals[frame as usize].load(Ordering::Relaxed))
+        (state & !(KEEP | KEEP_FAILED | PACKED) == first).then(|| {
+            let arrival = self.arrivals[frame as usize].load(Ordering::Relaxed);
+            (arrival, self.packets_in(frame, state))
+        })
     }
 
-    /// The caller gives it to the device, in a command that `writes` its bytes or not, and gets it back (`keep`) or not.
-    /// `EBUSY` if it is in flight already.
-    pub fn submit(&self, frame: u32, writes: bool, keep: bool) -> Result<()> {
-        let set = if writes { WRITES } else { 0 } | if keep { KEEP } else { 0 };
-        self.step(frame, State::Held, State::InFlight, set, WRITES | KEEP)
-            .map(drop)
+    /// The caller gives frames to the device, in a command that `writes` their bytes or not. `EBUSY` if one is in flight
+    /// already. All or none.
+    pub fn submit(&self, first: u32, count: u32, writes: bool, back: Return) -> Result<()> {
+        let set = if writes { WRITES } else { 0 }
+            | match back {
+                Return::Free => 0,
+                Return::Keep => KEEP,
+                Return::KeepFailed => KEEP_FAILED,
+            };
+        self.step_run(first, count, State::Held, State::InFlight, set, 0)
     }
 
-    /// The command could not be submitted: the caller has the frame as before.
-    pub fn unsubmit(&self, frame: u32) -> Result<()> {
-        self.step(frame, State::InFlight, State::Held, 0, WRITES | KEEP)
-            .map(drop)
+    /// The command could not be submitted: the caller has the frames as before.
+    pub fn unsubmit(&self, first: u32, count: u32) -> Result<()> {
+        let clear = WRITES | KEEP | KEEP_FAILED;
+        self.step_run(first, count, State::InFlight, State::Held, 0, clear)
     }
 
     /// The device is done with it. `None` if the caller has it back; otherwise it is free, and this is the outcome of
-    /// its packet.
-    pub fn finish(&self, frame: u32, success: bool) -> Result<Option<PacketOutcome>> {
-        let entry = self.entry(frame)?.load(Ordering::Relaxed);
-        let set = match (entry & WRITES != 0, success) {
+    /// its packets.
+    pub fn finish(&self, frame: u32, success: bool) -> Result<Option<Settled>> {
+        let state = self.state(frame)?;
+        let set = match (state & WRITES != 0, success) {
             (false, _) => 0,
             (true, true) => STORED,
             (true, false) => FAILED,
         };
-        if entry & KEEP != 0 {
-            self.step(frame, State::InFlight, State::Held, set, WRITES | KEEP)?;
+        let clear = WRITES | KEEP | KEEP_FAILED;
+        if state & KEEP_FAILED != 0 && !success {
+            // The caller tries again: this was not the end of its packet.
+            self.step(frame, State::InFlight, State::Held, 0, clear)?;
+            return Ok(None);
+        }
+        if state & KEEP != 0 {
+            self.step(frame, State::InFlight, State::Held, set, clear)?;
             return Ok(None);
         }
         self.free_from(frame, State::InFlight, set).map(Some)
     }
 
+    /// As `finish` after a success, for frames that share a word. `None`: one of them does not just hold a packet that is
+    /// being written for the first time and be free afterwards; nothing was done.
+    pub fn finish_stored(&self, first: u32, count: u32) -> Option<()> {
+        self.check_run(first, count).ok()?;
+        debug_assert_eq!(words_of(first, count).count(), 1);
+        let plain = State::InFlight as u16 | WRITES | PACKET;
+        let (states, mask) = self.part(first, count);
+        let mut old = states.load(Ordering::Relaxed);
+        loop {
+            if (old ^ every(plain)) & every(!KEEP_FAILED) & mask != 0 {
+                return None;
+            }
+            // AcqRel: as in `step`.
+            match states.compare_exchange_weak(
+                old,
+                old & !mask,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return Some(()),
+                Err(now) => old = now,
+            }
+        }
+    }
+
+    /// When the packets in some frames arrived.
+    pub fn arrivals(&self, first: u32, count: u32) -> impl Iterator<Item = u64> {
+        let frames = self.arrivals.get(first as usize..(first + count) as usize);
+        let frames = frames.unwrap_or_default();
+        frames.iter().map(|arrival| arrival.load(Ordering::Relaxed))
+    }
+
+    /// The word of frames that share one, and their bits in it.
+    fn part(&self, first: u32, count: u32) -> (&AtomicU64, u64) {
+        let mask = u64::MAX >> (64 - count * BITS) << (first % PER_WORD * BITS);
+        (&self.states[(first / PER_WORD) as usize], mask)
+    }
+
     /// The caller is done with it.
-    pub fn release(&self, frame: u32) -> Result<PacketOutcome> {
+    pub fn release(&self, frame: u32) -> Result<Settled> {
         self.free_from(frame, State::Held, 0)
     }
 
-    fn free_from(&self, frame: u32, from: State, set: u16) -> Result<PacketOutcome> {
+    /// The caller has packed the packets of `count` neighbouring frames into another frame, which it holds too, and is
+    /// done with them. RX thread.
+    pub fn pack(&self, first: u32, count: u32, into: u32) -> Result<()> {
+        let state = self.state(into)?;
+        if state & STATE != State::Held as u16 {
+            return Err(not_in_state(into, state, State::Held));
+        }
+        let before = self.packets_in(into, state);
+        self.check_run(first, count)?;
+        let held = |frame| Ok(self.state(frame)? & STATE == State::Held as u16);
+        if !(first..first + count).try_fold(true, |all, frame| held(frame).map(|one| all && one))? {
+            return Err(self.first_not_in(first, count, State::Held));
+        }
+        self.step_run(first, count, State::Held, State::Free, 0, !STATE)?;
+        self.packed[into as usize].store(before + count, Ordering::Relaxed);
+        self.step(into, State::Held, State::Held, PACKET | PACKED, 0)
+            .map(drop)
+    }
+
+    fn packets_in(&self, frame: u32, state: u16) -> u32 {
+        match (state & PACKET != 0, state & PACKED != 0) {
+            (false, _) => 0,
+            (true, false) => 1,
+            (true, true) => self.packed[frame as usize].load(Ordering::Relaxed),
+        }
+    }
+
+    fn free_from(&self, frame: u32, from: State, set: u16) -> Result<Settled> {
+        // Read before the step: the frame is somebody else's after it.
+        let packets = self.packets_in(frame, self.state(frame)?);
         let old = self.step(frame, from, State::Free, 0, !STATE)? | set;
-        Ok(if old & PACKET == 0 {
+        let outcome = if old & PACKET == 0 {
             PacketOutcome::Empty
         } else if old & STORED != 0 {
             PacketOutcome::Stored
@@ -176,38 +355,52 @@ impl FrameTable {
             PacketOutcome::Failed
         } else {
             PacketOutcome::Released
-        })
+        };
+        Ok(Settled { outcome, packets })
     }
 
     /// Whether it is in flight in a command that writes its bytes.
     pub fn is_writing(&self, frame: u32) -> bool {
         let writing = State::InFlight as u16 | WRITES;
-        self.states
-            .get(frame as usize)
-            .is_some_and(|entry| entry.load(Ordering::Acquire) & (STATE | WRITES) == writing)
+        self.state(frame)
+            .is_ok_and(|state| state & (STATE | WRITES) == writing)
     }
 
     /// Counts the table. Exact only at a quiet moment.
     pub fn census(&self) -> Census {
         let mut census = Census::default();
-        for entry in &self.states {
-            let entry = entry.load(Ordering::Relaxed);
-            let packet = u64::from(entry & PACKET != 0);
-            match entry & STATE {
+        for frame in 0..self.count {
+            let Ok(state) = self.state(frame) else {
+                continue;
+            };
+            let packets = u64::from(self.packets_in(frame, state));
+            match state & STATE {
                 0 => census.free += 1,
                 1 => census.filled += 1,
                 2 => {
                     census.held += 1;
-                    census.packets_held += packet;
+                    census.packets_held += packets;
                 }
                 _ => {
                     census.in_flight += 1;
-                    census.packets_in_flight += packet;
+                    census.packets_in_flight += packets;
                 }
             }
         }
         census
     }
+}
+
+/// The parts of a run of frames that share a word of the table: the first frame of each, and how many.
+pub fn words_of(first: u32, count: u32) -> impl Iterator<Item = (u32, u32)> {
+    let end = first + count;
+    let mut at = first;
+    std::iter::from_fn(move || {
+        let here = (PER_WORD - at % PER_WORD).min(end - at);
+        let part = (at, here);
+        at += here;
+        (here > 0).then_some(part)
+    })
 }
 
 #[cold]

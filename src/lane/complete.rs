@@ -4,10 +4,11 @@
 
 use super::Lane;
 use crate::error::Result;
-use crate::frame::Freed;
+use crate::frame::{Freed, PacketOutcome, Settled, words_of};
 use crate::ring::Consumer;
-use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_SPILLED, UnifiedCqe};
+use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_FRAMES_SHIFT, CQE_SPILLED, UnifiedCqe};
 use crate::sys::event::monotonic_ns;
+use crate::sys::probe;
 
 /// One finished command.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +26,12 @@ pub struct Completion {
     pub spilled: bool,
     /// Bytes moved.
     pub len: u32,
-    /// The frame, if the caller has it back.
+    /// The frame, if the caller has it back; the first one of a run.
     pub frame: Option<u32>,
+    /// Frames that travelled with the command.
+    pub frames: u32,
+    /// Packets whose outcome it has decided.
+    pub packets: u32,
 }
 
 /// What a batch of completions shares.
@@ -37,6 +42,39 @@ pub(super) struct Batch {
     freed: Freed,
     /// A frame was freed.
     has_freed: bool,
+    stored: u64,
+    stored_bytes: u64,
+    failed: u64,
+    released: u64,
+}
+
+impl Batch {
+    fn now(&mut self) -> u64 {
+        if self.now == 0 {
+            self.now = monotonic_ns();
+        }
+        self.now
+    }
+
+    /// Counts what became of the packets of a frame. `bytes`: that were written of them.
+    pub(super) fn count(&mut self, frame: u32, settled: Settled, bytes: u32) {
+        let packets = settled.packets.into();
+        match settled.outcome {
+            PacketOutcome::Empty => {}
+            PacketOutcome::Stored => {
+                self.stored += packets;
+                self.stored_bytes += u64::from(bytes);
+            }
+            PacketOutcome::Failed => {
+                self.failed += packets;
+                probe::dropped(c"failed", packets, frame);
+            }
+            PacketOutcome::Released => {
+                self.released += packets;
+                probe::dropped(c"released", packets, frame);
+            }
+        }
+    }
 }
 
 impl Lane {
@@ -101,15 +139,20 @@ impl Lane {
         Ok(count)
     }
 
-    /// Frees what a batch of completions has freed.
+    /// Counts what a batch of completions has decided, and frees what it has freed.
     pub(super) fn give_back(&self, mut batch: Batch) {
+        let outcomes = &self.outcomes;
+        outcomes.stored.add(batch.stored);
+        outcomes.stored_bytes.add(batch.stored_bytes);
+        outcomes.failed.add(batch.failed);
+        outcomes.released.add(batch.released);
         if batch.has_freed {
             self.frames.pool.give_back(&mut batch.freed);
             self.wake_receiver();
         }
     }
 
-    /// What a completion means for its frame.
+    /// What a completion means for its frames.
     pub(super) fn settle(&self, cqe: &UnifiedCqe, batch: &mut Batch) -> Completion {
         let mut completion = Completion {
             user_data: cqe.user_data,
@@ -119,32 +162,86 @@ impl Lane {
             bounced: cqe.flags & CQE_BOUNCED != 0,
             spilled: cqe.flags & CQE_SPILLED != 0,
             len: cqe.len,
-            frame: None,
+            ..Completion::default()
         };
         if cqe.flags & CQE_FRAME == 0 {
             return completion;
         }
-        let Some((frame, _)) = self.map.locate(cqe.dma_addr) else {
+        let frames = (cqe.flags >> CQE_FRAMES_SHIFT) + 1;
+        let located = self.map.locate(cqe.dma_addr);
+        let Some((first, _)) = located.filter(|(first, _)| self.map.has(*first, frames)) else {
             completion.result = -libc::EBADMSG;
             return completion;
         };
-        if let Some(arrival) = self.frames.table.first_write(frame) {
-            if batch.now == 0 {
-                batch.now = monotonic_ns();
-            }
-            let latency = batch.now.saturating_sub(arrival);
-            self.outcomes.latency.record(latency, 1);
-        }
-        // The table, not the entry, says whether that frame was in flight: an entry may lie.
+        completion.frames = frames;
+        // Of a run, every frame is written whole.
+        let bytes = match frames {
+            1 => cqe.len,
+            _ => self.map.frame_size(),
+        };
         let success = cqe.status == 0;
-        match self.frames.finish(frame, success, &mut batch.freed) {
-            Ok(None) => completion.frame = Some(frame),
-            Ok(Some(outcome)) => {
-                self.count_outcome(frame, outcome, cqe.len);
-                batch.has_freed = true;
-            }
-            Err(_) => completion.result = -libc::EBADMSG,
+        for (first, count) in words_of(first, frames) {
+            self.settle_word(first, count, bytes, success, &mut completion, batch);
+        }
+        if completion.frame.is_some() {
+            completion.frame = Some(first);
         }
         completion
+    }
+
+    /// The same for frames that share a word of the table. The table, not the entry, says whether they were in flight: an
+    /// entry may lie.
+    #[inline(always)]
+    fn settle_word(
+        &self,
+        first: u32,
+        count: u32,
+        bytes: u32,
+        success: bool,
+        completion: &mut Completion,
+        batch: &mut Batch,
+    ) {
+        if success && count > 1 {
+            // Read before they are freed: they get new packets then.
+            let mut arrivals = [0; 4];
+            let found = self.frames.table.arrivals(first, count);
+            arrivals.iter_mut().zip(found).for_each(|(to, at)| *to = at);
+            if self.frames.finish_stored(first, count, &mut batch.freed) {
+                for arrival in &arrivals[..count as usize] {
+                    let latency = batch.now().saturating_sub(*arrival);
+                    self.outcomes.latency.record(latency, 1);
+                }
+                batch.stored += u64::from(count);
+                batch.stored_bytes += u64::from(bytes) * u64::from(count);
+                batch.has_freed = true;
+                completion.packets += count;
+                return;
+            }
+        }
+        for frame in first..first + count {
+            let written = self.frames.table.first_write(frame);
+            match self.frames.finish(frame, success, &mut batch.freed) {
+                Ok(settled) => {
+                    let tried_again = settled.is_none() && completion.frames > 1;
+                    if let Some((arrival, packets)) = written.filter(|_| !tried_again) {
+                        let latency = batch.now().saturating_sub(arrival);
+                        self.outcomes.latency.record(latency, packets.into());
+                    }
+                    match settled {
+                        None => completion.frame = Some(frame),
+                        Some(settled) => {
+                            batch.count(frame, settled, bytes);
+                            if completion.frames > 1 && settled.outcome == PacketOutcome::Empty {
+                                // Its packets are counted with the first frame of the run.
+                                batch.stored_bytes += u64::from(if success { bytes } else { 0 });
+                            }
+                            batch.has_freed = true;
+                            completion.packets += settled.packets;
+                        }
+                    }
+                }
+                Err(_) => completion.result = -libc::EBADMSG,
+            }
+        }
     }
 }

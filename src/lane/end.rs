@@ -149,7 +149,7 @@ impl Lane {
                 if rest.failed == 0 {
                     rest.status = completion.status;
                 }
-                rest.failed += 1;
+                rest.failed += u64::from(completion.frames.max(1));
             }
         }
         // Also without any: the indices in the region may have been overwritten.

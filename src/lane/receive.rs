@@ -6,9 +6,9 @@ use std::ops::{Deref, DerefMut};
 
 use parking_lot::MutexGuard;
 
+use super::complete::Batch;
 use super::{Lane, Role};
 use crate::error::{Error, Result};
-use crate::frame::PacketOutcome;
 use crate::log::{self, Held};
 use crate::net::rx::{Received, Receiver};
 use crate::ring::Producer;
@@ -149,28 +149,12 @@ impl Lane {
     /// Gives a held frame back. Any thread. `EINVAL` or `EBUSY` if the caller does not hold it.
     pub fn frame_release(&self, frame: u32) -> Result<()> {
         self.check_process()?;
-        let outcome = self.frames.release(frame)?;
-        self.count_outcome(frame, outcome, 0);
+        let settled = self.frames.release(frame)?;
+        let mut batch = Batch::default();
+        batch.count(frame, settled, 0);
+        self.give_back(batch);
         self.wake_receiver();
         Ok(())
-    }
-
-    pub(super) fn count_outcome(&self, frame: u32, outcome: PacketOutcome, bytes: u32) {
-        match outcome {
-            PacketOutcome::Empty => {}
-            PacketOutcome::Stored => {
-                self.outcomes.stored.add(1);
-                self.outcomes.stored_bytes.add(bytes.into());
-            }
-            PacketOutcome::Failed => {
-                self.outcomes.failed.add(1);
-                probe::dropped(c"failed", 1, frame);
-            }
-            PacketOutcome::Released => {
-                self.outcomes.released.add(1);
-                probe::dropped(c"released", 1, frame);
-            }
-        }
     }
 
     /// After frames were given back: wakes the receiver if it waits for some.

@@ -4,9 +4,11 @@
 
 use super::{Lane, RxSide};
 use crate::error::{Error, Result};
+use crate::frame::Return;
 use crate::storage::command::{self, DSM_RANGE, MAX_BLOCKS, entry_flags, opcode};
 use crate::sys::abi::{NvmeUringCmd, UnifiedSqe};
 use crate::sys::event::monotonic_ns;
+use crate::sys::uring::SHARD;
 
 /// A transfer between a held frame and the device.
 #[derive(Debug, Default, Clone, Copy)]
@@ -24,6 +26,19 @@ pub struct Transfer {
     pub keep: bool,
     /// More will follow: the engine does not see it yet.
     pub more: bool,
+}
+
+/// Neighbouring frames that the caller holds, written whole to consecutive blocks by one command with one completion.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct FrameRun {
+    pub first: u32,
+    pub frames: u32,
+    pub lba: u64,
+    pub user_data: u64,
+    pub fua: bool,
+    /// If the command fails, the caller has the frames back, to submit them one by one. The packets in them have no outcome
+    /// yet.
+    pub parts: bool,
 }
 
 /// What a transfer does.
@@ -46,6 +61,9 @@ impl Direction {
         }
     }
 }
+
+/// Most frames of a run: what the 16 bits of an entry can say.
+const LONGEST_RUN: u64 = 1 << 16;
 
 impl RxSide {
     /// Reads the clock once for all entries that are published together.
@@ -111,9 +129,11 @@ impl Lane {
         sqe.user_data = request.user_data;
         sqe.flags = entry_flags::FRAME;
         let writes = direction == Direction::Write;
-        self.frames
-            .table
-            .submit(request.frame, writes, request.keep || !writes)?;
+        let back = match request.keep || !writes {
+            true => Return::Keep,
+            false => Return::Free,
+        };
+        self.frames.table.submit(request.frame, 1, writes, back)?;
         // The rest of the last block is zeroed, so that no other packet's bytes go to the device.
         let beyond = offset + u64::from(padded) > frame.end;
         if beyond {
@@ -136,7 +156,68 @@ impl Lane {
     ) -> Result<()> {
         self.queue(rx_side, sqe, request.more).inspect_err(|_| {
             // Not submitted: the caller has the frame as before.
-            let _ = self.frames.table.unsubmit(request.frame);
+            let _ = self.frames.table.unsubmit(request.frame, 1);
+        })
+    }
+
+    /// Most frames of a run that begins with `first`. 1 if the device cannot take every run of frames in place.
+    pub fn longest_run(&self, first: u32) -> u32 {
+        let size = u64::from(self.map.frame_size());
+        let limits = &self.limits;
+        let unit = u64::from(limits.dma_alignment) + 1;
+        let aligned = (self.data.address() as u64).is_multiple_of(unit)
+            && size.is_multiple_of(unit)
+            && size.is_multiple_of(u64::from(limits.block_size));
+        if !aligned {
+            return 1;
+        }
+        let start = self.map.start(first);
+        // One registered buffer: an operation cannot cross into the next.
+        let shard = (SHARD as u64 - start % SHARD as u64) / size;
+        let bytes = u64::from(limits.max_transfer) / size;
+        let blocks = u64::from(MAX_BLOCKS) * u64::from(limits.block_size) / size;
+        shard.min(bytes).min(blocks).clamp(1, LONGEST_RUN) as u32
+    }
+
+    /// Submits a run of at most `longest_run` frames; with `publish` or `kick` the engine sees it. Errors as
+    /// `submit_transfer`: after one, the caller has all frames as before.
+    pub fn queue_run(&self, rx_side: &mut RxSide, run: &FrameRun) -> Result<()> {
+        if run.frames == 0
+            || run.frames > self.longest_run(run.first)
+            || !self.map.has(run.first, run.frames)
+        {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!(
+                    "frames {} to {} are not one run, or too long a one",
+                    run.first,
+                    u64::from(run.first) + u64::from(run.frames)
+                ),
+            ));
+        }
+        let len = run.frames * self.map.frame_size();
+        let mut sqe = command::transfer(
+            opcode::WRITE,
+            run.lba,
+            self.blocks_of(len),
+            self.map.start(run.first),
+            len,
+            run.fua,
+        );
+        sqe.user_data = run.user_data;
+        sqe.flags = entry_flags::FRAME | (run.frames - 1) << entry_flags::FRAMES_SHIFT;
+        let back = if run.parts {
+            sqe.flags |= entry_flags::PARTS;
+            Return::KeepFailed
+        } else {
+            Return::Free
+        };
+        self.frames
+            .table
+            .submit(run.first, run.frames, true, back)?;
+        self.queue(rx_side, sqe, true).inspect_err(|_| {
+            // Not submitted: the caller has the frames as before.
+            let _ = self.frames.table.unsubmit(run.first, run.frames);
         })
     }
 
@@ -222,11 +303,12 @@ impl Lane {
         let mut sqe = command::deallocate(offset);
         sqe.user_data = user_data;
         sqe.flags = entry_flags::FRAME;
-        self.frames.table.submit(frame, false, false)?;
+        let table = &self.frames.table;
+        table.submit(frame, 1, false, Return::Free)?;
         self.lock_rx_side()
             .and_then(|mut rx_side| self.queue(&mut rx_side, sqe, false))
             .inspect_err(|_| {
-                let _ = self.frames.table.unsubmit(frame);
+                let _ = self.frames.table.unsubmit(frame, 1);
                 let _ = self.frames.release(frame);
             })
     }
@@ -267,9 +349,9 @@ impl Lane {
         sqe.buf_offset = self.map.start(frame) + u64::from(at);
         sqe.flags = entry_flags::FRAME;
         let mut rx_side = self.lock_rx_side()?;
-        self.frames
-            .table
-            .submit(frame, cmd.opcode == opcode::WRITE, true)?;
+        let writes = cmd.opcode == opcode::WRITE;
+        let table = &self.frames.table;
+        table.submit(frame, 1, writes, Return::Keep)?;
         let request = Transfer {
             frame,
             ..Transfer::default()

@@ -22,6 +22,8 @@ use crate::sys::xsk::{BoundQueue, FillQueue, RxDescriptor, RxQueue, Socket, XskS
 
 /// Most packets taken, and frames filled, at once.
 const BATCH: usize = 64;
+/// While a packet is looked at, this many after it are on their way into the cache.
+const PREFETCH: usize = 8;
 
 /// A received packet. Whoever took it holds its frame.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +53,8 @@ pub struct Receiver {
     fill_ring: u32,
     misplaced_said: bool,
     descriptors: [RxDescriptor; BATCH],
+    /// Of each descriptor, the frame that was taken over from the kernel.
+    located: [Option<u32>; BATCH],
     /// Buffer for packets without a metadata record.
     whole: Box<[u8]>,
     stats: Arc<RxStats>,
@@ -84,6 +88,7 @@ impl Receiver {
             fill_ring,
             misplaced_said: false,
             descriptors: [RxDescriptor::default(); BATCH],
+            located: [None; BATCH],
             whole: vec![0; map.frame_size() as usize].into(),
             stats,
             outcomes,
@@ -120,8 +125,15 @@ impl Receiver {
             let want = (out.len() - count).min(BATCH);
             let got = self.rx.receive(&mut self.descriptors[..want]);
             taken += got;
+            self.take_over(got);
+            for descriptor in &self.descriptors[..got.min(PREFETCH)] {
+                self.prefetch(*descriptor);
+            }
             for i in 0..got {
-                if let Some(packet) = self.accept(self.descriptors[i]) {
+                if i + PREFETCH < got {
+                    self.prefetch(self.descriptors[i + PREFETCH]);
+                }
+                if let Some(packet) = self.accept(i) {
                     let arrival = match packet.timestamp {
                         0 if now == 0 => {
                             now = monotonic_ns();
@@ -148,18 +160,51 @@ impl Receiver {
         Ok(count)
     }
 
-    /// Checks a descriptor and locates the headers of its packet.
-    fn accept(&mut self, descriptor: RxDescriptor) -> Option<Received> {
-        let RxDescriptor { addr, len } = descriptor;
-        let located = self.map.locate_all(addr, len);
-        let Some((frame, start)) =
-            located.filter(|(frame, _)| self.frames.table.receive(*frame).is_ok())
-        else {
+    /// Takes the frames of `count` descriptors over from the kernel, those that are neighbours together.
+    fn take_over(&mut self, count: usize) {
+        let table = &self.frames.table;
+        let mut at = 0;
+        while at < count {
+            let frame = |i: usize| {
+                let RxDescriptor { addr, len } = self.descriptors[i];
+                self.map.locate_all(addr, len).map(|(frame, _)| frame)
+            };
+            let Some(first) = frame(at) else {
+                self.located[at] = None;
+                at += 1;
+                continue;
+            };
+            let mut end = at + 1;
+            while end < count && frame(end) == Some(first + (end - at) as u32) {
+                end += 1;
+            }
+            let all = table.receive(first, (end - at) as u32).is_ok();
+            for i in at..end {
+                let frame = first + (i - at) as u32;
+                let ours = all || table.receive(frame, 1).is_ok();
+                self.located[i] = ours.then_some(frame);
+            }
+            at = end;
+        }
+    }
+
+    /// Fetches what `accept` reads of a packet into the cache.
+    fn prefetch(&self, descriptor: RxDescriptor) {
+        let at = descriptor.addr as usize;
+        self.data.prefetch(at.saturating_sub(META_LEN));
+        self.data.prefetch(at);
+    }
+
+    /// Locates the headers of a packet whose frame was taken over.
+    fn accept(&mut self, index: usize) -> Option<Received> {
+        let RxDescriptor { addr, len } = self.descriptors[index];
+        let Some(frame) = self.located[index] else {
             // The kernel cannot have such a frame. Nothing is read through this address.
             self.stats.bad_descriptors.add(1);
             probe::dropped(c"bad_descriptor", 1, probe::NO_FRAME);
             return None;
         };
+        let start = (addr - self.map.start(frame)) as u32;
         self.filled = self.filled.saturating_sub(1);
         if start != self.expected_start {
             self.misplaced(start);
@@ -167,11 +212,12 @@ impl Receiver {
         let (headers, timestamp) = match self.headers(addr as usize, start, len as usize) {
             Some(found) => found,
             None => {
-                if self
-                    .frames
-                    .release(frame)
-                    .is_ok_and(|outcome| outcome == PacketOutcome::Released)
-                {
+                // Whoever knows what the frames hold has not seen this packet.
+                let range = self.map.range(frame);
+                let size = self.map.frame_size() as usize;
+                self.data.zero(range.start as usize, size);
+                let settled = self.frames.release(frame);
+                if settled.is_ok_and(|settled| settled.outcome == PacketOutcome::Released) {
                     self.outcomes.released.add(1);
                     probe::dropped(c"malformed", 1, frame);
                 }
@@ -236,9 +282,9 @@ impl Receiver {
             if count == 0 {
                 break;
             }
-            for frame in &frames[..count] {
-                // Just taken, so it is free, and the step cannot fail.
-                let step = self.frames.table.fill(*frame);
+            for run in frames[..count].chunk_by(|a, b| a + 1 == *b) {
+                // Just taken, so they are free, and the step cannot fail.
+                let step = self.frames.table.fill(run[0], run.len() as u32);
                 debug_assert!(step.is_ok());
             }
             let map = self.map;

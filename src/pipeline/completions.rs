@@ -4,6 +4,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::runs::FailedRun;
 use super::{BATCH, FLUSH, Progress, SUPERBLOCK, TICK, WINDOW};
 use crate::context::Context;
 use crate::error::Result;
@@ -17,6 +18,11 @@ struct Window {
     bits: Box<[u64]>,
 }
 
+/// The word of a write's bit.
+fn word_of(number: u64) -> usize {
+    (number % WINDOW / 64) as usize
+}
+
 impl Window {
     fn new() -> Window {
         Window {
@@ -25,17 +31,24 @@ impl Window {
         }
     }
 
-    fn complete(&mut self, number: u64) {
-        let bit = |n: u64| ((n % WINDOW / 64) as usize, 1u64 << (n % 64));
-        let (word, mask) = bit(number);
-        self.bits[word] |= mask;
+    /// `count` writes from `number` on are completed.
+    fn complete(&mut self, number: u64, count: u32) {
+        let end = number + u64::from(count);
+        let mut at = number;
+        while at < end {
+            let here = (64 - at % 64).min(end - at);
+            self.bits[word_of(at)] |= u64::MAX >> (64 - here) << (at % 64);
+            at += here;
+        }
         loop {
-            let (word, mask) = bit(self.first);
-            if self.bits[word] & mask == 0 {
+            let place = self.first % 64;
+            let word = &mut self.bits[word_of(self.first)];
+            let done = (*word >> place).trailing_ones();
+            if done == 0 {
                 return;
             }
-            self.bits[word] &= !mask;
-            self.first += 1;
+            *word &= !(u64::MAX >> (64 - done) << place);
+            self.first += u64::from(done);
         }
     }
 }
@@ -67,10 +80,23 @@ pub(super) fn completions(context: &Context, progress: &Progress) -> Result<()> 
                     );
                 }
                 progress.superblocks.fetch_sub(1, Ordering::AcqRel);
+            } else if completion.frames > 1 && completion.packets == 0 && !good {
+                progress.failed_runs.push(FailedRun::of(completion));
             } else {
-                stored += u64::from(good);
-                failed += u64::from(!good);
-                window.complete(completion.user_data);
+                let packets = completion.packets.max(1);
+                match good {
+                    true => stored += u64::from(packets),
+                    false => failed += u64::from(packets),
+                }
+                window.complete(completion.user_data, packets);
+            }
+        }
+        if progress.packets_done.load(Ordering::Acquire) {
+            // Nobody submits them again.
+            for run in progress.failed_runs.take() {
+                failed += u64::from(run.frames);
+                run.release(context);
+                window.complete(run.number, run.frames);
             }
         }
         progress.stored.add(stored);
@@ -131,18 +157,33 @@ mod tests {
     fn the_first_that_is_not_completed() {
         let mut window = Window::new();
         for number in [1, 2, 5] {
-            window.complete(number);
+            window.complete(number, 1);
             assert_eq!(window.first, 0);
         }
-        window.complete(0);
+        window.complete(0, 1);
         assert_eq!(window.first, 3);
-        window.complete(4);
-        window.complete(3);
+        window.complete(4, 1);
+        window.complete(3, 1);
         assert_eq!(window.first, 6);
         for number in 6..WINDOW * 2 + 10 {
-            window.complete(number);
+            window.complete(number, 1);
         }
-        assert_eq!(window.first, WINDOW * 2 + 10);
+        let mut first = WINDOW * 2 + 10;
+        assert_eq!(window.first, first);
+        // Runs of all lengths, every second pair in the wrong order.
+        for count in 1..400 {
+            let next = first + u64::from(count);
+            if count % 2 == 0 {
+                window.complete(next, 3);
+                assert_eq!(window.first, first);
+                window.complete(first, count);
+                first = next + 3;
+            } else {
+                window.complete(first, count);
+                first = next;
+            }
+            assert_eq!(window.first, first);
+        }
         assert!(window.bits.iter().all(|word| *word == 0));
     }
 }

@@ -5,11 +5,12 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::runs::{FailedRun, Runs};
 use super::write_target::WriteTarget;
 use super::{BATCH, FLUSH, PipelineConfig, Progress, SUPERBLOCK, TICK};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::lane::{Direction, Lane, Ready, Transfer};
+use crate::lane::{Direction, FrameRun, Lane, Ready, RxSideGuard, Transfer};
 use crate::log::{self, Level};
 use crate::net::rx::Received;
 use crate::sys::event::poll_readable;
@@ -26,6 +27,8 @@ const LONGEST_MODERATION: Duration = Duration::from_secs(1);
 const MODERATION_ENTRY: Duration = Duration::from_nanos(250);
 /// The kernel's timers are late by this much, so a shorter pause is skipped.
 const SHORTEST_PAUSE: Duration = Duration::from_micros(50);
+/// While a packet is recorded, this many after it are on their way into the cache.
+const PREFETCH: usize = 4;
 /// It also polls more often if packets would fill more than this part of the RX ring.
 const MODERATION_RING: u32 = 8;
 
@@ -82,6 +85,7 @@ pub(super) struct Packets<'a> {
     lane: &'a Lane,
     progress: &'a Progress,
     target: WriteTarget,
+    runs: Runs,
     flusher: Flusher,
     /// The longest time between two polls while packets come.
     moderation: Duration,
@@ -104,6 +108,7 @@ impl<'a> Packets<'a> {
             lane,
             progress,
             target,
+            runs: Runs::default(),
             flusher: Flusher {
                 writes: config.flush_writes.map(u64::from),
                 interval: config.flush_interval,
@@ -164,8 +169,9 @@ impl<'a> Packets<'a> {
         }
     }
 
-    /// Group flushes, and superblocks of a log.
+    /// Failed runs, group flushes, and superblocks of a log.
     fn upkeep(&mut self) -> Result<()> {
+        self.resubmit()?;
         let completed = self.progress.completed.load(Ordering::Acquire);
         let p = self.progress;
         let failed = p.failed.get() - p.failures_covered.load(Ordering::Relaxed);
@@ -244,8 +250,9 @@ impl<'a> Packets<'a> {
         self.flush(self.progress.completed.load(Ordering::Acquire))
     }
 
-    fn wait_for(&self, reached: impl Fn(&Progress) -> bool) -> Result<()> {
+    fn wait_for(&mut self, reached: impl Fn(&Progress) -> bool) -> Result<()> {
         while !reached(self.progress) {
+            self.resubmit()?;
             self.lane.alive()?;
             pause(self.progress)?;
         }
@@ -268,24 +275,36 @@ impl<'a> Packets<'a> {
         let (lane, progress) = (self.lane, self.progress);
         let mut rx_side = lane.lock_rx_side()?;
         let mut number = progress.submitted.load(Ordering::Acquire);
+        let mut payload_bytes = 0;
         if let WriteTarget::Log(log) = &mut self.target {
             log.look_at_clock();
+            batch
+                .iter()
+                .take(PREFETCH)
+                .for_each(|packet| log.prefetch(packet));
         }
         let mut transfer = Transfer {
             more: true,
             ..Transfer::default()
         };
-        for packet in batch {
+        for (place, packet) in batch.iter().enumerate() {
+            if let (WriteTarget::Log(log), Some(ahead)) =
+                (&self.target, batch.get(place + PREFETCH))
+            {
+                log.prefetch(ahead);
+            }
             if packet.headers.payload_len == 0 && matches!(self.target, WriteTarget::Range(_)) {
                 progress.empty.add(1);
                 lane.frame_release(packet.frame)?;
-                *done += 1;
+                *done = place + 1;
                 continue;
             }
             let most = self.target.outstanding_before(lane, packet);
             if number - self.completed > most {
                 self.completed = progress.completed.load(Ordering::Acquire);
                 if number - self.completed > most {
+                    rx_side = self.end_run(rx_side)?;
+                    *done = place;
                     lane.kick(&mut rx_side);
                     drop(rx_side);
                     self.wait_for(|p| number - p.completed.load(Ordering::Acquire) <= most)?;
@@ -294,33 +313,131 @@ impl<'a> Packets<'a> {
                 }
             }
             if !self.target.write(lane, packet, &mut transfer) {
+                rx_side = self.end_run(rx_side)?;
+                *done = place;
                 progress.fail(libc::ENOSPC);
                 progress.no_space.add(1);
+                self.target.skip(packet);
                 lane.frame_release(packet.frame)?;
-                *done += 1;
+                *done = place + 1;
                 continue;
             }
             transfer.user_data = number;
-            // Counted first: the completion may be taken before this thread goes on.
-            progress.submitted.fetch_add(1, Ordering::AcqRel);
-            progress
-                .payload_bytes
-                .add(packet.headers.payload_len.into());
-            while let Err(error) = lane.queue_transfer(&mut rx_side, Direction::Write, &transfer) {
-                drop(rx_side);
-                let again = retry(progress, error).and_then(|()| lane.lock_rx_side());
-                rx_side = again.inspect_err(|_| {
-                    progress.submitted.fetch_sub(1, Ordering::AcqRel);
+            payload_bytes += u64::from(packet.headers.payload_len);
+            if matches!(self.target, WriteTarget::Range(_)) {
+                rx_side = self.queue(rx_side, 1, |rx_side| {
+                    lane.queue_transfer(rx_side, Direction::Write, &transfer)
                 })?;
+                *done = place + 1;
+            } else {
+                let next = FrameRun {
+                    first: transfer.frame,
+                    frames: 1,
+                    lba: transfer.lba,
+                    user_data: number,
+                    fua: transfer.fua,
+                    parts: false,
+                };
+                if !self.runs.join(&next, lane.blocks_of(transfer.len)) {
+                    rx_side = self.end_run(rx_side)?;
+                    *done = place;
+                    self.runs.begin(next, lane.longest_run(next.first));
+                }
             }
-            *done += 1;
             number += 1;
         }
+        rx_side = self.end_run(rx_side)?;
+        *done = batch.len();
+        progress.payload_bytes.add(payload_bytes);
         progress
             .next_lba
             .store(self.target.next_lba(), Ordering::Relaxed);
         progress.wraps.store(self.target.wraps(), Ordering::Relaxed);
         lane.kick(&mut rx_side);
+        Ok(())
+    }
+
+    /// Submits the run that grows, if there is one.
+    fn end_run(&mut self, rx_side: RxSideGuard<'a>) -> Result<RxSideGuard<'a>> {
+        let run = &mut self.runs.open;
+        if run.frames == 0 {
+            return Ok(rx_side);
+        }
+        run.parts = run.frames > 1;
+        let (lane, run) = (self.lane, *run);
+        let rx_side = self.queue(rx_side, run.frames, |rx_side| lane.queue_run(rx_side, &run))?;
+        let completed = self.progress.completed.load(Ordering::Acquire);
+        self.runs.note_submitted(completed);
+        Ok(rx_side)
+    }
+
+    /// Queues the write of some packets, when there is room.
+    fn queue(
+        &self,
+        mut rx_side: RxSideGuard<'a>,
+        packets: u32,
+        queue: impl Fn(&mut RxSideGuard<'a>) -> Result<()>,
+    ) -> Result<RxSideGuard<'a>> {
+        let (lane, submitted) = (self.lane, &self.progress.submitted);
+        // Counted first: the completion may be taken before this thread goes on.
+        submitted.fetch_add(packets.into(), Ordering::AcqRel);
+        while let Err(error) = queue(&mut rx_side) {
+            drop(rx_side);
+            let again = retry(self.progress, error).and_then(|()| lane.lock_rx_side());
+            rx_side = again.inspect_err(|_| {
+                submitted.fetch_sub(packets.into(), Ordering::AcqRel);
+            })?;
+        }
+        Ok(rx_side)
+    }
+
+    /// Submits the frames of failed runs one by one.
+    fn resubmit(&mut self) -> Result<()> {
+        for failed in self.progress.failed_runs.take() {
+            let found = self.runs.find(failed.number);
+            let run = found.filter(|run| (run.first, run.frames) == (failed.first, failed.frames));
+            let mut done = 0;
+            run.ok_or_else(|| {
+                Error::new(
+                    libc::EBADMSG,
+                    "a completion of what was not submitted; something outside the library wrote to the region",
+                )
+            })
+            .and_then(|run| self.submit_parts(&run, &mut done))
+            .inspect_err(|_| {
+                // The storage thread gives up what is left.
+                self.progress.failed_runs.push(FailedRun {
+                    number: failed.number + u64::from(done),
+                    first: failed.first + done,
+                    frames: failed.frames - done,
+                });
+            })?;
+        }
+        Ok(())
+    }
+
+    fn submit_parts(&self, run: &FrameRun, done: &mut u32) -> Result<()> {
+        let step = self.lane.blocks_of(self.context.info().frame_size);
+        while *done < run.frames {
+            let part = FrameRun {
+                first: run.first + *done,
+                frames: 1,
+                lba: run.lba + u64::from(*done * step),
+                user_data: run.user_data + u64::from(*done),
+                fua: run.fua,
+                parts: false,
+            };
+            let mut rx_side = self.lane.lock_rx_side()?;
+            while let Err(error) = self.lane.queue_run(&mut rx_side, &part) {
+                drop(rx_side);
+                retry(self.progress, error)?;
+                rx_side = self.lane.lock_rx_side()?;
+            }
+            *done += 1;
+            if *done == run.frames {
+                self.lane.kick(&mut rx_side);
+            }
+        }
         Ok(())
     }
 }

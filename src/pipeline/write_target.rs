@@ -6,8 +6,13 @@ use super::{AtEnd, PipelineConfig, StoreLayout, WINDOW};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::lane::{Lane, Transfer};
+use crate::log_scan::HOLE;
 use crate::net::rx::Received;
 use crate::recorder::Recorder;
+
+/// Most records in flight. A crash may lose all of them but the newest, and whoever looks for the log's end must not take
+/// the hole for it.
+const MOST_RECORDS: u64 = HOLE * 3 / 4;
 
 /// The block after the range's last.
 fn check_range(context: &Context, config: &PipelineConfig) -> Result<u64> {
@@ -149,7 +154,14 @@ impl WriteTarget {
                     false => WINDOW - 1,
                 }
             }
-            WriteTarget::Log(log) => (log.superblock().slots - 1).min(WINDOW - 1),
+            WriteTarget::Log(log) => (log.superblock().slots - 1).min(MOST_RECORDS),
+        }
+    }
+
+    /// A packet is not stored, and its frame is given back.
+    pub fn skip(&mut self, packet: &Received) {
+        if let WriteTarget::Log(log) = self {
+            log.skip(packet.frame);
         }
     }
 

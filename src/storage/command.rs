@@ -168,11 +168,20 @@ pub mod entry_flags {
     pub const PAD_IN_BOUNCE: u32 = 1 << 0;
     /// The data lies in a frame that travels with the command.
     pub const FRAME: u32 = 1 << 1;
+    /// If it fails, its submitter submits its parts again: it does not go to the spill.
+    pub const PARTS: u32 = 1 << 2;
     /// Where the number of the target begins; 8 bits.
     pub const TARGET_SHIFT: u32 = 8;
+    /// Where the number of its frames, less one, begins; 16 bits.
+    pub const FRAMES_SHIFT: u32 = 16;
 
     pub fn target_of(flags: u32) -> u8 {
         (flags >> TARGET_SHIFT) as u8
+    }
+
+    /// Less one.
+    pub fn frames_of(flags: u32) -> u16 {
+        (flags >> FRAMES_SHIFT) as u16
     }
 }
 

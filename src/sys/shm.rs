@@ -85,6 +85,37 @@ impl Shared {
         unsafe { std::ptr::copy(self.pointer(at), to.pointer(to_at), len) }
     }
 
+    /// Asks for the cache line of a byte, which will be read soon. Nothing happens if it lies outside.
+    #[inline(always)]
+    pub fn prefetch(&self, at: usize) {
+        if at < self.len {
+            let pointer = self.pointer(at);
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a prefetch is a hint that touches no memory and never faults; SSE is part of x86_64.
+            unsafe {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_T0>(pointer.cast_const().cast());
+            }
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above; `prfm` is part of every aarch64.
+            unsafe {
+                std::arch::asm!("prfm pldl1keep, [{}]", in(reg) pointer, options(nostack, readonly));
+            }
+            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+            let _ = pointer;
+        }
+    }
+
+    /// CRC32C of bytes, continued from `crc`, read where they are. Panics on a range outside. Whoever calls it holds the
+    /// bytes: if somebody writes to them all the same, the sum is of old or new ones, or of both.
+    pub fn crc32c(&self, at: usize, len: usize, crc: u32) -> u32 {
+        assert!(self.contains(at, len));
+        // SAFETY: the range was just checked to be inside a live mapping, and bytes have no invalid values. By the
+        // contract above nobody writes to them while the slice lives, which is this call.
+        let bytes = unsafe { std::slice::from_raw_parts(self.pointer(at), len) };
+        crc32c::crc32c_append(crc, bytes)
+    }
+
     /// Whether two shared ranges hold the same bytes (at this moment).
     pub fn equal(&self, at: usize, other: &Shared, other_at: usize, len: usize) -> bool {
         assert!(self.contains(at, len) && other.contains(other_at, len));

@@ -8,7 +8,7 @@ use super::{DOORBELL_DATA, Engine, Turn};
 use crate::error::{Error, Result};
 use crate::storage::command::opcode;
 use crate::storage::task::{Outcome, Step};
-use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_SPILLED, UnifiedCqe};
+use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_FRAMES_SHIFT, CQE_SPILLED, UnifiedCqe};
 use crate::sys::event::monotonic_ns;
 use crate::sys::uring::{Op, Reaped};
 
@@ -172,7 +172,8 @@ impl Engine {
                 opcode::READ => stats.bytes_read.add(outcome.len.into()),
                 _ => {}
             }
-        } else {
+        } else if !answer.splits {
+            // Of what is split, each part has its own end.
             stats.errors.add(1);
         }
         let cqe = UnifiedCqe {
@@ -184,7 +185,8 @@ impl Engine {
             flags: flag(outcome.dnr, CQE_DNR)
                 | flag(answer.frame, CQE_FRAME)
                 | flag(answer.bounced, CQE_BOUNCED)
-                | flag(answer.spilled, CQE_SPILLED),
+                | flag(answer.spilled, CQE_SPILLED)
+                | u32::from(answer.more_frames) << CQE_FRAMES_SHIFT,
         };
         // Room was reserved before the entry was taken. The ring can only be full if its consumer index went
         // backwards.

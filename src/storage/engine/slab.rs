@@ -25,6 +25,10 @@ pub(super) struct Slot {
     pub user_data: u64,
     pub offset: u64,
     pub frame: bool,
+    /// Frames that travel with it, less one.
+    pub more_frames: u16,
+    /// If it fails, its submitter splits it.
+    pub splits: bool,
     pub bounce: Option<u16>,
     /// The data is in the bounce piece (rather than the piece being scratch).
     pub bounced: bool,
@@ -41,6 +45,8 @@ impl Slot {
             user_data: self.user_data,
             offset: self.offset,
             frame: self.frame,
+            more_frames: self.more_frames,
+            splits: self.splits,
             bounced: self.bounced,
             spilled: self.spilled,
         }
@@ -61,6 +67,8 @@ pub(super) struct Answer {
     pub user_data: u64,
     pub offset: u64,
     pub frame: bool,
+    pub more_frames: u16,
+    pub splits: bool,
     pub bounced: bool,
     pub spilled: bool,
 }

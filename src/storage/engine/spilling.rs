@@ -28,6 +28,9 @@ impl Engine {
     /// Sends a write that the device failed to the spill, and a flush on to it. `false`: it has ended.
     pub(super) fn spills(&mut self, index: u16, outcome: &mut Outcome) -> bool {
         let slot = self.slab.at(index);
+        if slot.splits {
+            return false;
+        }
         let number = slot.target;
         let target = &mut self.targets[number as usize];
         let (Some(spill), None) = (&mut target.spill, slot.spilling) else {

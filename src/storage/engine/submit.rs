@@ -85,6 +85,8 @@ impl Engine {
             user_data: sqe.user_data,
             offset: sqe.buf_offset,
             frame: flags & entry_flags::FRAME != 0,
+            more_frames: entry_flags::frames_of(flags),
+            splits: flags & entry_flags::PARTS != 0,
             target: number,
             ..Slot::default()
         };

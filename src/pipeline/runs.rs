@@ -1,0 +1,153 @@
+//! Runs of packets: neighbouring frames that go to neighbouring blocks are one command with one completion. If that fails,
+//! the frames are submitted again one by one, so that each packet gets its own result.
+
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::context::Context;
+use crate::lane::{Completion, FrameRun};
+
+/// A run that failed. Its frames are held again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FailedRun {
+    /// Of its first write.
+    pub number: u64,
+    pub first: u32,
+    pub frames: u32,
+}
+
+impl FailedRun {
+    pub fn of(completion: &Completion) -> FailedRun {
+        FailedRun {
+            number: completion.user_data,
+            first: completion.frame.unwrap_or_default(),
+            frames: completion.frames,
+        }
+    }
+
+    /// Gives its frames up.
+    pub fn release(&self, context: &Context) {
+        for frame in self.first..self.first + self.frames {
+            // A frame that is not held was not given back by the completion.
+            let _ = context.frame_release(frame);
+        }
+    }
+}
+
+/// From the storage thread, which finds them, to the packet thread, which submits.
+#[derive(Debug, Default)]
+pub(super) struct FailedRuns {
+    /// Looked at without the lock.
+    some: AtomicBool,
+    runs: Mutex<Vec<FailedRun>>,
+}
+
+impl FailedRuns {
+    pub fn push(&self, run: FailedRun) {
+        self.runs.lock().push(run);
+        self.some.store(true, Ordering::Release);
+    }
+
+    pub fn take(&self) -> Vec<FailedRun> {
+        if !self.some.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        self.some.store(false, Ordering::Release);
+        std::mem::take(&mut *self.runs.lock())
+    }
+}
+
+/// The run that grows, and those that were submitted and may still fail.
+#[derive(Debug, Default)]
+pub(super) struct Runs {
+    pub open: FrameRun,
+    /// Most frames of `open`.
+    longest: u32,
+    submitted: VecDeque<FrameRun>,
+}
+
+impl Runs {
+    /// Adds a write of a whole frame. `false`: it is no neighbour of the open run, which is to be submitted first.
+    pub fn join(&mut self, next: &FrameRun, step: u32) -> bool {
+        let open = &mut self.open;
+        let neighbours = open.frames > 0
+            && open.frames < self.longest
+            && next.first == open.first + open.frames
+            && next.lba == open.lba + u64::from(open.frames * step);
+        if neighbours {
+            open.frames += 1;
+        }
+        neighbours
+    }
+
+    pub fn begin(&mut self, run: FrameRun, longest: u32) {
+        self.open = run;
+        self.longest = longest;
+    }
+
+    /// The open run was submitted. All writes below `completed` are completed.
+    pub fn note_submitted(&mut self, completed: u64) {
+        let run = std::mem::take(&mut self.open);
+        let done = |run: &FrameRun| run.user_data + u64::from(run.frames) <= completed;
+        while self.submitted.front().is_some_and(done) {
+            self.submitted.pop_front();
+        }
+        self.submitted.push_back(run);
+    }
+
+    /// What was submitted with this number.
+    pub fn find(&self, number: u64) -> Option<FrameRun> {
+        let at = self
+            .submitted
+            .binary_search_by_key(&number, |run| run.user_data);
+        self.submitted.get(at.ok()?).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(first: u32, lba: u64, number: u64) -> FrameRun {
+        FrameRun {
+            first,
+            frames: 1,
+            lba,
+            user_data: number,
+            ..FrameRun::default()
+        }
+    }
+
+    #[test]
+    fn neighbours_in_memory_and_on_the_device_are_one_run() {
+        let mut runs = Runs::default();
+        assert!(!runs.join(&frame(0, 0, 0), 4), "nothing is open");
+        runs.begin(frame(7, 100, 50), 3);
+        assert!(!runs.join(&frame(9, 104, 51), 4), "another frame");
+        assert!(!runs.join(&frame(8, 105, 51), 4), "other blocks");
+        assert!(runs.join(&frame(8, 104, 51), 4));
+        assert!(runs.join(&frame(9, 108, 52), 4));
+        assert!(!runs.join(&frame(10, 112, 53), 4), "long enough");
+        assert_eq!((runs.open.first, runs.open.frames), (7, 3));
+    }
+
+    #[test]
+    fn a_run_is_known_until_it_is_completed() {
+        let mut runs = Runs::default();
+        for number in [0, 5, 9] {
+            runs.begin(frame(number as u32, 10, number), 8);
+            runs.note_submitted(0);
+        }
+        assert_eq!(runs.open.frames, 0);
+        assert_eq!(runs.find(5).unwrap().first, 5);
+        assert!(runs.find(6).is_none());
+        runs.begin(frame(1, 10, 10), 8);
+        runs.note_submitted(6);
+        assert!(runs.find(0).is_none() && runs.find(5).is_none());
+        assert_eq!(runs.find(9).unwrap().first, 9);
+    }
+}
