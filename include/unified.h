@@ -189,9 +189,21 @@ typedef struct unified_log unified_log; /* A log being read: opaque. */
 #define UNIFIED_LAYOUT_PAYLOAD 0
 
 /**
- * unified_pipeline_config.layout: a log of whole frames (docs/record-format.md).
+ * unified_pipeline_config.layout: a log of version 1, a whole frame for each packet (docs/record-format.md).
  */
 #define UNIFIED_LAYOUT_SLOT 1
+
+/**
+ * unified_pipeline_config.layout: a log of version 2. Large packets are written from the frames they arrived in. Small ones
+ * are copied together, once, because that costs less (unified_stats.packed counts them). If the device is slower than the
+ * packets, large ones are copied together too, so that fewer bytes are written.
+ */
+#define UNIFIED_LAYOUT_LOG 2
+
+/**
+ * unified_pipeline_config.flags, for UNIFIED_LAYOUT_LOG: checksums cover the headers of records, not the packets.
+ */
+#define UNIFIED_LOG_UNCHECKED 16
 
 /**
  * unified_pipeline_config.flags: begin a new log. An earlier log in the range is discarded, and anything else there is
@@ -622,6 +634,12 @@ struct unified_stats {
    * newer and its BTF; native XDP of other drivers is given none.
    */
   uint64_t xdp_merged;
+  /**
+   * Packets that a pipeline copied together with others (UNIFIED_LAYOUT_LOG), and their bytes. They are among `stored`,
+   * `failed` or `released` as soon as their write has ended.
+   */
+  uint64_t packed;
+  uint64_t packed_bytes;
 };
 
 /**
@@ -815,11 +833,11 @@ struct unified_pipeline_config {
    */
   uint32_t at_end;
   /**
-   * UNIFIED_FUA, UNIFIED_LOG_NEW
+   * UNIFIED_FUA, UNIFIED_LOG_NEW, UNIFIED_LOG_UNCHECKED
    */
   uint32_t flags;
   /**
-   * UNIFIED_LAYOUT_PAYLOAD or UNIFIED_LAYOUT_SLOT
+   * UNIFIED_LAYOUT_PAYLOAD, UNIFIED_LAYOUT_SLOT or UNIFIED_LAYOUT_LOG
    */
   uint32_t layout;
   /**
@@ -835,6 +853,15 @@ struct unified_pipeline_config {
    * per entry) or fills faster, and at least every flush_interval_ms.
    */
   uint32_t moderation_us;
+  /**
+   * UNIFIED_LAYOUT_LOG: packets shorter than this, in bytes from the Ethernet header on, are packed. 0: a default that was
+   * measured. 1: none are, unless the device is the bound. UINT32_MAX: all are.
+   */
+  uint32_t pack_below;
+  /**
+   * Zero.
+   */
+  uint32_t reserved;
 };
 
 /**
@@ -880,7 +907,7 @@ struct unified_pipeline_status {
    */
   int32_t error;
   /**
-   * Slot layout: the sequence number of the first write.
+   * The logs' layouts: the sequence number of the first packet.
    */
   uint64_t first_sequence;
   /**
@@ -893,6 +920,11 @@ struct unified_pipeline_status {
    * Completed flushes.
    */
   uint64_t flushes;
+  /**
+   * UNIFIED_LAYOUT_LOG: the value in use of unified_pipeline_config.pack_below. 0 in the other layouts.
+   */
+  uint32_t pack_below;
+  uint32_t reserved;
 };
 
 /**
@@ -1348,12 +1380,12 @@ int unified_packet_flow(const struct unified_packet *packet,
 
 /**
  * Starts a packet thread and a storage thread that store received packets in a range of the device. UNIFIED_LAYOUT_PAYLOAD
- * stores the payloads one after the other, each padded to whole blocks. UNIFIED_LAYOUT_SLOT writes the records of a log,
- * which unified_log_open reads. An existing log is continued, or replaced with UNIFIED_LOG_NEW. Until the pipeline is
+ * stores the payloads one after the other, each padded to whole blocks. UNIFIED_LAYOUT_SLOT and UNIFIED_LAYOUT_LOG write a log,
+ * which unified_log_open reads. An existing log of the same layout is continued, or replaced with UNIFIED_LOG_NEW. Until the pipeline is
  * stopped, the functions of the data path return -EBUSY.
  *
- * Returns 0, or -EINVAL: the range is not on the device, no log fits into it, a log of other sizes is there, or
- * `moderation_us` is too large; -EROFS; -EEXIST: the range holds something that is not a log (UNIFIED_LOG_NEW overrides
+ * Returns 0, or -EINVAL: the range is not on the device, no log fits into it, a log of other sizes or of the other layout is
+ * there, or a field of `config` is out of range; -EROFS; -EEXIST: the range holds something that is not a log (UNIFIED_LOG_NEW overrides
  * this); -EALREADY: a pipeline runs, or has not ended yet; -EBUSY: completions of earlier commands were not taken yet, or
  * another thread is taking some; -ENOTCONN: no interface; -EIO: the log cannot be read; -EPROTONOSUPPORT: this library does
  * not know the version of the log in the range; -ETIMEDOUT: the device did not answer for 30 s. Any thread.

@@ -61,6 +61,9 @@ pub struct RxStats {
     pub bad_descriptors: Counter,
     /// Packets that do not begin where the headroom says.
     pub misplaced: Counter,
+    /// Packets that were copied into a unit with others, and their bytes.
+    pub packed: Counter,
+    pub packed_bytes: Counter,
 }
 
 /// Outcomes of packets, counted when their frame becomes free.

@@ -87,6 +87,27 @@ impl Frames {
 mod tests {
     use super::*;
 
+    #[test]
+    fn frames_that_lie_together_are_taken_together() {
+        let frames = Frames::new(130);
+        let pool = &frames.pool;
+        let mut cursor = 0;
+        assert_eq!(pool.take_run(&mut cursor, 8), Some((0, 8)));
+        assert_eq!(pool.take_run(&mut cursor, 64), Some((64, 64)));
+        assert_eq!(pool.take_run(&mut cursor, 56), Some((8, 56)));
+        assert_eq!(pool.take_run(&mut cursor, 8), Some((128, 2)), "the rest");
+        assert_eq!(pool.take_run(&mut cursor, 8), None);
+        let mut freed = Freed::default();
+        pool.put_run(3, 2, &mut freed);
+        pool.put_run(60, 10, &mut freed);
+        pool.give_back(&mut freed);
+        // A run does not reach beyond a word.
+        assert_eq!(pool.take_run(&mut cursor, 4), Some((60, 4)));
+        assert_eq!(pool.take_run(&mut cursor, 6), Some((64, 6)));
+        assert_eq!(pool.take_run(&mut cursor, 3), Some((3, 2)));
+        assert_eq!(pool.take_run(&mut cursor, 1), None);
+    }
+
     const EMPTY: Settled = Settled {
         outcome: PacketOutcome::Empty,
         packets: 0,

@@ -53,5 +53,6 @@ pub mod storage;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod uapi;
+pub mod unit_log;
 
 pub use error::{Error, Result};

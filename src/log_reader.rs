@@ -1,32 +1,28 @@
 //! Reads a log: from the oldest record to the newest, live while a recorder writes, by sequence number or time. Needs
-//! no context. Bypasses the page cache if the device or file allows it.
+//! no context.
+//!
+//! `slots` reads version 1 and `units` version 2, both from a `source`.
 
 #![forbid(unsafe_code)]
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+mod slots;
+mod source;
+mod units;
+
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use slots::SlotReader;
+use source::Source;
+use units::UnitReader;
 
 use crate::error::{Error, Result};
 use crate::log;
-use crate::log_scan::{HOLE, find_end, mend, newest_superblock};
-use crate::record::{
-    Flaw, Header, MAX_SEQUENCE, SUPER_SLOTS, Superblock, mark_unreadable, refuse_version,
-};
+use crate::record::{self, Header, Superblock, refuse_version};
+use crate::unit_log::superblock as unit_superblock;
 
-/// Bytes per read.
-const BATCH_BYTES: usize = 256 << 10;
-/// Memory alignment that every device accepts.
-const ALIGN: usize = 4096;
-/// If a slot is still empty after this time although later ones are written, its write has failed.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// Time between two polls of a follower.
 const LOOK: Duration = Duration::from_millis(2);
-/// Scan past the current read for a record after a hole only this often; otherwise followers keep rereading an idle
-/// log.
-const SCAN: Duration = Duration::from_millis(250);
 
 /// One item of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,319 +68,126 @@ pub struct Tally {
 
 #[derive(Debug)]
 pub struct LogReader {
-    file: File,
-    path: PathBuf,
-    /// Opened with O_DIRECT.
-    direct: bool,
-    name: String,
-    superblock: Superblock,
-    /// Byte of the device at which the range begins.
-    start: u64,
-    buffer: Vec<u8>,
-    aligned: usize,
-    /// The slots in the buffer: sequence number of the first, and how many.
-    loaded: (u64, u64),
-    next: u64,
-    /// When a follower first found the next slot empty.
-    waiting: Option<Instant>,
-    /// When a follower last scanned a whole hole.
-    scanned: Option<Instant>,
-    tally: Tally,
-    /// The spill, which holds the records that the device failed at the same address.
-    spill: Option<File>,
+    version: Version,
+}
+
+#[derive(Debug)]
+enum Version {
+    Slots(Box<SlotReader>),
+    Units(Box<UnitReader>),
+}
+
+/// Calls the reader of either version.
+macro_rules! either {
+    ($reader:expr, $name:ident => $call:expr) => {
+        match &$reader.version {
+            Version::Slots($name) => $call,
+            Version::Units($name) => $call,
+        }
+    };
+    (mut $reader:expr, $name:ident => $call:expr) => {
+        match &mut $reader.version {
+            Version::Slots($name) => $call,
+            Version::Units($name) => $call,
+        }
+    };
 }
 
 impl LogReader {
     /// Opens the log that begins `start` bytes into a device or file. `ENOENT`, `EACCES` (the path), `ENOMSG` (there
-    /// is no log), `EINVAL` (`start` is not a multiple of 512).
+    /// is no log), `EINVAL` (`start` is not a multiple of 512), `EPROTONOSUPPORT` (a version or features that this library
+    /// does not know).
     pub fn open(path: &Path, start: u64) -> Result<LogReader> {
         log::to_stderr_if_asked();
-        let name = path.display().to_string();
-        if !start.is_multiple_of(512) {
-            return Err(Error::new(
-                libc::EINVAL,
-                format!(
-                    "a log in '{name}' cannot begin at byte {start}, which is not a multiple of 512"
-                ),
-            ));
-        }
-        let path = block_node(path);
-        let mut direct = OpenOptions::new();
-        direct.read(true).custom_flags(libc::O_DIRECT);
-        let (file, direct) = match direct.open(&path) {
-            Ok(file) => (file, true),
-            Err(_) => (
-                File::open(&path)
-                    .map_err(|e| Error::os(&e, format_args!("opening '{name}' to read a log")))?,
-                false,
-            ),
+        let mut source = Source::open(path, start)?;
+        let got = source.read_head()?;
+        let bytes = source.bytes(0, got);
+        let slots = slots::superblock_in(&source, bytes);
+        let units = units::superblock_in(&source, bytes);
+        // The copy at the start says the version. Elsewhere there may be one of an earlier log with longer slots.
+        let first_is_units = unit_superblock::Superblock::read(bytes).is_some();
+        let first_is_slots = Superblock::read(bytes).is_some();
+        let version = match (slots, units) {
+            (Some(found), None) => Version::Slots(Box::new(SlotReader::open(source, found)?)),
+            (Some(found), Some(_)) if first_is_slots => {
+                Version::Slots(Box::new(SlotReader::open(source, found)?))
+            }
+            (slots, Some(found)) if slots.is_none() || first_is_units => {
+                unit_superblock::refuse_features(&found, &source.name)?;
+                Version::Units(Box::new(UnitReader::open(source, found)?))
+            }
+            // If there is a valid copy, one elsewhere than at the start may be bytes of a packet.
+            _ => {
+                let unknown = Source::copies(bytes).find_map(|(_, copy)| {
+                    Superblock::unknown_version(copy).filter(|v| *v != unit_superblock::VERSION)
+                });
+                return Err(match unknown {
+                    Some(version) => refuse_version(&source.name, version),
+                    None => Error::new(
+                        libc::ENOMSG,
+                        format!("there is no log at byte {start} of '{}'", source.name),
+                    ),
+                });
+            }
         };
-        let mut reader = LogReader {
-            file,
-            path,
-            direct,
-            superblock: Superblock::default(),
-            start,
-            aligned: 0,
-            buffer: vec![0; BATCH_BYTES + ALIGN],
-            loaded: (0, 0),
-            next: 0,
-            waiting: None,
-            scanned: None,
-            tally: Tally::default(),
-            spill: None,
-            name,
-        };
-        reader.aligned = reader.buffer.as_ptr().align_offset(ALIGN);
-        reader.superblock = reader.find_superblock()?;
-        reader.next = reader.oldest()?;
-        Ok(reader)
+        Ok(LogReader { version })
     }
 
     /// Adds the spill of the recorder that wrote the log. Records that the device does not have are read from there.
     /// `ENOENT`, `EACCES` (the path).
     pub fn add_spill(&mut self, path: &Path) -> Result<()> {
-        let file = File::open(path).map_err(|e| {
-            Error::os(
-                &e,
-                format_args!("opening '{}', the spill of '{}'", path.display(), self.name),
-            )
-        })?;
-        self.spill = Some(file);
-        self.loaded = (0, 0);
-        self.next = self.oldest()?;
-        Ok(())
-    }
-
-    /// The second copy is one slot after the first. The first copy says how long a slot is; if it cannot be read, the
-    /// second copy itself does, wherever it is found.
-    fn find_superblock(&mut self) -> Result<Superblock> {
-        let len = SUPER_SLOTS as usize * 65536;
-        let got = match self.pread(self.start, len) {
-            Ok(got) => got,
-            // One of the copies may still be readable.
-            Err(error) => self.read_piece_by_piece(self.start, len, 512, error)?,
-        };
-        let bytes = &self.buffer[self.aligned..self.aligned + got];
-        let copies = std::iter::once(0)
-            .chain((9..=16).map(|shift| 1usize << shift))
-            .filter_map(|at| {
-                let copy = bytes.get(at..)?;
-                Superblock::read(copy).filter(|s| at == 0 || s.slot_size as usize == at)?;
-                Some(copy)
-            });
-        let newest = newest_superblock(copies);
-        // If there is a valid copy, one elsewhere than at the start may be bytes of a packet.
-        let later = (9..=16)
-            .map(|shift| 1usize << shift)
-            .filter(|_| newest.is_none());
-        let later = std::iter::once(0).chain(later);
-        let version = later
-            .filter_map(|at| Superblock::unknown_version(bytes.get(at..)?))
-            .next();
-        if let Some(version) = version {
-            return Err(refuse_version(&self.name, version));
-        }
-        newest
-            .filter(|s| s.start_lba * u64::from(s.block_size) == self.start)
-            .ok_or_else(|| {
-                Error::new(
-                    libc::ENOMSG,
-                    format!("there is no log at byte {} of '{}'", self.start, self.name),
-                )
-            })
-    }
-
-    /// Reads the superblock again. `ENOMSG` if another log was begun in the range since: its numbers begin at 0 again.
-    fn refresh(&mut self) -> Result<()> {
-        let found = self.find_superblock()?;
-        if found.log_id != self.superblock.log_id {
-            return Err(Error::new(
-                libc::ENOMSG,
-                format!(
-                    "a new log was begun at byte {} of '{}' while the old one was read: open it again",
-                    self.start, self.name
-                ),
-            ));
-        }
-        self.superblock = found;
-        Ok(())
-    }
-
-    /// Reads to the start of the buffer; fewer bytes at the end of the file.
-    fn pread(&mut self, at: u64, len: usize) -> Result<usize> {
-        self.loaded = (0, 0);
-        let len = len.min(BATCH_BYTES);
-        let mut done = 0;
-        while done < len {
-            let room = &mut self.buffer[self.aligned + done..self.aligned + len];
-            match self.file.read_at(room, at + done as u64) {
-                Ok(0) => break,
-                Ok(n) => done += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // A direct read past the end of the file may fail instead of being short.
-                Err(e) if e.raw_os_error() == Some(libc::EINVAL) && done > 0 => break,
-                // The log was copied to a disk with larger blocks than its own.
-                Err(e) if e.raw_os_error() == Some(libc::EINVAL) && self.direct => {
-                    self.file = File::open(&self.path)
-                        .map_err(|e| Error::os(&e, format_args!("opening '{}' anew", self.name)))?;
-                    self.direct = false;
-                }
-                Err(e) => {
-                    return Err(Error::os(
-                        &e,
-                        format_args!("reading '{}' at byte {}", self.name, at + done as u64),
-                    ));
-                }
-            }
-        }
-        Ok(done)
-    }
-
-    fn slot_size(&self) -> usize {
-        self.superblock.slot_size as usize
-    }
-
-    /// Loads slots from a sequence number on, up to the end of the range.
-    fn load(&mut self, sequence: u64) -> Result<()> {
-        let most = (BATCH_BYTES / self.slot_size()) as u64;
-        let to_edge = self.superblock.slots - sequence % self.superblock.slots;
-        let count = most.min(to_edge);
-        let offset = self.superblock.offset_of(sequence);
-        let len = count as usize * self.slot_size();
-        let got = match self.pread(offset, len) {
-            Ok(got) => got,
-            // A block that cannot be read costs its slot, and no other.
-            Err(error) => self.read_piece_by_piece(offset, len, self.slot_size(), error)?,
-        };
-        self.loaded = (sequence, (got / self.slot_size()) as u64);
-        let Some(spill) = &self.spill else {
-            return Ok(());
-        };
-        let slots = self.buffer[self.aligned..self.aligned + got]
-            .chunks_exact_mut(self.superblock.slot_size as usize);
-        mend(spill, &self.superblock, sequence, slots)
-    }
-
-    /// After a read of the whole buffer gave `error`: reads it in pieces and marks those that cannot be read. Returns
-    /// the error if not even the range's first blocks can be read: then the device has failed, not a single spot.
-    fn read_piece_by_piece(
-        &mut self,
-        offset: u64,
-        len: usize,
-        piece: usize,
-        error: Error,
-    ) -> Result<usize> {
-        let len = len.min(BATCH_BYTES);
-        let mut readable = false;
-        for done in (0..len).step_by(piece) {
-            let at = self.aligned + done;
-            let slot = &mut self.buffer[at..at + piece];
-            match self.file.read_exact_at(slot, offset + done as u64) {
-                Ok(()) => readable = true,
-                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(done),
-                Err(_) => mark_unreadable(slot),
-            }
-        }
-        let first = &mut self.buffer[self.aligned..self.aligned + piece];
-        if !readable && self.file.read_exact_at(first, self.start).is_err() {
-            return Err(error);
-        }
-        if !readable {
-            mark_unreadable(first);
-        }
-        Ok(len)
-    }
-
-    fn slot(&self, sequence: u64) -> &[u8] {
-        let (first, count) = self.loaded;
-        if sequence < first || sequence - first >= count {
-            return &[];
-        }
-        let at = self.aligned + (sequence - first) as usize * self.slot_size();
-        &self.buffer[at..at + self.slot_size()]
-    }
-
-    /// The slot of a sequence number, loaded anew if `fresh` or if it is not in the buffer.
-    fn look(&mut self, sequence: u64, fresh: bool) -> Result<std::result::Result<Header, Flaw>> {
-        if fresh || self.slot(sequence).is_empty() {
-            self.load(sequence)?;
-            if self.slot(sequence).is_empty() {
-                return Err(self.cut_off());
-            }
-        }
-        Ok(Header::read(self.slot(sequence), self.superblock.log_id))
-    }
-
-    fn cut_off(&self) -> Error {
-        Error::new(
-            libc::EIO,
-            format!("'{}' ends before its log does", self.name),
-        )
+        either!(mut self, reader => reader.add_spill(path))
     }
 
     /// Sequence number after the newest record.
     pub fn end(&mut self) -> Result<u64> {
-        // A recorder may have continued: the search begins at the superblock's number.
-        self.refresh()?;
-        let superblock = self.superblock;
-        find_end(&superblock, |sequence, _| {
-            self.load(sequence)?;
-            let (_, count) = self.loaded;
-            if count == 0 {
-                return Err(self.cut_off());
-            }
-            Ok((0..count)
-                .map(|i| self.slot(sequence + i).to_vec())
-                .collect())
-        })
+        either!(mut self, reader => reader.end())
     }
 
     /// Sequence number of the oldest record that may still exist.
     pub fn oldest(&mut self) -> Result<u64> {
-        Ok(self.end()?.saturating_sub(self.superblock.slots))
+        either!(mut self, reader => reader.oldest())
     }
 
+    /// The properties of the log, as version 1 has them: of version 2, `log_id` is the set's, and `slots` are all slots
+    /// of its segments.
     pub fn superblock(&self) -> &Superblock {
-        &self.superblock
+        either!(self, reader => reader.superblock())
+    }
+
+    /// 1 or 2.
+    pub fn version(&self) -> u16 {
+        match &self.version {
+            Version::Slots(_) => record::VERSION,
+            Version::Units(_) => unit_superblock::VERSION,
+        }
     }
 
     pub fn tally(&self) -> Tally {
-        self.tally
+        either!(self, reader => reader.tally())
     }
 
     /// Sequence number of the record that comes next.
     pub fn position(&self) -> u64 {
-        self.next
+        either!(self, reader => reader.position())
     }
 
     /// Seeks to a record. If it was overwritten, the next item is `Item::Overwritten`.
     pub fn seek(&mut self, sequence: u64) {
-        self.next = sequence.min(MAX_SEQUENCE);
-        self.waiting = None;
-        self.scanned = None;
-        self.loaded = (0, 0);
+        either!(mut self, reader => reader.seek(sequence));
     }
 
     /// Seeks to the first record that is not older than `timestamp` (ns since 1970-01-01 UTC).
     pub fn seek_time(&mut self, timestamp: u64) -> Result<()> {
-        let (mut low, mut high) = (self.oldest()?, self.end()?);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            // If the record in the middle is missing, the next existing one serves as well.
-            let mut at = middle;
-            let mut found = None;
-            while at < high && found.is_none() {
-                found = self.look(at, false)?.ok().filter(|h| h.sequence == at);
-                at += 1;
-            }
-            match found {
-                Some(header) if header.timestamp < timestamp => low = header.sequence + 1,
-                _ => high = middle,
-            }
-        }
-        self.seek(low);
-        Ok(())
+        either!(mut self, reader => reader.seek_time(timestamp))
+    }
+
+    fn step(&mut self, following: bool) -> Result<Option<Found>> {
+        either!(mut self, reader => reader.step(following))
+    }
+
+    fn item(&self, found: Found) -> Item<'_> {
+        either!(self, reader => reader.item(found))
     }
 
     /// The next item of the log; `None` at its end. The packet is valid until the next call.
@@ -406,383 +209,5 @@ impl LogReader {
             }
             std::thread::sleep(left.min(LOOK));
         }
-    }
-
-    fn item(&self, found: Found) -> Item<'_> {
-        match found {
-            Found::Record(header) => {
-                let at = usize::from(header.packet_offset);
-                let slot = self.slot(header.sequence);
-                let packet = &slot[at..at + header.packet_len as usize];
-                Item::Record { header, packet }
-            }
-            Found::Gap {
-                first,
-                count,
-                damaged,
-            } => Item::Gap {
-                first,
-                count,
-                damaged,
-            },
-            Found::Overwritten { first, count } => Item::Overwritten { first, count },
-        }
-    }
-
-    fn step(&mut self, following: bool) -> Result<Option<Found>> {
-        let sequence = self.next;
-        let mut found = self.look(sequence, false)?;
-        if !matches!(found, Ok(header) if header.sequence == sequence) {
-            // The buffer may be older than the slot's last write.
-            found = self.look(sequence, true)?;
-        }
-        match found {
-            Ok(header) if header.sequence == sequence => {
-                self.next += 1;
-                self.waiting = None;
-                self.tally.records += 1;
-                Ok(Some(Found::Record(header)))
-            }
-            Ok(header) if header.sequence > sequence => self.overtaken(sequence),
-            found => {
-                let damaged = matches!(found, Err(Flaw::Data | Flaw::Header | Flaw::Version(_)));
-                self.hole(sequence, damaged, following)
-            }
-        }
-    }
-
-    /// The next record was overwritten by a newer one.
-    fn overtaken(&mut self, first: u64) -> Result<Option<Found>> {
-        // Leave some room, so that the recorder does not overtake again at once.
-        let room = (self.superblock.slots / 16).min(HOLE);
-        let oldest = self.oldest()? + room;
-        let next = oldest.max(first + 1);
-        self.seek(next);
-        self.tally.overwritten += next - first;
-        Ok(Some(Found::Overwritten {
-            first,
-            count: next - first,
-        }))
-    }
-
-    /// There is no record where one should be: a gap if something follows, otherwise the end.
-    fn hole(&mut self, first: u64, damaged: bool, following: bool) -> Result<Option<Found>> {
-        let hole = HOLE.min(self.superblock.slots);
-        // Scan past the current read only every `SCAN`; otherwise followers keep rereading an idle log.
-        let whole = !following || self.scanned.is_none_or(|at| at.elapsed() >= SCAN);
-        if whole {
-            self.scanned = Some(Instant::now());
-        }
-        let mut limit = first
-            + match whole {
-                true => hole,
-                false => hole.min(self.loaded.1.max(1)),
-            };
-        let mut at = self.behind_hole(first, limit, damaged)?;
-        if at == limit && whole {
-            // A hole longer than a crash can leave. Failed writes can leave one; then the superblock has a later
-            // number.
-            self.refresh()?;
-            let (slots, next) = (self.superblock.slots, self.superblock.next_sequence);
-            limit = limit.max((next.saturating_add(hole)).min(first + slots));
-            at = self.behind_hole(at - 1, limit, damaged)?;
-        }
-        let mut follows = at < limit;
-        if follows && !matches!(self.look(at, false)?, Ok(header) if header.sequence == at) {
-            follows = self.end()? > at;
-        }
-        if !follows {
-            if whole {
-                self.waiting = None;
-            }
-            return Ok(None);
-        }
-        if following && self.waiting.get_or_insert_with(Instant::now).elapsed() < PATIENCE {
-            return Ok(None);
-        }
-        // Records may be missing because a new log overwrites this one.
-        self.refresh()?;
-        let count = at - first;
-        self.next = at;
-        self.waiting = None;
-        if damaged {
-            self.tally.damaged += count;
-        } else {
-            self.tally.missing += count;
-        }
-        Ok(Some(Found::Gap {
-            first,
-            count,
-            damaged,
-        }))
-    }
-
-    /// The first slot after a hole, up to `limit`. A gap is of one kind: missing or damaged.
-    fn behind_hole(&mut self, hole: u64, limit: u64, damaged: bool) -> Result<u64> {
-        let mut at = hole + 1;
-        while at < limit {
-            let found = self.look(at, false)?;
-            let there = matches!(found, Ok(header) if header.sequence == at);
-            let flawed = matches!(found, Err(Flaw::Data | Flaw::Header | Flaw::Version(_)));
-            if there || flawed != damaged {
-                break;
-            }
-            at += 1;
-        }
-        Ok(at)
-    }
-}
-
-/// The character node of passthrough cannot be read as a file. The block node of the same namespace can.
-fn block_node(path: &Path) -> std::path::PathBuf {
-    let name = path.to_str().unwrap_or_default();
-    match name.strip_prefix("/dev/ng") {
-        Some(rest) => format!("/dev/nvme{rest}").into(),
-        None => path.to_path_buf(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::record::HEADER_LEN;
-    use std::io::{Seek, SeekFrom, Write};
-
-    struct Disk {
-        path: std::path::PathBuf,
-        file: File,
-        log: Superblock,
-    }
-
-    impl Drop for Disk {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-
-    fn disk(name: &str, slots: u64) -> Disk {
-        let path = std::env::temp_dir().join(format!("unified-{name}-{}", std::process::id()));
-        let file = File::create(&path).unwrap();
-        let log = Superblock::new(3, 1, 512, 512, 0, slots + SUPER_SLOTS, true).unwrap();
-        file.set_len((slots + SUPER_SLOTS) * 512).unwrap();
-        let disk = Disk { path, file, log };
-        disk.file.write_all_at(&disk.log.to_bytes(), 0).unwrap();
-        disk
-    }
-
-    impl Disk {
-        fn put(&self, sequence: u64) {
-            let packet = format!("packet {sequence}");
-            let sum = crc32c::crc32c(packet.as_bytes());
-            let header = Header {
-                sequence,
-                log_id: self.log.log_id,
-                timestamp: 1000 + sequence * 10,
-                packet_len: packet.len() as u32,
-                packet_offset: 64,
-                payload_offset: 64,
-                ..Header::default()
-            };
-            let mut slot = vec![0; 512];
-            slot[..HEADER_LEN].copy_from_slice(&header.to_bytes(sum));
-            slot[64..64 + packet.len()].copy_from_slice(packet.as_bytes());
-            self.file
-                .write_all_at(&slot, self.log.offset_of(sequence))
-                .unwrap();
-        }
-
-        fn damage(&self, sequence: u64) {
-            let mut file = &self.file;
-            file.seek(SeekFrom::Start(self.log.offset_of(sequence) + 66))
-                .unwrap();
-            file.write_all(b"?").unwrap();
-        }
-    }
-
-    fn all(reader: &mut LogReader) -> Vec<u64> {
-        let mut seen = Vec::new();
-        while let Some(item) = reader.next_item().unwrap() {
-            if let Item::Record { header, packet } = item {
-                assert_eq!(packet, format!("packet {}", header.sequence).as_bytes());
-                seen.push(header.sequence);
-            }
-        }
-        seen
-    }
-
-    #[test]
-    fn all_records_in_order_and_what_is_not_there() {
-        let disk = disk("order", 100);
-        for sequence in (0..60).filter(|s| !(20..23).contains(s)) {
-            disk.put(sequence);
-        }
-        disk.damage(40);
-        let mut reader = LogReader::open(&disk.path, 0).unwrap();
-        let expected: Vec<u64> = (0..60)
-            .filter(|s| !(20..23).contains(s) && *s != 40)
-            .collect();
-        assert_eq!(all(&mut reader), expected);
-        assert_eq!(
-            reader.tally(),
-            Tally {
-                records: 56,
-                missing: 3,
-                damaged: 1,
-                overwritten: 0
-            }
-        );
-        assert_eq!(reader.position(), 60);
-    }
-
-    #[test]
-    fn records_behind_more_failed_writes_than_a_crash_leaves() {
-        let mut disk = disk("failed", 3 * HOLE);
-        let behind = 2 * HOLE + 100;
-        for sequence in (0..10).chain(behind..behind + 10) {
-            disk.put(sequence);
-        }
-        disk.log.next_sequence = behind + 5;
-        disk.file.write_all_at(&disk.log.to_bytes(), 0).unwrap();
-        let mut reader = LogReader::open(&disk.path, 0).unwrap();
-        let expected: Vec<u64> = (0..10).chain(behind..behind + 10).collect();
-        assert_eq!(all(&mut reader), expected);
-        assert_eq!(reader.tally().missing, behind - 10);
-    }
-
-    #[test]
-    fn after_a_wrap_the_oldest_come_first() {
-        let disk = disk("wrap", 100);
-        for sequence in 0..250 {
-            disk.put(sequence);
-        }
-        let mut reader = LogReader::open(&disk.path, 0).unwrap();
-        assert_eq!(all(&mut reader), (150..250).collect::<Vec<_>>());
-        // A slow reader is told what it missed.
-        reader.seek(150);
-        for sequence in 250..300 {
-            disk.put(sequence);
-        }
-        let Some(Item::Overwritten { first, count }) = reader.next_item().unwrap() else {
-            panic!("not told");
-        };
-        assert_eq!(first, 150);
-        let rest = all(&mut reader);
-        assert_eq!(rest.first(), Some(&(150 + count)));
-        assert_eq!(rest.last(), Some(&299));
-    }
-
-    #[test]
-    fn by_time_and_by_number() {
-        let disk = disk("seek", 100);
-        for sequence in (0..90).filter(|s| s % 10 != 5) {
-            disk.put(sequence);
-        }
-        let mut reader = LogReader::open(&disk.path, 0).unwrap();
-        for (time, first) in [
-            (0, 0),
-            (1000, 0),
-            (1001, 1),
-            (1410, 41),
-            (1450, 46),
-            (1890, 89),
-            (5000, 90),
-        ] {
-            reader.seek_time(time).unwrap();
-            let found = all(&mut reader).first().copied().unwrap_or(90);
-            assert_eq!(found, first, "time {time}");
-        }
-        reader.seek(70);
-        assert_eq!(all(&mut reader).len(), 18);
-    }
-
-    #[test]
-    fn a_follower_sees_what_comes() {
-        let disk = disk("follow", 100);
-        let mut reader = LogReader::open(&disk.path, 0).unwrap();
-        assert_eq!(reader.follow(Duration::from_millis(10)).unwrap(), None);
-        for sequence in 0..10 {
-            disk.put(sequence);
-            let item = reader.follow(Duration::from_secs(5)).unwrap();
-            assert!(
-                matches!(item, Some(Item::Record { header, .. }) if header.sequence == sequence)
-            );
-        }
-        // A slot that is skipped is waited for, and then given up.
-        disk.put(11);
-        let start = Instant::now();
-        let gap = reader.follow(Duration::from_secs(10)).unwrap();
-        assert_eq!(
-            gap,
-            Some(Item::Gap {
-                first: 10,
-                count: 1,
-                damaged: false
-            })
-        );
-        assert!(start.elapsed() >= PATIENCE);
-    }
-
-    #[test]
-    fn a_log_that_claims_more_than_there_is_ends() {
-        let disk = disk("claims", HOLE + 200);
-        let log = Superblock {
-            slots: 1 << 40,
-            next_sequence: 1 << 40,
-            ..disk.log
-        };
-        disk.file.write_all_at(&log.to_bytes(), 0).unwrap();
-        let start = Instant::now();
-        let mut reader = LogReader::open(&disk.path, 0).unwrap();
-        assert_eq!(reader.next_item().unwrap_err().errno(), libc::EIO);
-        assert_eq!(reader.seek_time(5).unwrap_err().errno(), libc::EIO);
-        assert!(start.elapsed() < Duration::from_secs(10));
-    }
-
-    #[test]
-    fn behind_everything_there_is_nothing() {
-        let disk = disk("behind", 100);
-        (0..10).for_each(|sequence| disk.put(sequence));
-        let mut reader = LogReader::open(&disk.path, 0).unwrap();
-        for sequence in [10, 11, u64::MAX - HOLE, u64::MAX] {
-            reader.seek(sequence);
-            assert_eq!(reader.next_item().unwrap(), None, "{sequence}");
-        }
-        reader.seek(9);
-        assert_eq!(all(&mut reader), [9]);
-    }
-
-    #[test]
-    fn a_follower_that_waits_reads_little() {
-        let disk = disk("little", 3 * HOLE);
-        let mut reader = LogReader::open(&disk.path, 0).unwrap();
-        let read = || {
-            let text = std::fs::read_to_string("/proc/thread-self/io").unwrap();
-            let line = text.lines().find_map(|l| l.strip_prefix("rchar: "));
-            line.unwrap().parse::<u64>().unwrap()
-        };
-        let (before, start) = (read(), Instant::now());
-        assert_eq!(reader.follow(Duration::from_millis(400)).unwrap(), None);
-        let looks = start.elapsed().as_millis() as u64 / LOOK.as_millis() as u64 + 1;
-        let each = (read() - before) / looks;
-        assert!(each < 1 << 20, "{each} bytes at each of {looks} looks");
-    }
-
-    #[test]
-    fn what_is_no_log_is_refused() {
-        let disk = disk("none", 100);
-        let error = |start| LogReader::open(&disk.path, start).unwrap_err().errno();
-        assert_eq!(error(512), libc::ENOMSG);
-        assert_eq!(error(100), libc::EINVAL);
-        let absent = LogReader::open(Path::new("/nonexistent/log"), 0).unwrap_err();
-        assert_eq!(absent.errno(), libc::ENOENT);
-        assert!(absent.message().contains("/nonexistent/log"));
-        // With the first copy gone the second serves.
-        let second = Superblock {
-            generation: 1,
-            ..disk.log
-        };
-        disk.file.write_all_at(&second.to_bytes(), 512).unwrap();
-        disk.file.write_all_at(&[0; 512], 0).unwrap();
-        assert!(LogReader::open(&disk.path, 0).is_ok());
     }
 }

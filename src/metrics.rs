@@ -201,6 +201,16 @@ impl Collector for Snapshot {
                 s.spilled_bytes,
             ),
             (
+                "packed",
+                "Packets that were copied together with others",
+                s.packed,
+            ),
+            (
+                "packed_bytes",
+                "Bytes of packets that were copied together with others",
+                s.packed_bytes,
+            ),
+            (
                 "misplaced",
                 "Packets that do not begin where the headroom says",
                 s.misplaced,

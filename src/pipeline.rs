@@ -12,6 +12,7 @@
 mod completions;
 mod packets;
 mod runs;
+mod units;
 mod write_target;
 
 use std::sync::Arc;
@@ -39,6 +40,8 @@ const TICK: Duration = Duration::from_millis(50);
 /// number of failed writes that it covers).
 const FLUSH: u64 = 1 << 63;
 const SUPERBLOCK: u64 = 1 << 62;
+/// The same: a segment's header, a record of losses, or a superblock of a log of version 2.
+const SEGMENT: u64 = 1 << 61;
 /// Most writes between the oldest that is not completed and the newest.
 const WINDOW: u64 = 1 << 20;
 
@@ -56,7 +59,10 @@ pub enum AtEnd {
 pub enum StoreLayout {
     #[default]
     Payload,
+    /// A log of version 1.
     Slot,
+    /// A log of version 2.
+    Log,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -75,6 +81,10 @@ pub struct PipelineConfig {
     pub flush_interval: Option<Duration>,
     /// The longest time between two polls of the RX ring while packets come. `None`: 4 ms.
     pub moderation: Option<Duration>,
+    /// Log: packets shorter than this, from their Ethernet header on, are packed. `None`: `PACK_BELOW`.
+    pub pack_below: Option<u32>,
+    /// Log: checksums cover headers only.
+    pub unchecked: bool,
 }
 
 /// The state of a pipeline.
@@ -99,6 +109,8 @@ pub struct PipelineStatus {
     pub completed: u64,
     pub durable: u64,
     pub flushes: u64,
+    /// Log: packets shorter than this are packed; 0 in other layouts.
+    pub pack_below: u32,
 }
 
 struct Progress {
@@ -116,10 +128,13 @@ struct Progress {
     no_space: Counter,
     empty: Counter,
     first_sequence: u64,
+    pack_below: u32,
     completed: AtomicU64,
     durable: AtomicU64,
     flushes: Counter,
-    /// Superblocks in flight.
+    /// Frames of which completions were taken.
+    frames_done: AtomicU64,
+    /// Superblocks, segments' headers and records of losses in flight.
     superblocks: AtomicU64,
     /// Failed writes that the superblock on the device covers.
     failures_covered: AtomicU64,
@@ -206,9 +221,11 @@ impl Pipeline {
             no_space: Counter::default(),
             empty: Counter::default(),
             first_sequence: target.next_sequence(),
+            pack_below: target.pack_below(),
             completed: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             flushes: Counter::default(),
+            frames_done: AtomicU64::new(0),
             superblocks: AtomicU64::new(0),
             failures_covered: AtomicU64::new(0),
             flushing: AtomicBool::new(false),
@@ -286,6 +303,7 @@ impl Pipeline {
             completed: p.completed.load(Ordering::Acquire),
             durable: p.durable.load(Ordering::Acquire),
             flushes: p.flushes.get(),
+            pack_below: p.pack_below,
         }
     }
 

@@ -1,39 +1,30 @@
-//! Writes a log in the slot layout: finds the end of an earlier log, turns received frames into records, and decides
-//! where each record goes.
+//! Writes a log: finds the end of an earlier one, turns received packets into records, and decides where each goes.
+//!
+//! `slots` writes version 1, a frame for each packet. `units` writes version 2: large packets in their frames, small ones
+//! packed together (`packing`).
 
 #![forbid(unsafe_code)]
 
 mod blank;
 mod disk;
 mod losses;
+mod packing;
+mod slots;
+mod units;
+
+pub use slots::SlotRecorder;
+pub use units::{UnitConfig, UnitRecorder};
 
 use std::collections::hash_map::RandomState;
-use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
 
-use blank::Blanks;
 use disk::Disk;
-use losses::{LossCount, wall_offset};
 
-use crate::config::KERNEL_HEADROOM;
-use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::frame::FrameMap;
-use crate::lane::Transfer;
-use crate::log_scan::{HOLE, READ_BATCH, find_end, is_unreadable, mend, newest_superblock};
-use crate::net::rx::Received;
-use crate::record::{
-    FLAG_VLAN, HEADER_LEN, Header, Losses, NAME_LEN, SUPER_LEN, SUPER_SLOTS, Superblock,
-    refuse_version,
-};
+use crate::log_scan::READ_BATCH;
+use crate::record::NAME_LEN;
 use crate::storage::device::Kind;
 
-use crate::sys::event::monotonic_ns;
-use crate::sys::shm::Shared;
-/// Records between two superblocks that record the log's progress.
-const CHECKPOINT: u64 = 16384;
-/// Bytes of a packet that are fetched into the cache ahead of its checksum. The processor fetches the rest by itself.
-const PREFETCH: u32 = 256;
 /// Before a log is begun in a range, one slot in each of this many parts is checked.
 const SAMPLES: u64 = 32;
 
@@ -47,21 +38,6 @@ pub enum Existing {
     Replace,
 }
 
-#[derive(Debug)]
-pub struct Recorder {
-    superblock: Superblock,
-    next: u64,
-    checkpointed: u64,
-    data: Shared,
-    map: FrameMap,
-    blanks: Blanks,
-    fua: bool,
-    queue: u16,
-    /// CLOCK_REALTIME minus CLOCK_MONOTONIC, in ns.
-    wall: u64,
-    losses: LossCount,
-}
-
 fn name_bytes(name: Option<&str>) -> [u8; NAME_LEN] {
     let mut bytes = [0; NAME_LEN];
     let name = name.unwrap_or_default().as_bytes();
@@ -71,316 +47,41 @@ fn name_bytes(name: Option<&str>) -> [u8; NAME_LEN] {
     bytes
 }
 
-impl Recorder {
-    /// Opens the log in `blocks` blocks from `start_lba` on. The caller's thread reads and writes through the context,
-    /// whose roles must be free. `EINVAL`: no log fits, or there is one with other sizes. `EEXIST`: the range holds
-    /// something else, and neither `existing` nor the context allows overwriting it.
-    pub fn open(
-        context: &Context,
-        start_lba: u64,
-        blocks: u64,
-        wraps: bool,
-        fua: bool,
-        existing: Existing,
-    ) -> Result<Recorder> {
-        let info = context.info();
-        let now = wall_offset().wrapping_add(monotonic_ns());
-        // Each hasher of the standard library has random keys.
-        let log_id = RandomState::new().build_hasher().finish() ^ now;
-        let fresh = Superblock::new(
-            log_id,
-            now,
-            info.limits.block_size,
-            info.frame_size,
-            start_lba,
-            blocks,
-            wraps,
-        )?;
-        let fresh = Superblock {
-            interface: name_bytes(context.ifname()),
-            ..fresh
-        };
-        let disk = Disk { context };
-        let copies = disk.read(fresh.super_lba(0), SUPER_SLOTS)?;
-        let found = newest_superblock(copies.iter().map(Vec::as_slice));
-        if existing == Existing::Continue {
-            let version = copies
-                .iter()
-                .find_map(|copy| Superblock::unknown_version(copy));
-            if let Some(version) = version {
-                return Err(refuse_version(&info.device, version));
-            }
-            // One readable copy is enough. Without any, the range may hold a log that cannot be read.
-            if found.is_none() && copies.iter().any(|copy| is_unreadable(copy)) {
-                return Err(Error::new(
-                    libc::EIO,
-                    format!(
-                        "block {start_lba} of '{}', where a log would begin, cannot be read: choose another range, \
-                         or begin a new log with UNIFIED_LOG_NEW",
-                        info.device
-                    ),
-                ));
-            }
-        }
-        let mut recorder = Recorder {
-            superblock: fresh,
-            next: 0,
-            checkpointed: 0,
-            data: context.data().clone(),
-            map: info.frames(),
-            blanks: Blanks::new(
-                info.frames(),
-                context.data().clone(),
-                HEADER_LEN,
-                KERNEL_HEADROOM + info.headroom,
-                info.network
-                    .is_some_and(|network| network.writes_are_delivered),
-            ),
-            fua,
-            queue: info.network.map_or(0, |network| network.queue as u16),
-            wall: wall_offset(),
-            losses: LossCount::begin(context, Losses::default())?,
-        };
-        match (found, existing) {
-            (Some(old), Existing::Continue) => {
-                recorder.check_same(&old, &info.device)?;
-                let interface = recorder.superblock.interface;
-                recorder.superblock = Superblock {
-                    wraps,
-                    interface,
-                    ..old
-                };
-                recorder.losses.before = old.losses;
-                recorder.losses.known = old.losses;
-                let log = recorder.superblock;
-                let spill = info
-                    .spill
-                    .as_deref()
-                    .map(File::open)
-                    .transpose()
-                    .map_err(|e| {
-                        Error::os(&e, format_args!("reading the spill of '{}'", info.device))
-                    })?;
-                recorder.next = find_end(&log, |sequence, count| {
-                    let mut slots = disk.read(log.lba_of(sequence), count)?;
-                    if let Some(spill) = &spill {
-                        mend(
-                            spill,
-                            &log,
-                            sequence,
-                            slots.iter_mut().map(Vec::as_mut_slice),
-                        )?;
-                    }
-                    Ok(slots)
-                })?;
-                recorder.checkpointed = recorder.next;
-                recorder.superblock.next_sequence = recorder.next;
-                recorder.write_superblock(&disk)?;
-            }
-            _ => {
-                if found.is_none() && existing == Existing::Continue && !info.forced {
-                    check_empty(&disk, &fresh, &copies)?;
-                }
-                // Write both copies, so that none of an earlier log survives.
-                recorder.superblock.generation = found.map_or(0, |old| old.generation + 1);
-                recorder.write_superblock(&disk)?;
-                recorder.write_superblock(&disk)?;
-            }
-        }
-        Ok(recorder)
-    }
-
-    fn check_same(&self, old: &Superblock, device: &str) -> Result<()> {
-        let new = &self.superblock;
-        let here = |s: &Superblock| (s.block_size, s.slot_size, s.start_lba, s.slots);
-        if here(old) == here(new) {
-            return Ok(());
-        }
-        Err(Error::new(
-            libc::EINVAL,
-            format!(
-                "'{device}' holds a log of {} slots of {} bytes at block {} (blocks of {}), and this one would \
-                 be {} of {} at {} (blocks of {}): give the same range and frame size, or replace it",
-                old.slots,
-                old.slot_size,
-                old.start_lba,
-                old.block_size,
-                new.slots,
-                new.slot_size,
-                new.start_lba,
-                new.block_size
-            ),
-        ))
-    }
-
-    fn write_superblock(&mut self, disk: &Disk) -> Result<()> {
-        self.superblock.generation += 1;
-        let lba = self.superblock.super_lba(self.superblock.generation);
-        disk.write(lba, &self.superblock.to_bytes())
-    }
-
-    pub fn superblock(&self) -> &Superblock {
-        &self.superblock
-    }
-
-    /// The sequence number that the next record gets.
-    pub fn next_sequence(&self) -> u64 {
-        self.next
-    }
-
-    /// Number of times that the log wrapped to its start.
-    pub fn wraps(&self) -> u64 {
-        self.next.saturating_sub(1) / self.superblock.slots
-    }
-
-    /// Whether no room is left, in a log that does not wrap.
-    pub fn is_full(&self) -> bool {
-        !self.superblock.wraps && self.next >= self.superblock.slots
-    }
-
-    /// Reads the clocks, once a batch: packets carry CLOCK_MONOTONIC, records carry the time of day.
-    pub fn look_at_clock(&mut self) {
-        self.wall = wall_offset();
-    }
-
-    /// Turns a received packet's frame into a record, in place: the header in the frame's first bytes, zeroes around
-    /// the packet. The caller holds the frame. `write` becomes the write to submit.
-    pub fn record(&mut self, packet: &Received, write: &mut Transfer) {
-        let frame = self.map.range(packet.frame);
-        let (start, base) = (frame.start, frame.start as usize);
-        let at = (packet.offset - start) as usize;
-        let headers = &packet.headers;
-        let timestamp = match packet.timestamp {
-            0 => monotonic_ns(),
-            seen => seen,
-        };
-        let header = Header {
-            sequence: self.next,
-            log_id: self.superblock.log_id,
-            timestamp: timestamp.wrapping_add(self.wall),
-            packet_len: packet.len,
-            packet_offset: at as u16,
-            payload_offset: at as u16 + headers.payload_offset,
-            payload_len: headers.payload_len,
-            vlan_tci: headers.vlan_tci.unwrap_or(0),
-            src_port: headers.src_port,
-            dst_port: headers.dst_port,
-            ip_version: headers.ip_version,
-            flags: if headers.vlan_tci.is_some() {
-                FLAG_VLAN
-            } else {
-                0
-            },
-            queue: self.queue,
-        };
-        let crc = self.data.crc32c(base + at, packet.len as usize, 0);
-        self.data.write(base, &header.to_bytes(crc));
-        self.blanks
-            .clear_around(packet.frame, at as u32..at as u32 + packet.len);
-        write.frame = packet.frame;
-        write.offset = start;
-        write.len = self.map.frame_size();
-        write.lba = self.superblock.lba_of(self.next);
-        write.fua = self.fua;
-        self.next += 1;
-    }
-
-    /// The packet in this frame is not recorded.
-    pub fn skip(&mut self, frame: u32) {
-        self.blanks.forget(frame);
-    }
-
-    /// Fetches what `record` reads of a packet, and writes in front of it, into the cache.
-    pub fn prefetch(&self, packet: &Received) {
-        self.data.prefetch(self.map.start(packet.frame) as usize);
-        let at = packet.offset as usize;
-        for line in (0..packet.len.min(PREFETCH) as usize).step_by(64) {
-            self.data.prefetch(at + line);
-        }
-    }
-
-    /// Whether a superblock with the log's progress is due. `failed`: writes that failed since the superblock on the
-    /// device. `HOLE` of them in a row would be taken for the log's end, so a superblock is written before that.
-    pub fn wants_checkpoint(&self, failed: u64) -> bool {
-        let often = if failed < HOLE / 2 {
-            CHECKPOINT
-        } else {
-            HOLE / 8
-        };
-        self.next - self.checkpointed >= often.min(self.superblock.slots / 4).max(1)
-    }
-
-    /// Reads the loss counters. `true` if more was lost than the superblock on the device says. If they cannot be
-    /// read, recording continues with the known values.
-    pub fn look_at_losses(&mut self, context: &Context) -> bool {
-        if let Ok(stats) = context.statistics() {
-            self.losses.look(&stats);
-        }
-        self.losses.known != self.superblock.losses
-    }
-
-    /// Turns an empty frame, which the caller holds, into a superblock. `settled`: every record before this number is
-    /// on the device or has failed.
-    pub fn checkpoint(&mut self, frame: u32, settled: u64) -> Transfer {
-        self.checkpointed = self.next;
-        self.blanks.forget(frame);
-        self.superblock.generation += 1;
-        self.superblock.losses = self.losses.known;
-        self.superblock.next_sequence = settled;
-        let start = self.map.start(frame);
-        let bytes = self.superblock.to_bytes();
-        self.data.write(start as usize, &bytes);
-        self.data.zero(
-            start as usize + SUPER_LEN,
-            self.map.frame_size() as usize - SUPER_LEN,
-        );
-        Transfer {
-            frame,
-            offset: start,
-            len: self.map.frame_size(),
-            lba: self.superblock.super_lba(self.superblock.generation),
-            ..Transfer::default()
-        }
-    }
+/// A number that no other log has.
+fn random_id(now: u64) -> u64 {
+    // Each hasher of the standard library has random keys.
+    RandomState::new().build_hasher().finish() ^ now
 }
 
-/// Refuses a range that holds something else than a log: `EEXIST`. Checks its first slots, its last ones, and some in
-/// between. Slots that cannot be read are ignored.
-fn check_empty(disk: &Disk, log: &Superblock, copies: &[Vec<u8>]) -> Result<()> {
+/// Refuses a range of `count` slots that holds something else than a log: `EEXIST`. Checks its first slots, its last ones,
+/// and some in between. Slots that cannot be read are ignored. `lba`: where a slot of the range begins.
+fn check_empty(disk: &Disk, count: u64, lba: impl Fn(u64) -> u64) -> Result<()> {
     // A null device stores nothing: a read returns what the memory held.
     if disk.context.info().kind == Kind::Null {
         return Ok(());
     }
-    let refuse = |lba: u64| {
-        Err(Error::new(
-            libc::EEXIST,
-            format!(
-                "'{}' holds data that is not a log (at block {lba}) and would be overwritten; use an empty range or another device, or overwrite it (the flag UNIFIED_LOG_NEW, or UNIFIED_FORCE of the context)",
-                disk.context.info().device
-            ),
-        ))
-    };
-    let is_empty = |slot: &[u8]| slot.iter().all(|byte| *byte == 0);
-    for (number, copy) in copies.iter().enumerate() {
-        if !is_empty(copy) {
-            return refuse(log.super_lba(number as u64));
-        }
-    }
-    let last = log.slots - READ_BATCH.min(log.slots);
-    let between = (1..SAMPLES).map(|i| (log.slots / SAMPLES * i, 1));
-    for (first, count) in [(0, READ_BATCH), (last, READ_BATCH)]
+    let last = count - READ_BATCH.min(count);
+    let between = (1..SAMPLES).map(|i| (count / SAMPLES * i, 1));
+    for (first, wanted) in [(0, READ_BATCH), (last, READ_BATCH)]
         .into_iter()
         .chain(between)
     {
         let mut at = first;
-        let end = (first + count).min(log.slots);
+        let end = (first + wanted).min(count);
         while at < end {
-            let Ok(slots) = disk.read(log.lba_of(at), end - at) else {
+            let Ok(slots) = disk.read(lba(at), end - at) else {
                 break;
             };
             for slot in &slots {
-                if !is_empty(slot) {
-                    return refuse(log.lba_of(at));
+                if slot.iter().any(|byte| *byte != 0) {
+                    return Err(Error::new(
+                        libc::EEXIST,
+                        format!(
+                            "'{}' holds data that is not a log (at block {}) and would be overwritten; use an empty range or another device, or overwrite it (the flag UNIFIED_LOG_NEW, or UNIFIED_FORCE of the context)",
+                            disk.context.info().device,
+                            lba(at)
+                        ),
+                    ));
                 }
                 at += 1;
             }

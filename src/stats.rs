@@ -30,6 +30,8 @@ pub struct Statistics {
     pub sq_full: u64,
     pub bad_descriptors: u64,
     pub misplaced: u64,
+    pub packed: u64,
+    pub packed_bytes: u64,
     pub stored: u64,
     pub stored_bytes: u64,
     pub failed: u64,
@@ -65,6 +67,8 @@ impl Statistics {
         self.sq_full = rx.sq_full.get();
         self.bad_descriptors = rx.bad_descriptors.get();
         self.misplaced = rx.misplaced.get();
+        self.packed = rx.packed.get();
+        self.packed_bytes = rx.packed_bytes.get();
         self.stored = outcomes.stored.get();
         self.stored_bytes = outcomes.stored_bytes.get();
         self.failed = outcomes.failed.get();

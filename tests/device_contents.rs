@@ -13,7 +13,7 @@ use store::{
 };
 use unified::config::{Config, Drive};
 use unified::context::Context;
-use unified::recorder::{Existing, Recorder};
+use unified::recorder::{Existing, SlotRecorder};
 
 fn config(path: &str) -> Config {
     storage_config(path, Drive::Inline)
@@ -151,7 +151,7 @@ fn open(config: &Config) -> Context {
 }
 
 fn begin(context: &Context, start: u64, blocks: u64, existing: Existing) -> Result<(), i32> {
-    match Recorder::open(context, start, blocks, false, false, existing) {
+    match SlotRecorder::open(context, start, blocks, false, false, existing) {
         Ok(_) => Ok(()),
         Err(error) => {
             for word in ["not a log", &context.info().device, "UNIFIED_LOG_NEW"] {

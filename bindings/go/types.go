@@ -40,7 +40,9 @@ const (
 	CompletionSpilled  = 8
 	LayoutPayload      = 0
 	LayoutSlot         = 1
+	LayoutLog          = 2
 	LogNew             = 8
+	LogUnchecked       = 16
 	AtEndStop          = 0
 	AtEndWrap          = 1
 	LogRecordKind      = 1
@@ -141,6 +143,8 @@ type Stats struct {
 	Spilled          uint64
 	SpilledBytes     uint64
 	XDPMerged        uint64
+	Packed           uint64
+	PackedBytes      uint64
 }
 
 // Latency is how long something took since the context was opened; times are in ns.
@@ -231,6 +235,8 @@ type PipelineConfig struct {
 	FlushWrites     uint32
 	FlushIntervalMS uint32
 	ModerationUS    uint32
+	PackBelow       uint32
+	reserved        uint32
 }
 
 // PipelineStatus is the state of a pipeline.
@@ -250,6 +256,8 @@ type PipelineStatus struct {
 	Completed     uint64
 	Durable       uint64
 	Flushes       uint64
+	PackBelow     uint32
+	reserved      uint32
 }
 
 // LogRecord is one thing found in a log.

@@ -457,7 +457,7 @@ func (d *Completion) OK() error {
 	return nil
 }
 
-// Log is a log written by a pipeline with LayoutSlot.
+// Log is a log written by a pipeline with LayoutSlot or LayoutLog.
 type Log struct{ log *C.unified_log }
 
 // OpenLog opens the log that begins start bytes into a device or file.

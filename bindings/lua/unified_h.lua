@@ -119,6 +119,8 @@ struct unified_stats {
   uint64_t spilled;
   uint64_t spilled_bytes;
   uint64_t xdp_merged;
+  uint64_t packed;
+  uint64_t packed_bytes;
 };
 struct unified_latency {
   uint64_t size;
@@ -192,6 +194,8 @@ struct unified_pipeline_config {
   uint32_t flush_writes;
   uint32_t flush_interval_ms;
   uint32_t moderation_us;
+  uint32_t pack_below;
+  uint32_t reserved;
 };
 struct unified_pipeline_status {
   uint64_t size;
@@ -209,6 +213,8 @@ struct unified_pipeline_status {
   uint64_t completed;
   uint64_t durable;
   uint64_t flushes;
+  uint32_t pack_below;
+  uint32_t reserved;
 };
 struct unified_log_record {
   uint64_t size;
@@ -402,6 +408,8 @@ return {
     COMPLETION_SPILLED = 8,
     LAYOUT_PAYLOAD = 0,
     LAYOUT_SLOT = 1,
+    LAYOUT_LOG = 2,
+    LOG_UNCHECKED = 16,
     LOG_NEW = 8,
     AT_END_STOP = 0,
     AT_END_WRAP = 1,

@@ -34,6 +34,8 @@ exports.constants = Object.freeze({
   COMPLETION_SPILLED: 8,
   LAYOUT_PAYLOAD: 0,
   LAYOUT_SLOT: 1,
+  LAYOUT_LOG: 2,
+  LOG_UNCHECKED: 16,
   LOG_NEW: 8,
   AT_END_STOP: 0,
   AT_END_WRAP: 1,
@@ -163,6 +165,8 @@ exports.structs = {
     spilled: 'uint64_t',
     spilled_bytes: 'uint64_t',
     xdp_merged: 'uint64_t',
+    packed: 'uint64_t',
+    packed_bytes: 'uint64_t',
   }),
   unified_latency: koffi.struct('unified_latency', {
     size: 'uint64_t',
@@ -236,6 +240,8 @@ exports.structs = {
     flush_writes: 'uint32_t',
     flush_interval_ms: 'uint32_t',
     moderation_us: 'uint32_t',
+    pack_below: 'uint32_t',
+    reserved: 'uint32_t',
   }),
   unified_pipeline_status: koffi.struct('unified_pipeline_status', {
     size: 'uint64_t',
@@ -253,6 +259,8 @@ exports.structs = {
     completed: 'uint64_t',
     durable: 'uint64_t',
     flushes: 'uint64_t',
+    pack_below: 'uint32_t',
+    reserved: 'uint32_t',
   }),
   unified_log_record: koffi.struct('unified_log_record', {
     size: 'uint64_t',

@@ -445,7 +445,7 @@ class Context {
   }
 }
 
-/** A log written by a pipeline with LAYOUT_SLOT. Iterating gives what is in it now. */
+/** A log written by a pipeline with LAYOUT_SLOT or LAYOUT_LOG. Iterating gives what is in it now. */
 class Log {
   constructor(path, start = 0) {
     const place = Buffer.alloc(8);

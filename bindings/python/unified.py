@@ -39,8 +39,8 @@ FUA, KEEP, MORE = 1, 2, 4
 WAIT_RX, WAIT_COMPLETIONS = 1, 2
 PACKET_VLAN = 1
 COMPLETION_DNR, COMPLETION_FRAME, COMPLETION_BOUNCED, COMPLETION_SPILLED = 1, 2, 4, 8
-LAYOUT_PAYLOAD, LAYOUT_SLOT = 0, 1
-LOG_NEW = 8
+LAYOUT_PAYLOAD, LAYOUT_SLOT, LAYOUT_LOG = 0, 1, 2
+LOG_NEW, LOG_UNCHECKED = 8, 16
 AT_END_STOP, AT_END_WRAP = 0, 1
 LATENCY_PACKET, LATENCY_COMMAND, LATENCY_BUCKETS = 0, 1, 101
 LOG_RECORD, LOG_MISSING, LOG_DAMAGED, LOG_OVERWRITTEN = 1, 2, 3, 4
@@ -81,7 +81,7 @@ class _stats(c.Structure):
         " received received_bytes stored stored_bytes failed released packets_held packets_in_flight submitted"
         " completed errors operations commands_in_flight sq_full bounced bounced_bytes bytes_written bytes_read"
         " frames_free frames_filled frames_held frames_in_flight misplaced bad_descriptors"
-        " link_up link_changes xdp_attached xdp_changes spilled spilled_bytes xdp_merged")
+        " link_up link_changes xdp_attached xdp_changes spilled spilled_bytes xdp_merged packed packed_bytes")
 
 
 class _latency(c.Structure):
@@ -109,12 +109,13 @@ class _completion(c.Structure):
 
 
 class _pipeline_config(c.Structure):
-    _fields_ = _fields("u64 size start_lba blocks, u32 at_end flags layout flush_writes flush_interval_ms moderation_us")
+    _fields_ = _fields("u64 size start_lba blocks, u32 at_end flags layout flush_writes flush_interval_ms moderation_us"
+                       " pack_below reserved")
 
 
 class _pipeline_status(c.Structure):
     _fields_ = _fields("u64 size next_lba wraps submitted stored failed payload_bytes no_space empty, u32 running,"
-                       " i32 error, u64 first_sequence completed durable flushes")
+                       " i32 error, u64 first_sequence completed durable flushes, u32 pack_below reserved")
 
 
 class _log_record(c.Structure):
@@ -298,6 +299,8 @@ class Statistics:
     spilled: int
     spilled_bytes: int
     xdp_merged: int
+    packed: int
+    packed_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,6 +353,7 @@ class PipelineStatus:
     completed: int
     durable: int
     flushes: int
+    pack_below: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -770,13 +774,14 @@ class Context:
 
     def pipeline(self, *, start_lba: int = 0, blocks: int = 0, at_end: int = AT_END_STOP, fua: bool = False,
                  new_log: bool = False, layout: int = LAYOUT_PAYLOAD, flush_writes: int = 0,
-                 flush_interval: float = 0, moderation: float = 0) -> Pipeline:
+                 flush_interval: float = 0, moderation: float = 0, pack_below: int = 0,
+                 unchecked: bool = False) -> Pipeline:
         """Stores everything that is received, by threads of the library; to be used with `with`."""
         config = _pipeline_config(
             size=c.sizeof(_pipeline_config), start_lba=start_lba, blocks=blocks, at_end=at_end,
-            flags=FUA * fua | LOG_NEW * new_log, layout=layout, flush_writes=flush_writes,
+            flags=FUA * fua | LOG_NEW * new_log | LOG_UNCHECKED * unchecked, layout=layout, flush_writes=flush_writes,
             flush_interval_ms=_milliseconds(flush_interval),
-            moderation_us=max(0, -int(-moderation * 1_000_000 // 1)))
+            moderation_us=max(0, -int(-moderation * 1_000_000 // 1)), pack_below=_u32(pack_below))
         return Pipeline(self, config)
 
 
@@ -978,7 +983,7 @@ def _foreign(address: Optional[int], length: int) -> memoryview:
 
 
 class Log:
-    """A log written by a pipeline with LAYOUT_SLOT. Iterating gives what is in it now; follow() waits for more."""
+    """A log written by a pipeline with LAYOUT_SLOT or LAYOUT_LOG. Iterating gives what is in it now; follow() waits for more."""
 
     def __init__(self, path: Union[str, "os.PathLike[str]"], start: int = 0):
         self._log: Optional[c.c_void_p] = None

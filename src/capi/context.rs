@@ -364,6 +364,8 @@ pub unsafe extern "C" fn unified_ctx_stats(
             spilled: s.spilled,
             spilled_bytes: s.spilled_bytes,
             xdp_merged: s.xdp.merged,
+            packed: s.packed,
+            packed_bytes: s.packed_bytes,
         };
         // SAFETY: the caller's promise.
         unsafe { put_sized(stats, filled, "the statistics")? };

@@ -239,6 +239,7 @@ pub unsafe extern "C" fn unified_log_info(
 ) -> c_int {
     guard(|| {
         let filled = with(log, |reader| {
+            let oldest = reader.oldest()?;
             let end = reader.end()?;
             let superblock = *reader.superblock();
             let tally = reader.tally();
@@ -249,7 +250,7 @@ pub unsafe extern "C" fn unified_log_info(
                 slots: superblock.slots,
                 slot_size: superblock.slot_size,
                 block_size: superblock.block_size,
-                oldest: end.saturating_sub(superblock.slots),
+                oldest,
                 end,
                 position: reader.position(),
                 records: tally.records,

@@ -11,12 +11,12 @@ use crate::pipeline::{AtEnd, Pipeline, PipelineConfig, PipelineStatus, StoreLayo
 use crate::recorder::Existing;
 
 /// Starts a packet thread and a storage thread that store received packets in a range of the device. UNIFIED_LAYOUT_PAYLOAD
-/// stores the payloads one after the other, each padded to whole blocks. UNIFIED_LAYOUT_SLOT writes the records of a log,
-/// which unified_log_open reads. An existing log is continued, or replaced with UNIFIED_LOG_NEW. Until the pipeline is
+/// stores the payloads one after the other, each padded to whole blocks. UNIFIED_LAYOUT_SLOT and UNIFIED_LAYOUT_LOG write a log,
+/// which unified_log_open reads. An existing log of the same layout is continued, or replaced with UNIFIED_LOG_NEW. Until the pipeline is
 /// stopped, the functions of the data path return -EBUSY.
 ///
-/// Returns 0, or -EINVAL: the range is not on the device, no log fits into it, a log of other sizes is there, or
-/// `moderation_us` is too large; -EROFS; -EEXIST: the range holds something that is not a log (UNIFIED_LOG_NEW overrides
+/// Returns 0, or -EINVAL: the range is not on the device, no log fits into it, a log of other sizes or of the other layout is
+/// there, or a field of `config` is out of range; -EROFS; -EEXIST: the range holds something that is not a log (UNIFIED_LOG_NEW overrides
 /// this); -EALREADY: a pipeline runs, or has not ended yet; -EBUSY: completions of earlier commands were not taken yet, or
 /// another thread is taking some; -ENOTCONN: no interface; -EIO: the log cannot be read; -EPROTONOSUPPORT: this library does
 /// not know the version of the log in the range; -ETIMEDOUT: the device did not answer for 30 s. Any thread.
@@ -34,7 +34,7 @@ pub unsafe extern "C" fn unified_pipeline_start(
     guard(|| {
         // SAFETY: the caller's promise.
         let c = unsafe { get_sized(config, "the pipeline's configuration")? };
-        if c.flags & !(UNIFIED_FUA | UNIFIED_LOG_NEW) != 0 {
+        if c.flags & !(UNIFIED_FUA | UNIFIED_LOG_NEW | UNIFIED_LOG_UNCHECKED) != 0 {
             return Err(Error::new(
                 libc::EINVAL,
                 format!("unknown pipeline flags {:#x}", c.flags),
@@ -53,13 +53,21 @@ pub unsafe extern "C" fn unified_pipeline_start(
         let layout = match c.layout {
             UNIFIED_LAYOUT_PAYLOAD => StoreLayout::Payload,
             UNIFIED_LAYOUT_SLOT => StoreLayout::Slot,
+            UNIFIED_LAYOUT_LOG => StoreLayout::Log,
             other => {
                 return Err(Error::new(
                     libc::EINVAL,
-                    format!("layout {other} is neither payload nor slot"),
+                    format!("layout {other} is neither payload nor slot nor log"),
                 ));
             }
         };
+        let of_log = c.pack_below != 0 || c.flags & UNIFIED_LOG_UNCHECKED != 0;
+        if c.reserved != 0 || (of_log && layout != StoreLayout::Log) {
+            return Err(Error::new(
+                libc::EINVAL,
+                "pack_below and UNIFIED_LOG_UNCHECKED are for UNIFIED_LAYOUT_LOG, and reserved fields are zero",
+            ));
+        }
         let config = PipelineConfig {
             start_lba: c.start_lba,
             blocks: c.blocks,
@@ -76,6 +84,8 @@ pub unsafe extern "C" fn unified_pipeline_start(
                 .then(|| Duration::from_millis(c.flush_interval_ms.into())),
             moderation: (c.moderation_us > 0)
                 .then(|| Duration::from_micros(c.moderation_us.into())),
+            pack_below: (c.pack_below > 0).then_some(c.pack_below),
+            unchecked: c.flags & UNIFIED_LOG_UNCHECKED != 0,
         };
         with(ctx, |handle, context| {
             // A log callback may ask for the pipeline's status.
@@ -114,6 +124,8 @@ unsafe fn fill(to: *mut unified_pipeline_status, s: &PipelineStatus) -> Result<(
         completed: s.completed,
         durable: s.durable,
         flushes: s.flushes,
+        pack_below: s.pack_below,
+        reserved: 0,
     };
     // SAFETY: the caller's promise.
     unsafe { put_sized(to, filled, STATUS) }

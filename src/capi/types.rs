@@ -74,8 +74,14 @@ pub const UNIFIED_COMPLETION_SPILLED: u32 = 8;
 
 /// unified_pipeline_config.layout: payloads, padded to blocks.
 pub const UNIFIED_LAYOUT_PAYLOAD: u32 = 0;
-/// unified_pipeline_config.layout: a log of whole frames (docs/record-format.md).
+/// unified_pipeline_config.layout: a log of version 1, a whole frame for each packet (docs/record-format.md).
 pub const UNIFIED_LAYOUT_SLOT: u32 = 1;
+/// unified_pipeline_config.layout: a log of version 2. Large packets are written from the frames they arrived in. Small ones
+/// are copied together, once, because that costs less (unified_stats.packed counts them). If the device is slower than the
+/// packets, large ones are copied together too, so that fewer bytes are written.
+pub const UNIFIED_LAYOUT_LOG: u32 = 2;
+/// unified_pipeline_config.flags, for UNIFIED_LAYOUT_LOG: checksums cover the headers of records, not the packets.
+pub const UNIFIED_LOG_UNCHECKED: u32 = 16;
 /// unified_pipeline_config.flags: begin a new log. An earlier log in the range is discarded, and anything else there is
 /// overwritten.
 pub const UNIFIED_LOG_NEW: u32 = 8;
@@ -403,6 +409,10 @@ pub struct unified_stats {
     /// passed, and not in `xdp_matched`. They can be told apart in SKB mode and on tap interfaces, with kernel 6.2 or
     /// newer and its BTF; native XDP of other drivers is given none.
     pub xdp_merged: u64,
+    /// Packets that a pipeline copied together with others (UNIFIED_LAYOUT_LOG), and their bytes. They are among `stored`,
+    /// `failed` or `released` as soon as their write has ended.
+    pub packed: u64,
+    pub packed_bytes: u64,
 }
 
 /// For unified_ctx_latency: from the arrival of a packet until the completion of its first write was taken. Arrival is when
@@ -445,9 +455,9 @@ pub struct unified_pipeline_config {
     pub blocks: u64,
     /// UNIFIED_AT_END_STOP or UNIFIED_AT_END_WRAP
     pub at_end: u32,
-    /// UNIFIED_FUA, UNIFIED_LOG_NEW
+    /// UNIFIED_FUA, UNIFIED_LOG_NEW, UNIFIED_LOG_UNCHECKED
     pub flags: u32,
-    /// UNIFIED_LAYOUT_PAYLOAD or UNIFIED_LAYOUT_SLOT
+    /// UNIFIED_LAYOUT_PAYLOAD, UNIFIED_LAYOUT_SLOT or UNIFIED_LAYOUT_LOG
     pub layout: u32,
     /// Flush after this many completed writes, and this many ms after the last flush if writes completed since. Both 0: one
     /// flush, at the end.
@@ -458,6 +468,11 @@ pub struct unified_pipeline_config {
     /// 4000. 1: every packet wakes. At most 1000000. The library polls more often if the RX ring is short (it allows 250 ns
     /// per entry) or fills faster, and at least every flush_interval_ms.
     pub moderation_us: u32,
+    /// UNIFIED_LAYOUT_LOG: packets shorter than this, in bytes from the Ethernet header on, are packed. 0: a default that was
+    /// measured. 1: none are, unless the device is the bound. UINT32_MAX: all are.
+    pub pack_below: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// State of a pipeline.
@@ -484,7 +499,7 @@ pub struct unified_pipeline_status {
     pub running: u32,
     /// 0; -ENOSPC: the range was full; -EIO: a flush failed; otherwise the error that ended a thread.
     pub error: i32,
-    /// Slot layout: the sequence number of the first write.
+    /// The logs' layouts: the sequence number of the first packet.
     pub first_sequence: u64,
     /// The first `completed` of the submitted writes are completed, with or without success; the first `durable` are on stable
     /// storage.
@@ -492,6 +507,9 @@ pub struct unified_pipeline_status {
     pub durable: u64,
     /// Completed flushes.
     pub flushes: u64,
+    /// UNIFIED_LAYOUT_LOG: the value in use of unified_pipeline_config.pack_below. 0 in the other layouts.
+    pub pack_below: u32,
+    pub reserved: u32,
 }
 
 /// unified_log_record.kind: a record.

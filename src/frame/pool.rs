@@ -76,6 +76,35 @@ impl FramePool {
         taken
     }
 
+    /// Takes neighbouring free frames from `cursor` on: `most` of them (at most 64) if there are so many together, else the
+    /// first ones that are free. Returns the first and how many. RX thread only.
+    pub fn take_run(&self, cursor: &mut u32, most: u32) -> Option<(u32, u32)> {
+        let words = self.free.len();
+        let from = *cursor as usize / 64;
+        let mut found = None;
+        for place in 0..words {
+            let word = (from + place) % words;
+            let bits = self.free[word].load(Ordering::Relaxed);
+            if bits == 0 {
+                continue;
+            }
+            let wide = (1..most).fold(bits, |wide, shift| wide & bits >> shift);
+            let bit = if wide == 0 { bits } else { wide }.trailing_zeros();
+            let count = (!(bits >> bit)).trailing_zeros().min(most);
+            if wide != 0 {
+                found = Some((word, bit, count));
+                break;
+            }
+            found = found.or(Some((word, bit, count)));
+        }
+        let (word, bit, count) = found?;
+        // Acquire: as in `take`.
+        self.free[word].fetch_and(!(u64::MAX >> (64 - count) << bit), Ordering::Acquire);
+        let first = word as u32 * 64 + bit;
+        *cursor = (first + count) % self.count;
+        Some((first, count))
+    }
+
     /// Notes that a frame is to be given back. It is free after the next `give_back`, or before that.
     #[inline(always)]
     pub fn put(&self, frame: u32, freed: &mut Freed) {

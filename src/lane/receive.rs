@@ -9,6 +9,7 @@ use parking_lot::MutexGuard;
 use super::complete::Batch;
 use super::{Lane, Role};
 use crate::error::{Error, Result};
+use crate::frame::Freed;
 use crate::log::{self, Held};
 use crate::net::rx::{Received, Receiver};
 use crate::ring::Producer;
@@ -26,6 +27,8 @@ pub struct RxSide {
     dropped: XskStatistics,
     /// Without a network: where `frame_alloc` goes on.
     cursor: u32,
+    /// Where `allocate_run` goes on.
+    run_cursor: u32,
 }
 
 impl RxSide {
@@ -36,6 +39,7 @@ impl RxSide {
             submitted_at: 0,
             dropped: XskStatistics::default(),
             cursor: 0,
+            run_cursor: 0,
         }
     }
 
@@ -144,6 +148,45 @@ impl Lane {
                 "no frame is free: take completions and release frames first",
             )
         })
+    }
+
+    /// Neighbouring empty frames, held by the caller: up to `most`, or `None` if none is free now. For whoever has the
+    /// role.
+    pub fn allocate_run(&self, rx_side: &mut RxSide, most: u32) -> Result<Option<(u32, u32)>> {
+        let Some((first, count)) = self.frames.pool.take_run(&mut rx_side.run_cursor, most) else {
+            return Ok(None);
+        };
+        self.frames.table.allocate(first, count)?;
+        Ok(Some((first, count)))
+    }
+
+    /// When the packet in a held frame arrived is when those arrived that will be packed into another one.
+    pub fn arrive_with(&self, packet: u32, frame: u32) {
+        let table = &self.frames.table;
+        for arrival in table.arrivals(packet, 1) {
+            table.arrived(frame, arrival);
+        }
+    }
+
+    /// The packets of `count` neighbouring frames, `bytes` in all, were copied into the frame `into`; the caller holds all
+    /// of them. The neighbours are free after `free`. For whoever has the role.
+    pub fn pack(
+        &self,
+        first: u32,
+        count: u32,
+        bytes: u64,
+        into: u32,
+        freed: &mut Freed,
+    ) -> Result<()> {
+        self.frames.pack(first, count, into, freed)?;
+        self.rx_stats.packed.add(count.into());
+        self.rx_stats.packed_bytes.add(bytes);
+        Ok(())
+    }
+
+    /// Gives back what was packed.
+    pub fn free(&self, freed: &mut Freed) {
+        self.frames.pool.give_back(freed);
     }
 
     /// Gives a held frame back. Any thread. `EINVAL` or `EBUSY` if the caller does not hold it.

@@ -5,7 +5,7 @@
 use std::sync::atomic::Ordering;
 
 use super::runs::FailedRun;
-use super::{BATCH, FLUSH, Progress, SUPERBLOCK, TICK, WINDOW};
+use super::{BATCH, FLUSH, Progress, SEGMENT, SUPERBLOCK, TICK, WINDOW};
 use crate::context::Context;
 use crate::error::Result;
 use crate::lane::{Completion, Ready};
@@ -59,9 +59,10 @@ pub(super) fn completions(context: &Context, progress: &Progress) -> Result<()> 
     let mut window = Window::new();
     loop {
         let count = context.completions(&mut batch)?;
-        let (mut stored, mut failed) = (0, 0);
+        let (mut stored, mut failed, mut frames) = (0, 0, 0);
         for completion in &batch[..count] {
             let good = completion.status == status::SUCCESS;
+            frames += u64::from(completion.frames);
             if completion.user_data & FLUSH != 0 {
                 flushed(progress, completion);
             } else if completion.user_data & SUPERBLOCK != 0 {
@@ -75,6 +76,17 @@ pub(super) fn completions(context: &Context, progress: &Progress) -> Result<()> 
                         Level::Warn,
                         format_args!(
                             "a superblock could not be written (status {:#x}): opening the log will take longer",
+                            completion.status
+                        ),
+                    );
+                }
+                progress.superblocks.fetch_sub(1, Ordering::AcqRel);
+            } else if completion.user_data & SEGMENT != 0 {
+                if !good {
+                    log::log(
+                        Level::Warn,
+                        format_args!(
+                            "a superblock, a segment's header or a record of losses could not be written (status {:#x})",
                             completion.status
                         ),
                     );
@@ -99,6 +111,7 @@ pub(super) fn completions(context: &Context, progress: &Progress) -> Result<()> 
                 window.complete(run.number, run.frames);
             }
         }
+        progress.frames_done.fetch_add(frames, Ordering::Relaxed);
         progress.stored.add(stored);
         progress.failed.add(failed);
         progress.completed.store(window.first, Ordering::Release);

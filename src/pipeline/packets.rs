@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::runs::{FailedRun, Runs};
+use super::units::Filling;
 use super::write_target::WriteTarget;
 use super::{BATCH, FLUSH, PipelineConfig, Progress, SUPERBLOCK, TICK};
 use crate::context::Context;
@@ -28,7 +29,7 @@ const MODERATION_ENTRY: Duration = Duration::from_nanos(250);
 /// The kernel's timers are late by this much, so a shorter pause is skipped.
 const SHORTEST_PAUSE: Duration = Duration::from_micros(50);
 /// While a packet is recorded, this many after it are on their way into the cache.
-const PREFETCH: usize = 4;
+pub(super) const PREFETCH: usize = 4;
 /// It also polls more often if packets would fill more than this part of the RX ring.
 const MODERATION_RING: u32 = 8;
 
@@ -80,17 +81,19 @@ const LOSS_TICK: Duration = Duration::from_secs(1);
 
 /// The packet thread.
 pub(super) struct Packets<'a> {
-    context: &'a Context,
+    pub(super) context: &'a Context,
     /// That it receives from and submits to.
-    lane: &'a Lane,
-    progress: &'a Progress,
-    target: WriteTarget,
-    runs: Runs,
+    pub(super) lane: &'a Lane,
+    pub(super) progress: &'a Progress,
+    pub(super) target: WriteTarget,
+    pub(super) runs: Runs,
+    pub(super) filling: Filling,
+    pub(super) frame_size: u32,
     flusher: Flusher,
     /// The longest time between two polls while packets come.
-    moderation: Duration,
+    pub(super) moderation: Duration,
     /// Writes that were completed when `progress` was last read.
-    completed: u64,
+    pub(super) completed: u64,
     losses_seen: Instant,
 }
 
@@ -109,6 +112,8 @@ impl<'a> Packets<'a> {
             progress,
             target,
             runs: Runs::default(),
+            filling: Filling::default(),
+            frame_size: context.info().frame_size,
             flusher: Flusher {
                 writes: config.flush_writes.map(u64::from),
                 interval: config.flush_interval,
@@ -160,7 +165,12 @@ impl<'a> Packets<'a> {
                 if fresh > 0 && left >= SHORTEST_PAUSE {
                     std::thread::sleep(left);
                 } else {
-                    self.lane.wait(Ready::RX, Some(idle))?;
+                    self.end_old_unit(fresh == 0)?;
+                    let longest = match self.filling.is_open() {
+                        true => idle.min(self.moderation),
+                        false => idle,
+                    };
+                    self.lane.wait(Ready::RX, Some(longest))?;
                 }
                 woken = Instant::now();
                 fresh = 0;
@@ -172,18 +182,25 @@ impl<'a> Packets<'a> {
     /// Failed runs, group flushes, and superblocks of a log.
     fn upkeep(&mut self) -> Result<()> {
         self.resubmit()?;
+        self.end_old_unit(false)?;
         let completed = self.progress.completed.load(Ordering::Acquire);
         let p = self.progress;
         let failed = p.failed.get() - p.failures_covered.load(Ordering::Relaxed);
-        if let WriteTarget::Log(log) = &mut self.target {
-            let mut due = log.wants_checkpoint(failed);
-            if self.losses_seen.elapsed() >= LOSS_TICK {
-                self.losses_seen = Instant::now();
-                due |= log.look_at_losses(self.context);
+        let look = self.losses_seen.elapsed() >= LOSS_TICK;
+        if look {
+            self.losses_seen = Instant::now();
+        }
+        let due = match &mut self.target {
+            WriteTarget::Range(_) => false,
+            WriteTarget::Slots(log) => {
+                log.wants_checkpoint(failed) | (look && log.look_at_losses(self.context))
             }
-            if due {
-                self.superblock(completed)?;
+            WriteTarget::Units(log) => {
+                log.wants_checkpoint() | (look && log.look_at_losses(self.context))
             }
+        };
+        if due {
+            self.superblock(completed)?;
         }
         if !self.progress.flushing.load(Ordering::Acquire) && self.flusher.wants(completed) {
             self.flush(completed)?;
@@ -193,11 +210,15 @@ impl<'a> Packets<'a> {
 
     /// `false`: no frame was free.
     fn superblock(&mut self, completed: u64) -> Result<bool> {
+        if let WriteTarget::Units(_) = &self.target {
+            self.tell_losses()?;
+            return self.unit_superblock().map(|()| true);
+        }
         // Without a free frame, try again in the next round.
         let Ok(frame) = self.lane.frame_alloc() else {
             return Ok(false);
         };
-        let WriteTarget::Log(log) = &mut self.target else {
+        let WriteTarget::Slots(log) = &mut self.target else {
             return self.lane.frame_release(frame).map(|()| true);
         };
         let failed = self.progress.failed.get();
@@ -226,11 +247,16 @@ impl<'a> Packets<'a> {
 
     /// Waits until every write is completed, writes the log's end into its superblock, and flushes.
     fn settle(&mut self) -> Result<()> {
+        self.end_old_unit(true)?;
         self.wait_for(|p| {
             p.completed.load(Ordering::Acquire) == p.submitted.load(Ordering::Acquire)
         })?;
         let is_log = match &mut self.target {
-            WriteTarget::Log(log) => {
+            WriteTarget::Slots(log) => {
+                log.look_at_losses(self.context);
+                true
+            }
+            WriteTarget::Units(log) => {
                 log.look_at_losses(self.context);
                 true
             }
@@ -250,7 +276,7 @@ impl<'a> Packets<'a> {
         self.flush(self.progress.completed.load(Ordering::Acquire))
     }
 
-    fn wait_for(&mut self, reached: impl Fn(&Progress) -> bool) -> Result<()> {
+    pub(super) fn wait_for(&mut self, reached: impl Fn(&Progress) -> bool) -> Result<()> {
         while !reached(self.progress) {
             self.resubmit()?;
             self.lane.alive()?;
@@ -261,7 +287,11 @@ impl<'a> Packets<'a> {
 
     fn store(&mut self, batch: &[Received]) -> Result<()> {
         let mut done = 0;
-        self.submit(batch, &mut done).inspect_err(|_| {
+        let submitted = match &self.target {
+            WriteTarget::Units(_) => self.submit_units(batch, &mut done),
+            _ => self.submit(batch, &mut done),
+        };
+        submitted.inspect_err(|_| {
             // Publish what was submitted, and release the rest, which nobody else has.
             let _ = self.lane.submit_pending();
             for packet in &batch[done..] {
@@ -276,7 +306,7 @@ impl<'a> Packets<'a> {
         let mut rx_side = lane.lock_rx_side()?;
         let mut number = progress.submitted.load(Ordering::Acquire);
         let mut payload_bytes = 0;
-        if let WriteTarget::Log(log) = &mut self.target {
+        if let WriteTarget::Slots(log) = &mut self.target {
             log.look_at_clock();
             batch
                 .iter()
@@ -288,7 +318,7 @@ impl<'a> Packets<'a> {
             ..Transfer::default()
         };
         for (place, packet) in batch.iter().enumerate() {
-            if let (WriteTarget::Log(log), Some(ahead)) =
+            if let (WriteTarget::Slots(log), Some(ahead)) =
                 (&self.target, batch.get(place + PREFETCH))
             {
                 log.prefetch(ahead);
@@ -358,7 +388,7 @@ impl<'a> Packets<'a> {
     }
 
     /// Submits the run that grows, if there is one.
-    fn end_run(&mut self, rx_side: RxSideGuard<'a>) -> Result<RxSideGuard<'a>> {
+    pub(super) fn end_run(&mut self, rx_side: RxSideGuard<'a>) -> Result<RxSideGuard<'a>> {
         let run = &mut self.runs.open;
         if run.frames == 0 {
             return Ok(rx_side);
@@ -372,7 +402,7 @@ impl<'a> Packets<'a> {
     }
 
     /// Queues the write of some packets, when there is room.
-    fn queue(
+    pub(super) fn queue(
         &self,
         mut rx_side: RxSideGuard<'a>,
         packets: u32,
@@ -417,7 +447,7 @@ impl<'a> Packets<'a> {
     }
 
     fn submit_parts(&self, run: &FrameRun, done: &mut u32) -> Result<()> {
-        let step = self.lane.blocks_of(self.context.info().frame_size);
+        let step = self.lane.blocks_of(self.frame_size);
         while *done < run.frames {
             let part = FrameRun {
                 first: run.first + *done,
@@ -457,7 +487,7 @@ fn retry(progress: &Progress, error: Error) -> Result<()> {
 }
 
 /// Waits until the storage thread has taken completions. `EPIPE` if it has ended.
-fn pause(progress: &Progress) -> Result<()> {
+pub(super) fn pause(progress: &Progress) -> Result<()> {
     if progress.storage_done.load(Ordering::Acquire) {
         return Err(Error::new(
             libc::EPIPE,

@@ -8,11 +8,14 @@ use crate::error::{Error, Result};
 use crate::lane::{Lane, Transfer};
 use crate::log_scan::HOLE;
 use crate::net::rx::Received;
-use crate::recorder::Recorder;
+use crate::recorder::{SlotRecorder, UnitConfig, UnitRecorder};
 
 /// Most records in flight. A crash may lose all of them but the newest, and whoever looks for the log's end must not take
 /// the hole for it.
 const MOST_RECORDS: u64 = HOLE * 3 / 4;
+
+/// Packets shorter than this are packed, unless the configuration says otherwise.
+pub const PACK_BELOW: u32 = 800;
 
 /// The block after the range's last.
 fn check_range(context: &Context, config: &PipelineConfig) -> Result<u64> {
@@ -56,7 +59,8 @@ fn check_range(context: &Context, config: &PipelineConfig) -> Result<u64> {
 /// Where the next write goes.
 pub(super) enum WriteTarget {
     Range(Range),
-    Log(Box<Recorder>),
+    Slots(Box<SlotRecorder>),
+    Units(Box<UnitRecorder>),
 }
 
 pub(super) struct Range {
@@ -111,7 +115,19 @@ impl WriteTarget {
                 wraps: 0,
                 fua: config.fua,
             }),
-            StoreLayout::Slot => WriteTarget::Log(Box::new(Recorder::open(
+            StoreLayout::Log => WriteTarget::Units(Box::new(UnitRecorder::open(
+                context,
+                start,
+                end - start,
+                config.existing,
+                UnitConfig {
+                    pack_below: config.pack_below.unwrap_or(PACK_BELOW),
+                    unchecked: config.unchecked,
+                    fua: config.fua,
+                    wraps: config.at_end == AtEnd::Wrap,
+                },
+            )?)),
+            StoreLayout::Slot => WriteTarget::Slots(Box::new(SlotRecorder::open(
                 context,
                 start,
                 end - start,
@@ -125,21 +141,32 @@ impl WriteTarget {
     pub fn next_lba(&self) -> u64 {
         match self {
             WriteTarget::Range(range) => range.next,
-            WriteTarget::Log(log) => log.superblock().lba_of(log.next_sequence()),
+            WriteTarget::Slots(log) => log.superblock().lba_of(log.next_sequence()),
+            WriteTarget::Units(log) => log.next_lba(),
         }
     }
 
     pub fn next_sequence(&self) -> u64 {
         match self {
             WriteTarget::Range(_) => 0,
-            WriteTarget::Log(log) => log.next_sequence(),
+            WriteTarget::Slots(log) => log.next_sequence(),
+            WriteTarget::Units(log) => log.next_sequence(),
+        }
+    }
+
+    /// Packets shorter than this are packed.
+    pub fn pack_below(&self) -> u32 {
+        match self {
+            WriteTarget::Units(log) => log.pack_below(),
+            _ => 0,
         }
     }
 
     pub fn wraps(&self) -> u64 {
         match self {
             WriteTarget::Range(range) => range.wraps,
-            WriteTarget::Log(log) => log.wraps(),
+            WriteTarget::Slots(log) => log.wraps(),
+            WriteTarget::Units(log) => log.wraps(),
         }
     }
 
@@ -154,14 +181,17 @@ impl WriteTarget {
                     false => WINDOW - 1,
                 }
             }
-            WriteTarget::Log(log) => (log.superblock().slots - 1).min(MOST_RECORDS),
+            WriteTarget::Units(log) => log.most_outstanding(),
+            WriteTarget::Slots(log) => (log.superblock().slots - 1).min(MOST_RECORDS),
         }
     }
 
     /// A packet is not stored, and its frame is given back.
     pub fn skip(&mut self, packet: &Received) {
-        if let WriteTarget::Log(log) = self {
-            log.skip(packet.frame);
+        match self {
+            WriteTarget::Range(_) => {}
+            WriteTarget::Slots(log) => log.skip(packet.frame),
+            WriteTarget::Units(log) => log.skip(packet.frame),
         }
     }
 
@@ -180,8 +210,10 @@ impl WriteTarget {
                 write.lba = lba;
                 write.fua = range.fua;
             }
-            WriteTarget::Log(log) if log.is_full() => return false,
-            WriteTarget::Log(log) => log.record(packet, write),
+            WriteTarget::Slots(log) if log.is_full() => return false,
+            WriteTarget::Slots(log) => log.record(packet, write),
+            // Its packets do not all have writes of their own: see `units`.
+            WriteTarget::Units(_) => return false,
         }
         true
     }

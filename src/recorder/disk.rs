@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 use crate::context::Context;
@@ -31,6 +32,16 @@ impl Disk<'_> {
             user_data: frame.into(),
             ..Transfer::default()
         }
+    }
+
+    /// The file with the writes that the device has failed, if there is one.
+    pub(super) fn spill(&self) -> Result<Option<File>> {
+        let info = self.context.info();
+        let open = |path: &str| {
+            File::open(path)
+                .map_err(|e| Error::os(&e, format_args!("reading the spill of '{}'", info.device)))
+        };
+        info.spill.as_deref().map(open).transpose()
     }
 
     /// Takes the completions of `count` commands, all of which must succeed.

@@ -207,6 +207,8 @@ pub fn every(ctx: Handle) -> Vec<(&'static str, Result<c_int, Refusal>)> {
         flush_writes: 0,
         flush_interval_ms: 0,
         moderation_us: 0,
+        pack_below: 0,
+        reserved: 0,
     };
     let mut all = Vec::new();
     macro_rules! call {

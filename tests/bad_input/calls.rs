@@ -221,6 +221,8 @@ fn pipelines_that_cannot_be_are_refused() {
                 flush_writes: 0,
                 flush_interval_ms: 0,
                 moderation_us: 0,
+                pack_below: 0,
+                reserved: 0,
             },
             unknown: 0,
         };

@@ -1,4 +1,4 @@
-//! The slot layout over a veth pair: recorded by the pipeline, read back, gone on with, killed.
+//! Logs over a veth pair: recorded by the pipeline, read back, gone on with, killed.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -7,6 +7,7 @@ mod store;
 
 mod reading;
 mod recording;
+mod units;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

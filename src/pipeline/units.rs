@@ -1,0 +1,358 @@
+//! Packets into the units of a log of version 2: large ones in their frames, small ones packed.
+
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::packets::{PREFETCH, Packets};
+use super::write_target::WriteTarget;
+use super::{Progress, SEGMENT};
+use crate::error::Result;
+use crate::frame::Freed;
+use crate::lane::{FrameRun, Lane, RxSideGuard};
+use crate::net::rx::Received;
+use crate::recorder::UnitRecorder;
+
+/// The device is the bound if more than this part of all frames is in flight, until less than half of it is.
+const BOUND: u64 = 4;
+
+/// What is on its way into units.
+#[derive(Debug, Default)]
+pub(super) struct Filling {
+    /// Neighbouring frames whose packets were copied into the open unit, and are still held.
+    copied: Range<u32>,
+    bytes: u64,
+    into: u32,
+    freed: Freed,
+    /// Packets of the open unit, and when it was opened.
+    unsubmitted: u64,
+    since: Option<Instant>,
+    /// Frames that were submitted.
+    submitted: u64,
+    bound: bool,
+}
+
+impl Filling {
+    pub fn is_open(&self) -> bool {
+        self.since.is_some()
+    }
+
+    fn is_older(&self, than: Duration) -> bool {
+        self.since.is_some_and(|since| since.elapsed() >= than)
+    }
+
+    /// The copied frames join their unit.
+    fn settle(&mut self, lane: &Lane) -> Result<()> {
+        let copied = std::mem::take(&mut self.copied);
+        if copied.is_empty() {
+            return Ok(());
+        }
+        let (count, bytes) = (copied.len() as u32, std::mem::take(&mut self.bytes));
+        lane.pack(copied.start, count, bytes, self.into, &mut self.freed)
+    }
+}
+
+impl<'a> Packets<'a> {
+    fn units(&mut self) -> &mut UnitRecorder {
+        match &mut self.target {
+            WriteTarget::Units(log) => log,
+            _ => unreachable!("only called for a log of units"),
+        }
+    }
+
+    /// Stores packets. `done` counts those whose frames were handed on.
+    pub(super) fn submit_units(&mut self, batch: &[Received], done: &mut usize) -> Result<()> {
+        let result = self.fill_units(batch, done);
+        if result.is_err() {
+            self.abandon_units();
+        }
+        result
+    }
+
+    fn fill_units(&mut self, batch: &[Received], done: &mut usize) -> Result<()> {
+        let (lane, progress) = (self.lane, self.progress);
+        let mut rx_side = lane.lock_rx_side()?;
+        let mut payload_bytes = 0;
+        let mut number = progress.submitted.load(Ordering::Acquire) + self.filling.unsubmitted;
+        self.completed = progress.completed.load(Ordering::Acquire);
+        self.see_bound();
+        let log = self.units();
+        log.look_at_clock();
+        let most = log.most_outstanding();
+        batch
+            .iter()
+            .take(PREFETCH)
+            .for_each(|packet| log.prefetch(packet));
+        for (place, packet) in batch.iter().enumerate() {
+            if let Some(ahead) = batch.get(place + PREFETCH) {
+                self.units().prefetch(ahead);
+            }
+            if number - self.completed > most {
+                rx_side = self.end_unit(rx_side)?;
+                rx_side = self.end_run(rx_side)?;
+                rx_side = self.wait_unlocked(rx_side, |p| {
+                    number - p.completed.load(Ordering::Acquire) <= most
+                })?;
+                self.completed = progress.completed.load(Ordering::Acquire);
+            }
+            let stored;
+            (rx_side, stored) = self.store_one(rx_side, packet, number)?;
+            if stored {
+                number += 1;
+                payload_bytes += u64::from(packet.headers.payload_len);
+            } else {
+                progress.fail(libc::ENOSPC);
+                progress.no_space.add(1);
+                self.target.skip(packet);
+                lane.frame_release(packet.frame)?;
+            }
+            *done = place + 1;
+        }
+        self.filling.settle(lane)?;
+        lane.free(&mut self.filling.freed);
+        rx_side = self.end_run(rx_side)?;
+        progress.payload_bytes.add(payload_bytes);
+        progress
+            .next_lba
+            .store(self.target.next_lba(), Ordering::Relaxed);
+        progress.wraps.store(self.target.wraps(), Ordering::Relaxed);
+        lane.kick(&mut rx_side);
+        Ok(())
+    }
+
+    /// Waits, without the receiver's role and with everything published.
+    fn wait_unlocked(
+        &mut self,
+        mut rx_side: RxSideGuard<'a>,
+        reached: impl Fn(&Progress) -> bool,
+    ) -> Result<RxSideGuard<'a>> {
+        self.filling.settle(self.lane)?;
+        self.lane.free(&mut self.filling.freed);
+        self.lane.kick(&mut rx_side);
+        drop(rx_side);
+        self.wait_for(reached)?;
+        self.lane.lock_rx_side()
+    }
+
+    /// Looks at how much the device has to do.
+    fn see_bound(&mut self) {
+        let done = self.progress.frames_done.load(Ordering::Relaxed);
+        let in_flight = self.filling.submitted.saturating_sub(done);
+        let limit = u64::from(self.context.info().frame_count) / BOUND;
+        self.filling.bound = in_flight > if self.filling.bound { limit / 2 } else { limit };
+    }
+
+    /// Stores one packet. `false`: the log is full.
+    fn store_one(
+        &mut self,
+        mut rx_side: RxSideGuard<'a>,
+        packet: &Received,
+        number: u64,
+    ) -> Result<(RxSideGuard<'a>, bool)> {
+        let bound = self.filling.bound;
+        if self.units().packs(packet, bound) {
+            let mut unit = self.units().unit_for(packet);
+            if unit.is_none() {
+                rx_side = self.end_unit(rx_side)?;
+                let room;
+                (rx_side, room) = self.make_room(rx_side)?;
+                if !room {
+                    return Ok((rx_side, false));
+                }
+                (rx_side, unit) = self.begin_unit(rx_side, packet, number)?;
+            }
+            if let Some(unit) = unit {
+                self.units().pack(packet);
+                let filling = &mut self.filling;
+                if filling.copied.end != packet.frame || filling.copied.is_empty() {
+                    filling.settle(self.lane)?;
+                    filling.copied = packet.frame..packet.frame;
+                    filling.into = unit;
+                }
+                filling.copied.end += 1;
+                filling.bytes += u64::from(packet.len);
+                filling.unsubmitted += 1;
+                return Ok((rx_side, true));
+            }
+        }
+        rx_side = self.end_unit(rx_side)?;
+        let room;
+        (rx_side, room) = self.make_room(rx_side)?;
+        if !room {
+            return Ok((rx_side, false));
+        }
+        let next = self.units().in_place(packet, number);
+        self.filling.submitted += 1;
+        let step = self.lane.blocks_of(self.frame_size);
+        if !self.runs.join(&next, step) {
+            rx_side = self.end_run(rx_side)?;
+            self.runs.begin(next, self.lane.longest_run(next.first));
+        }
+        Ok((rx_side, true))
+    }
+
+    /// Opens a unit that begins with a packet. `None`: the packet is to be stored in its own frame, since none is free.
+    fn begin_unit(
+        &mut self,
+        mut rx_side: RxSideGuard<'a>,
+        packet: &Received,
+        number: u64,
+    ) -> Result<(RxSideGuard<'a>, Option<u32>)> {
+        let lane = self.lane;
+        let wanted = self.units().frames_of_unit().min(lane.longest_run(0));
+        loop {
+            if let Some((first, count)) = lane.allocate_run(&mut rx_side, wanted)? {
+                if self.units().fits(packet, count) {
+                    lane.arrive_with(packet.frame, first);
+                    self.units().begin_unit(first, count, packet, number);
+                    self.filling.since = Some(Instant::now());
+                    return Ok((rx_side, Some(first)));
+                }
+                self.release(first..first + count);
+            }
+            if self.units().takes_in_place(packet) {
+                return Ok((rx_side, None));
+            }
+            rx_side = self.wait_for_frames(rx_side)?;
+        }
+    }
+
+    /// No frame is free, or none that will do: waits until the device has done something.
+    fn wait_for_frames(&mut self, mut rx_side: RxSideGuard<'a>) -> Result<RxSideGuard<'a>> {
+        rx_side = self.end_run(rx_side)?;
+        let before = self.progress.frames_done.load(Ordering::Relaxed);
+        self.wait_unlocked(rx_side, |p| p.frames_done.load(Ordering::Relaxed) != before)
+    }
+
+    /// Begins a segment, if the one that is being written has no slot left. No unit is open. `false`: the log is full.
+    fn make_room(&mut self, mut rx_side: RxSideGuard<'a>) -> Result<(RxSideGuard<'a>, bool)> {
+        if self.units().room() > 0 {
+            return Ok((rx_side, true));
+        }
+        if self.units().is_full() {
+            return Ok((rx_side, false));
+        }
+        let frame;
+        (rx_side, frame) = self.take_frame(rx_side)?;
+        let completed = self.progress.completed.load(Ordering::Acquire);
+        let lowest = self.progress.first_sequence + completed;
+        let header = self.units().begin_segment(frame, lowest);
+        rx_side = self.submit_marked(rx_side, header, SEGMENT)?;
+        Ok((rx_side, true))
+    }
+
+    /// A free frame, as soon as there is one.
+    fn take_frame(&mut self, mut rx_side: RxSideGuard<'a>) -> Result<(RxSideGuard<'a>, u32)> {
+        loop {
+            if let Some((frame, _)) = self.lane.allocate_run(&mut rx_side, 1)? {
+                return Ok((rx_side, frame));
+            }
+            rx_side = self.wait_for_frames(rx_side)?;
+        }
+    }
+
+    /// Submits a frame without packets, after the packets before it.
+    fn submit_marked(
+        &mut self,
+        mut rx_side: RxSideGuard<'a>,
+        mut write: FrameRun,
+        mark: u64,
+    ) -> Result<RxSideGuard<'a>> {
+        rx_side = self.end_run(rx_side)?;
+        write.user_data = mark;
+        let (lane, progress) = (self.lane, self.progress);
+        progress.superblocks.fetch_add(1, Ordering::AcqRel);
+        self.filling.submitted += 1;
+        self.queue(rx_side, 0, |rx_side| lane.queue_run(rx_side, &write))
+            .inspect_err(|_| {
+                progress.superblocks.fetch_sub(1, Ordering::AcqRel);
+                self.release(write.first..write.first + write.frames);
+            })
+    }
+
+    /// Submits the open unit, if there is one.
+    fn end_unit(&mut self, mut rx_side: RxSideGuard<'a>) -> Result<RxSideGuard<'a>> {
+        if !self.filling.is_open() {
+            return Ok(rx_side);
+        }
+        self.filling.settle(self.lane)?;
+        rx_side = self.end_run(rx_side)?;
+        let packets = std::mem::take(&mut self.filling.unsubmitted);
+        self.filling.since = None;
+        let Some((write, unused)) = self.units().end_unit() else {
+            return Ok(rx_side);
+        };
+        self.release(unused);
+        self.filling.submitted += u64::from(write.frames);
+        let lane = self.lane;
+        self.queue(rx_side, packets as u32, |rx_side| {
+            lane.queue_run(rx_side, &write)
+        })
+        .inspect_err(|_| self.release(write.first..write.first + write.frames))
+    }
+
+    /// Ends a unit that is open longer than the moderation, or any if `now`.
+    pub(super) fn end_old_unit(&mut self, now: bool) -> Result<()> {
+        if self.filling.is_open() && (now || self.filling.is_older(self.moderation)) {
+            let rx_side = self.lane.lock_rx_side()?;
+            let mut rx_side = self.end_unit(rx_side)?;
+            self.lane.free(&mut self.filling.freed);
+            self.lane.kick(&mut rx_side);
+        }
+        Ok(())
+    }
+
+    /// Writes a superblock.
+    pub(super) fn unit_superblock(&mut self) -> Result<()> {
+        let rx_side = self.lane.lock_rx_side()?;
+        let (rx_side, frame) = self.take_frame(rx_side)?;
+        let write = self.units().checkpoint(frame);
+        let mut rx_side = self.submit_marked(rx_side, write, SEGMENT)?;
+        self.lane.kick(&mut rx_side);
+        Ok(())
+    }
+
+    /// Writes a record of losses, unless the log is full.
+    pub(super) fn tell_losses(&mut self) -> Result<()> {
+        if !self.units().has_losses_to_tell() {
+            return Ok(());
+        }
+        let rx_side = self.lane.lock_rx_side()?;
+        let rx_side = self.end_unit(rx_side)?;
+        let (mut rx_side, room) = self.make_room(rx_side)?;
+        if room {
+            let frame;
+            (rx_side, frame) = self.take_frame(rx_side)?;
+            let write = self.units().tell_losses(frame);
+            rx_side = self.submit_marked(rx_side, write, SEGMENT)?;
+        }
+        self.lane.free(&mut self.filling.freed);
+        self.lane.kick(&mut rx_side);
+        Ok(())
+    }
+
+    /// After an error: gives back all that was not submitted.
+    fn abandon_units(&mut self) {
+        let run = std::mem::take(&mut self.runs.open);
+        self.release(run.first..run.first + run.frames);
+        let copied = self.filling.copied.clone();
+        if self.filling.settle(self.lane).is_err() {
+            self.release(copied);
+        }
+        self.lane.free(&mut self.filling.freed);
+        self.filling.unsubmitted = 0;
+        self.filling.since = None;
+        if let Some(frames) = self.units().drop_unit() {
+            self.release(frames);
+        }
+    }
+
+    fn release(&self, frames: Range<u32>) {
+        for frame in frames {
+            // A frame that is not held was given back already.
+            let _ = self.lane.frame_release(frame);
+        }
+    }
+}

@@ -1,0 +1,601 @@
+//! The log of version 2: segments of units. A large packet is a unit in its own frame; small ones are packed.
+
+#![forbid(unsafe_code)]
+
+use super::blank::Blanks;
+use super::disk::Disk;
+use super::losses::{LossCount, wall_offset};
+use super::packing::{FIRST, OpenUnit};
+use super::{Existing, check_empty, name_bytes, random_id};
+use crate::config::KERNEL_HEADROOM;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::frame::FrameMap;
+use crate::lane::FrameRun;
+use crate::log_scan::is_unreadable;
+use crate::net::rx::Received;
+use crate::record::Losses;
+use crate::sys::event::monotonic_ns;
+use crate::sys::shm::Shared;
+use crate::unit_log::scan::find_end;
+use crate::unit_log::superblock::Superblock;
+use crate::unit_log::unit::{
+    LossEntry, MAX_UNIT_SLOTS, RECORD_HEADER_LEN, RecordHeader, SegmentBody, SlotHeader,
+    UnitHeader, cause, kind, record_flags,
+};
+
+/// Bytes of the headers of a packet in place.
+const HEADERS: usize = FIRST as usize + RECORD_HEADER_LEN;
+/// Bytes of a packet that are fetched into the cache ahead of its checksum. The processor fetches the rest by itself.
+const PREFETCH: u32 = 256;
+/// Segments between two superblocks.
+const CHECKPOINT: u64 = 64;
+/// The lane that writes. There is one.
+const LANE: u16 = 0;
+
+/// How packets are stored.
+#[derive(Debug, Clone, Copy)]
+pub struct UnitConfig {
+    /// Packets shorter than this, from their Ethernet header on, are packed.
+    pub pack_below: u32,
+    /// The checksum of a record covers its header only.
+    pub unchecked: bool,
+    pub fua: bool,
+    pub wraps: bool,
+}
+
+#[derive(Debug)]
+pub struct UnitRecorder {
+    superblock: Superblock,
+    config: UnitConfig,
+    /// The segment that is being written, 0 before the first; and its next slot.
+    generation: u64,
+    slot: u32,
+    /// Of the next packet.
+    next: u64,
+    checkpointed: u64,
+    unit: Option<OpenUnit>,
+    data: Shared,
+    map: FrameMap,
+    blanks: Blanks,
+    queue: u16,
+    tag: u32,
+    /// CLOCK_REALTIME minus CLOCK_MONOTONIC, in ns.
+    wall: u64,
+    losses: LossCount,
+    /// Losses of which records were written, and until when.
+    told: Losses,
+    told_at: u64,
+}
+
+impl UnitRecorder {
+    /// Opens the log in `blocks` blocks from `start_lba` on. The caller's thread reads and writes through the context,
+    /// whose roles must be free. `EINVAL`: no log fits, or there is one with other sizes or of version 1. `EEXIST`: the
+    /// range holds something else, and neither `existing` nor the context allows overwriting it.
+    pub fn open(
+        context: &Context,
+        start_lba: u64,
+        blocks: u64,
+        existing: Existing,
+        config: UnitConfig,
+    ) -> Result<UnitRecorder> {
+        let info = context.info();
+        let wall = wall_offset();
+        let now = wall.wrapping_add(monotonic_ns());
+        let disk = Disk { context };
+        let fresh = Superblock {
+            interface: name_bytes(context.ifname()),
+            ..Superblock::new(
+                random_id(now),
+                now,
+                info.limits.block_size,
+                info.frame_size,
+                start_lba,
+                blocks,
+                config.wraps,
+            )?
+        };
+        let copies = disk.read(fresh.super_lba(0), 2)?;
+        let found = copies
+            .iter()
+            .filter_map(|copy| Superblock::read(copy))
+            .max_by_key(|superblock| superblock.generation);
+        if existing == Existing::Continue {
+            for copy in &copies {
+                Superblock::refuse_others(copy, &info.device)?;
+            }
+            if found.is_none() && copies.iter().any(|copy| is_unreadable(copy)) {
+                return Err(Error::new(
+                    libc::EIO,
+                    format!(
+                        "block {start_lba} of '{}', where a log would begin, cannot be read: choose another range, \
+                         or begin a new log with UNIFIED_LOG_NEW",
+                        info.device
+                    ),
+                ));
+            }
+        }
+        let mut recorder = UnitRecorder {
+            superblock: fresh,
+            config,
+            generation: 0,
+            slot: fresh.segment_slots,
+            next: 0,
+            checkpointed: 0,
+            unit: None,
+            data: context.data().clone(),
+            map: info.frames(),
+            blanks: Blanks::new(
+                info.frames(),
+                context.data().clone(),
+                HEADERS,
+                KERNEL_HEADROOM + info.headroom,
+                info.network
+                    .is_some_and(|network| network.writes_are_delivered),
+            ),
+            queue: info.network.map_or(0, |network| network.queue as u16),
+            tag: 0,
+            wall,
+            losses: LossCount::begin(context, Losses::default())?,
+            told: Losses::default(),
+            told_at: now,
+        };
+        match (found, existing) {
+            (Some(old), Existing::Continue) => recorder.go_on(&disk, old)?,
+            _ => {
+                if found.is_none() && existing == Existing::Continue && !info.forced {
+                    check_empty(&disk, fresh.slots(), |slot| fresh.lba_of_slot(slot))?;
+                }
+                // Write both copies, so that none of an earlier log survives.
+                recorder.superblock.generation = found.map_or(0, |old| old.generation + 1);
+                recorder.write_superblock(&disk)?;
+                recorder.write_superblock(&disk)?;
+            }
+        }
+        recorder.tag = recorder.superblock.tag();
+        Ok(recorder)
+    }
+
+    /// Continues an existing log, in a new segment.
+    fn go_on(&mut self, disk: &Disk, old: Superblock) -> Result<()> {
+        let device = &disk.context.info().device;
+        let new = &self.superblock;
+        let sizes = |s: &Superblock| {
+            (
+                s.block_size,
+                s.slot_size,
+                s.start_lba,
+                s.segments,
+                s.segment_slots,
+            )
+        };
+        if sizes(&old) != sizes(new) {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!(
+                    "'{device}' holds a log of {} segments of {} slots of {} bytes at block {} (blocks of {}), and this \
+                     one would be {} of {} of {} at {} (blocks of {}): give the same range and frame size, or replace it",
+                    old.segments,
+                    old.segment_slots,
+                    old.slot_size,
+                    old.start_lba,
+                    old.block_size,
+                    new.segments,
+                    new.segment_slots,
+                    new.slot_size,
+                    new.start_lba,
+                    new.block_size
+                ),
+            ));
+        }
+        if old.compat != 0 {
+            return Err(Error::new(
+                libc::EPROTONOSUPPORT,
+                format!(
+                    "'{device}' holds a log with features {:#x} that this library does not know: write to it with a newer \
+                     one, or begin a new log over it with UNIFIED_LOG_NEW",
+                    old.compat
+                ),
+            ));
+        }
+        self.superblock = Superblock {
+            wraps: self.config.wraps,
+            interface: new.interface,
+            ..old
+        };
+        self.losses.before = old.losses;
+        self.losses.known = old.losses;
+        self.told = old.losses;
+        let log = self.superblock;
+        let spill = disk.spill()?;
+        let end = find_end(&log, |slot, count| {
+            let mut slots = disk.read(log.lba_of_slot(slot), count)?;
+            if let Some(spill) = &spill {
+                log.mend(spill, slot, slots.iter_mut().map(Vec::as_mut_slice))?;
+            }
+            Ok(slots)
+        })?;
+        self.generation = end.newest_generation;
+        self.next = end.next_sequence;
+        self.checkpointed = self.generation;
+        self.superblock.newest = self.generation;
+        self.write_superblock(disk)
+    }
+
+    fn write_superblock(&mut self, disk: &Disk) -> Result<()> {
+        self.superblock.generation += 1;
+        let lba = self.superblock.super_lba(self.superblock.generation);
+        disk.write(lba, &self.superblock.to_bytes())
+    }
+
+    /// The sequence number that the next packet gets.
+    pub fn next_sequence(&self) -> u64 {
+        self.next
+    }
+
+    pub fn pack_below(&self) -> u32 {
+        self.config.pack_below
+    }
+
+    /// Number of times that the log wrapped to its start.
+    pub fn wraps(&self) -> u64 {
+        self.generation.saturating_sub(1) / self.superblock.segments
+    }
+
+    /// Where the next unit goes.
+    pub fn next_lba(&self) -> u64 {
+        match self.slot == self.superblock.segment_slots {
+            true => self.superblock.lba_of(self.generation + 1, 0),
+            false => self.superblock.lba_of(self.generation, self.slot),
+        }
+    }
+
+    /// How many packets may be outstanding: fewer than have room in all segments but the one that is overwritten next.
+    /// Each has at most one slot of its own, or its part of a unit that is full of others but for one slot.
+    pub fn most_outstanding(&self) -> u64 {
+        (self.superblock.segments - 1) * u64::from(self.superblock.segment_slots) / 2
+            - MAX_UNIT_SLOTS as u64
+    }
+
+    /// Whether no slot is left for a packet, in a log that does not wrap.
+    pub fn is_full(&self) -> bool {
+        !self.superblock.wraps && self.generation >= self.superblock.segments && self.room() == 0
+    }
+
+    /// Slots that are left in the segment, besides those of the open unit.
+    pub fn room(&self) -> u32 {
+        let open = self.unit.as_ref().map_or(0, |unit| unit.frames);
+        self.superblock.segment_slots - self.slot - open
+    }
+
+    /// Reads the clocks, once a batch: packets carry CLOCK_MONOTONIC, records carry the time of day.
+    pub fn look_at_clock(&mut self) {
+        self.wall = wall_offset();
+    }
+
+    /// Fetches what is read of a packet soon into the cache.
+    pub fn prefetch(&self, packet: &Received) {
+        let at = packet.offset as usize;
+        for line in (0..packet.len.min(PREFETCH) as usize).step_by(64) {
+            self.data.prefetch(at + line);
+        }
+        if packet.len >= self.config.pack_below {
+            self.data.prefetch(self.map.start(packet.frame) as usize);
+        }
+    }
+
+    /// The packet in this frame is not recorded, or not in place.
+    pub fn skip(&mut self, frame: u32) {
+        self.blanks.forget(frame);
+    }
+
+    fn write_of(&mut self, frame: u32, slots: u32, number: u64) -> FrameRun {
+        let lba = self.superblock.lba_of(self.generation, self.slot);
+        self.slot += slots;
+        FrameRun {
+            first: frame,
+            frames: slots,
+            lba,
+            user_data: number,
+            fua: self.config.fua,
+            parts: false,
+        }
+    }
+
+    fn slot_header(&self, kind: u8) -> SlotHeader {
+        SlotHeader {
+            kind,
+            index: 0,
+            slots: 1,
+            generation: self.generation,
+            slot: self.slot,
+            tag: self.tag,
+            first: 0,
+        }
+    }
+
+    /// Writes a unit of one slot without packets into a frame that the caller holds.
+    fn plain_unit(&mut self, frame: u32, kind: u8, base_time: u64, body: &[u8]) -> FrameRun {
+        self.blanks.forget(frame);
+        let unit = UnitHeader {
+            first_sequence: self.next,
+            base_time,
+            lane: LANE,
+            data_offset: FIRST as u16,
+            ..UnitHeader::default()
+        };
+        let start = self.map.start(frame) as usize;
+        let size = self.map.frame_size() as usize;
+        self.data.write(start, &self.slot_header(kind).to_bytes());
+        let header = unit.to_bytes();
+        self.data
+            .write(start + FIRST as usize - header.len(), &header);
+        self.data.write(start + FIRST as usize, body);
+        let used = FIRST as usize + body.len();
+        self.data.zero(start + used, size - used);
+        self.write_of(frame, 1, 0)
+    }
+
+    /// Begins the next segment, with a frame that the caller holds. No unit is open. `lowest`: the number of the first
+    /// packet, counted from this recorder's first one, that is not completed; `first`: the sequence number of that one.
+    pub fn begin_segment(&mut self, frame: u32, lowest: u64) -> FrameRun {
+        let previous = self.generation;
+        self.generation += 1;
+        self.slot = 0;
+        let body = SegmentBody {
+            set_id: self.superblock.set_id,
+            device: self.superblock.device,
+            lane: LANE,
+            lowest,
+            previous,
+        };
+        let now = self.wall.wrapping_add(monotonic_ns());
+        self.plain_unit(frame, kind::SEGMENT, now, &body.to_bytes())
+    }
+
+    fn time_of(&self, packet: &Received) -> u64 {
+        let timestamp = match packet.timestamp {
+            0 => monotonic_ns(),
+            seen => seen,
+        };
+        timestamp.wrapping_add(self.wall)
+    }
+
+    fn record_header(&self, packet: &Received, time_delta: i32) -> RecordHeader {
+        let headers = &packet.headers;
+        let version = match headers.ip_version {
+            4 => record_flags::IPV4,
+            6 => record_flags::IPV6,
+            _ => 0,
+        };
+        let vlan = if headers.vlan_tci.is_some() {
+            record_flags::VLAN
+        } else {
+            0
+        };
+        let unchecked = if self.config.unchecked {
+            record_flags::UNCHECKED
+        } else {
+            0
+        };
+        RecordHeader {
+            stored_len: packet.len as u16,
+            original_len: packet.len as u16,
+            time_delta,
+            payload_offset: headers.payload_offset,
+            payload_len: headers.payload_len,
+            vlan_tci: headers.vlan_tci.unwrap_or(0),
+            l3_offset: headers.l3_offset as u8,
+            flags: version | vlan | unchecked,
+            interface: 0,
+            queue: self.queue,
+        }
+    }
+
+    fn checksum(&self, header: &RecordHeader, packet: &Received) -> u32 {
+        let sum = header.checksum();
+        match self.config.unchecked {
+            true => sum,
+            false => self
+                .data
+                .crc32c(packet.offset as usize, packet.len as usize, sum),
+        }
+    }
+
+    /// Stores a packet in its own frame. There is room, no unit is open, and the caller holds the frame.
+    pub fn in_place(&mut self, packet: &Received, number: u64) -> FrameRun {
+        let start = self.map.start(packet.frame);
+        let at = (packet.offset - start) as u32;
+        let record = self.record_header(packet, 0);
+        let unit = UnitHeader {
+            first_sequence: self.next,
+            base_time: self.time_of(packet),
+            records: 1,
+            bytes: RECORD_HEADER_LEN as u32 + packet.len,
+            lane: LANE,
+            data_offset: at as u16,
+        };
+        let mut headers = [0; HEADERS];
+        let (slot, rest) = headers.split_at_mut(FIRST as usize - unit.to_bytes().len());
+        slot.copy_from_slice(&self.slot_header(kind::PACKET).to_bytes());
+        let (of_unit, of_record) = rest.split_at_mut(rest.len() - RECORD_HEADER_LEN);
+        of_unit.copy_from_slice(&unit.to_bytes());
+        of_record.copy_from_slice(&record.to_bytes(self.checksum(&record, packet)));
+        self.data.write(start as usize, &headers);
+        self.blanks.clear_around(packet.frame, at..at + packet.len);
+        self.next += 1;
+        self.write_of(packet.frame, 1, number)
+    }
+
+    /// Whether a packet is packed rather than stored in its frame. `bound`: the device is slower than the packets.
+    pub fn packs(&self, packet: &Received, bound: bool) -> bool {
+        if packet.len < self.config.pack_below || bound || !self.takes_in_place(packet) {
+            return true;
+        }
+        // Into the open unit, if that writes less than ending it.
+        let size = self.map.frame_size();
+        self.unit.as_ref().is_some_and(|unit| {
+            let more = RECORD_HEADER_LEN as u32 + packet.len;
+            unit.slots_with(more, size) < unit.slots() + 1
+        })
+    }
+
+    /// Whether a packet can be stored in its own frame.
+    pub fn takes_in_place(&self, packet: &Received) -> bool {
+        packet.offset - self.map.start(packet.frame) >= HEADERS as u64
+    }
+
+    /// Gives the open unit up: its frames, if there is one.
+    pub fn drop_unit(&mut self) -> Option<std::ops::Range<u32>> {
+        let unit = self.unit.take()?;
+        self.next = unit.sequence;
+        Some(unit.frame..unit.frame + unit.frames)
+    }
+
+    /// The frame of the open unit, if the packet fits into it.
+    pub fn unit_for(&self, packet: &Received) -> Option<u32> {
+        let unit = self.unit.as_ref()?;
+        let near = self.time_delta(unit, packet).is_some();
+        (near && unit.fits(packet.len, self.map.frame_size())).then_some(unit.frame)
+    }
+
+    fn time_delta(&self, unit: &OpenUnit, packet: &Received) -> Option<i32> {
+        (self.time_of(packet).wrapping_sub(unit.time) as i64)
+            .try_into()
+            .ok()
+    }
+
+    /// Frames that a unit gets which begins with a packet: at most as many as there is room for.
+    pub fn frames_of_unit(&self) -> u32 {
+        self.room().min(MAX_UNIT_SLOTS as u32)
+    }
+
+    /// Whether a packet fits into a unit of so many frames.
+    pub fn fits(&self, packet: &Received, frames: u32) -> bool {
+        RECORD_HEADER_LEN as u32 + packet.len <= OpenUnit::capacity(frames, self.map.frame_size())
+    }
+
+    /// Opens a unit in frames that the caller holds.
+    pub fn begin_unit(&mut self, frame: u32, frames: u32, packet: &Received, number: u64) {
+        debug_assert!(self.unit.is_none());
+        (frame..frame + frames).for_each(|frame| self.blanks.forget(frame));
+        let time = self.time_of(packet);
+        self.unit = Some(OpenUnit::new(frame, frames, self.next, time, number));
+    }
+
+    /// Copies a packet into the open unit, into which it fits.
+    pub fn pack(&mut self, packet: &Received) {
+        let Some(mut unit) = self.unit.take() else {
+            return;
+        };
+        let delta = self.time_delta(&unit, packet).unwrap_or(0);
+        let header = self.record_header(packet, delta);
+        let bytes = header.to_bytes(self.checksum(&header, packet));
+        let at = packet.offset as usize;
+        unit.append(&self.map, &self.data, &bytes, at, packet.len);
+        self.unit = Some(unit);
+        self.next += 1;
+        self.skip(packet.frame);
+    }
+
+    /// Ends the open unit: its write, and the frames that it does not need.
+    pub fn end_unit(&mut self) -> Option<(FrameRun, std::ops::Range<u32>)> {
+        let unit = self.unit.take()?;
+        unit.end(&self.map, &self.data);
+        let slots = unit.slots();
+        for index in 0..slots {
+            let header = SlotHeader {
+                index: index as u8,
+                slots: slots as u8,
+                slot: self.slot + index,
+                first: unit.first[index as usize],
+                ..self.slot_header(kind::PACKED)
+            };
+            let start = self.map.start(unit.frame + index) as usize;
+            self.data.write(start, &header.to_bytes());
+        }
+        let header = UnitHeader {
+            first_sequence: unit.sequence,
+            base_time: unit.time,
+            records: unit.records,
+            bytes: unit.bytes,
+            lane: LANE,
+            data_offset: FIRST as u16,
+        }
+        .to_bytes();
+        let start = self.map.start(unit.frame) as usize;
+        self.data
+            .write(start + FIRST as usize - header.len(), &header);
+        let write = self.write_of(unit.frame, slots, unit.number);
+        Some((write, unit.frame + slots..unit.frame + unit.frames))
+    }
+
+    /// Whether a unit is open.
+    pub fn has_unit(&self) -> bool {
+        self.unit.is_some()
+    }
+
+    /// Whether a superblock is due.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.generation - self.checkpointed >= CHECKPOINT
+    }
+
+    /// Reads the loss counters. `true` if more was lost than the superblock on the device says. If they cannot be
+    /// read, recording continues with the known values.
+    pub fn look_at_losses(&mut self, context: &Context) -> bool {
+        if let Ok(stats) = context.statistics() {
+            self.losses.look(&stats);
+        }
+        self.losses.known != self.superblock.losses
+    }
+
+    /// Whether losses are known of which no record was written.
+    pub fn has_losses_to_tell(&self) -> bool {
+        let (known, told) = (&self.losses.known, &self.told);
+        (known.dropped, known.unrecorded) != (told.dropped, told.unrecorded)
+    }
+
+    /// Turns a frame that the caller holds into a record of the losses since the last one. There is room, and no unit is
+    /// open.
+    pub fn tell_losses(&mut self, frame: u32) -> FrameRun {
+        let now = self.wall.wrapping_add(monotonic_ns());
+        let (known, told) = (self.losses.known, self.told);
+        let entries = [
+            (cause::DROPPED, known.dropped - told.dropped),
+            (cause::UNRECORDED, known.unrecorded - told.unrecorded),
+        ];
+        let entries: Vec<LossEntry> = entries
+            .into_iter()
+            .filter(|(_, packets)| *packets > 0)
+            .map(|(cause, packets)| LossEntry {
+                cause,
+                packets,
+                from: self.told_at,
+                to: now,
+            })
+            .collect();
+        self.told = known;
+        self.told_at = now;
+        self.plain_unit(frame, kind::LOSS, now, &LossEntry::body(&entries))
+    }
+
+    /// Turns a frame that the caller holds into a superblock.
+    pub fn checkpoint(&mut self, frame: u32) -> FrameRun {
+        self.checkpointed = self.generation;
+        self.blanks.forget(frame);
+        self.superblock.generation += 1;
+        self.superblock.losses = self.losses.known;
+        self.superblock.newest = self.generation;
+        let bytes = self.superblock.to_bytes();
+        let start = self.map.start(frame) as usize;
+        let size = self.map.frame_size() as usize;
+        self.data.write(start, &bytes);
+        self.data.zero(start + bytes.len(), size - bytes.len());
+        FrameRun {
+            first: frame,
+            frames: 1,
+            lba: self.superblock.super_lba(self.superblock.generation),
+            ..FrameRun::default()
+        }
+    }
+}
