@@ -7,9 +7,9 @@
  *     --mode pipeline|receive|latency   pipeline: unified_pipeline_start. receive: every packet is taken and let
  *                                       go. latency: one thread with the low-level calls, each payload written
  *                                       on its own, its packet-to-completion time kept
- *     --layout payload|slot             of the pipeline (default slot)
+ *     --layout payload|slot|log         of the pipeline (default slot)
  *     --drive inline|thread             (default inline)
- *     --frames N --frame-size N --rings N --sq N --moderation US
+ *     --frames N --frame-size N --rings N --sq N --moderation US --pack-below BYTES
  *     --reserved-pages                  reserved huge pages
  *     --small-pages                     no transparent huge pages for this process
  *     --events                          of the pipeline: an event of each packet, read by this program
@@ -156,7 +156,7 @@ static void await(void)
 		check(count, "Taking events");
 }
 
-static uint32_t moderation_us;
+static uint32_t moderation_us, pack_below;
 
 static void pipeline(uint32_t layout)
 {
@@ -164,8 +164,9 @@ static void pipeline(uint32_t layout)
 		.size = sizeof(config),
 		.at_end = UNIFIED_AT_END_WRAP,
 		.layout = layout,
-		.flags = layout == UNIFIED_LAYOUT_SLOT ? UNIFIED_LOG_NEW : 0,
+		.flags = layout == UNIFIED_LAYOUT_PAYLOAD ? 0 : UNIFIED_LOG_NEW,
 		.moderation_us = moderation_us,
+		.pack_below = pack_below,
 	};
 	struct unified_pipeline_status status = { .size = sizeof(status) };
 
@@ -222,6 +223,8 @@ static void report(void)
 	SAY(bounced);
 	SAY(bounced_bytes);
 	SAY(misplaced);
+	SAY(packed);
+	SAY(packed_bytes);
 	printf("huge_pages=%d\n", info.huge_pages);
 	printf("backend=%s\nzero_copy=%d\nnative=%d\ndirect_io=%d\n", info.backend, info.zero_copy, info.native,
 	       info.direct_io);
@@ -256,6 +259,7 @@ int main(int argc, char **argv)
 		{ "drive", required_argument, NULL, 'd' },	{ "frames", required_argument, NULL, 'n' },
 		{ "frame-size", required_argument, NULL, 's' }, { "rings", required_argument, NULL, 'r' },
 		{ "sq", required_argument, NULL, 'q' },		{ "moderation", required_argument, NULL, 'M' },
+		{ "pack-below", required_argument, NULL, 'P' },
 		{ "reserved-pages", no_argument, NULL, 'H' },	{ "small-pages", no_argument, NULL, 'S' },
 		{ "events", no_argument, NULL, 'e' },
 		{ NULL, 0, NULL, 0 },
@@ -281,7 +285,10 @@ int main(int argc, char **argv)
 			mode = optarg;
 			break;
 		case 'l':
-			layout = one_of(optarg, "payload", "slot") ? UNIFIED_LAYOUT_SLOT : UNIFIED_LAYOUT_PAYLOAD;
+			if (strcmp(optarg, "log") == 0)
+				layout = UNIFIED_LAYOUT_LOG;
+			else
+				layout = one_of(optarg, "payload", "slot") ? UNIFIED_LAYOUT_SLOT : UNIFIED_LAYOUT_PAYLOAD;
 			break;
 		case 'd':
 			config.drive = one_of(optarg, "inline", "thread") ? UNIFIED_DRIVE_THREAD : UNIFIED_DRIVE_INLINE;
@@ -300,6 +307,9 @@ int main(int argc, char **argv)
 			break;
 		case 'M':
 			moderation_us = strtoul(optarg, NULL, 10);
+			break;
+		case 'P':
+			pack_below = strtoul(optarg, NULL, 10);
 			break;
 		case 'e':
 			config.flags &= ~UNIFIED_NO_EVENTS;

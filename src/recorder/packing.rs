@@ -4,10 +4,9 @@
 
 use crate::frame::FrameMap;
 use crate::sys::shm::Shared;
-use crate::unit_log::unit::{MAX_UNIT_SLOTS, RECORD_HEADER_LEN, SLOT_HEADER_LEN, UNIT_HEADER_LEN};
-
-/// Where the records of a unit begin in its first slot.
-pub(super) const FIRST: u32 = (SLOT_HEADER_LEN + UNIT_HEADER_LEN) as u32;
+use crate::unit_log::unit::{
+    CONTENT, MAX_UNIT_SLOTS, RECORD_HEADER_LEN, SLOT_HEADER_LEN, UNIT_HEADER_LEN,
+};
 
 #[derive(Debug)]
 pub(super) struct OpenUnit {
@@ -40,7 +39,7 @@ impl OpenUnit {
             records: 0,
             bytes: 0,
             slot: 0,
-            place: FIRST,
+            place: CONTENT as u32,
             first: [0; MAX_UNIT_SLOTS],
         }
     }

@@ -235,7 +235,7 @@ impl SlotRecorder {
             },
             queue: self.queue,
         };
-        let crc = self.data.crc32c(base + at, packet.len as usize, 0);
+        let crc = self.data.crc32c(base + at, packet.len as usize);
         self.data.write(base, &header.to_bytes(crc));
         self.blanks
             .clear_around(packet.frame, at as u32..at as u32 + packet.len);

@@ -5,7 +5,7 @@
 use super::blank::Blanks;
 use super::disk::Disk;
 use super::losses::{LossCount, wall_offset};
-use super::packing::{FIRST, OpenUnit};
+use super::packing::OpenUnit;
 use super::{Existing, check_empty, name_bytes, random_id};
 use crate::config::KERNEL_HEADROOM;
 use crate::context::Context;
@@ -20,12 +20,12 @@ use crate::sys::shm::Shared;
 use crate::unit_log::scan::find_end;
 use crate::unit_log::superblock::Superblock;
 use crate::unit_log::unit::{
-    LossEntry, MAX_UNIT_SLOTS, RECORD_HEADER_LEN, RecordHeader, SegmentBody, SlotHeader,
+    CONTENT, LossEntry, MAX_UNIT_SLOTS, RECORD_HEADER_LEN, RecordHeader, SegmentBody, SlotHeader,
     UnitHeader, cause, kind, record_flags,
 };
 
 /// Bytes of the headers of a packet in place.
-const HEADERS: usize = FIRST as usize + RECORD_HEADER_LEN;
+const HEADERS: usize = CONTENT + RECORD_HEADER_LEN;
 /// Bytes of a packet that are fetched into the cache ahead of its checksum. The processor fetches the rest by itself.
 const PREFETCH: u32 = 256;
 /// Segments between two superblocks.
@@ -321,17 +321,15 @@ impl UnitRecorder {
             first_sequence: self.next,
             base_time,
             lane: LANE,
-            data_offset: FIRST as u16,
+            data_offset: CONTENT as u16,
             ..UnitHeader::default()
         };
         let start = self.map.start(frame) as usize;
         let size = self.map.frame_size() as usize;
-        self.data.write(start, &self.slot_header(kind).to_bytes());
-        let header = unit.to_bytes();
-        self.data
-            .write(start + FIRST as usize - header.len(), &header);
-        self.data.write(start + FIRST as usize, body);
-        let used = FIRST as usize + body.len();
+        let headers = unit.to_bytes(&self.slot_header(kind));
+        self.data.write(start, &headers);
+        self.data.write(start + CONTENT, body);
+        let used = CONTENT + body.len();
         self.data.zero(start + used, size - used);
         self.write_of(frame, 1, 0)
     }
@@ -392,13 +390,13 @@ impl UnitRecorder {
         }
     }
 
-    fn checksum(&self, header: &RecordHeader, packet: &Received) -> u32 {
-        let sum = header.checksum();
+    /// The checksum of a packet; 0 if packets are not checked.
+    fn checksum(&self, packet: &Received) -> u32 {
         match self.config.unchecked {
-            true => sum,
+            true => 0,
             false => self
                 .data
-                .crc32c(packet.offset as usize, packet.len as usize, sum),
+                .crc32c(packet.offset as usize, packet.len as usize),
         }
     }
 
@@ -416,11 +414,9 @@ impl UnitRecorder {
             data_offset: at as u16,
         };
         let mut headers = [0; HEADERS];
-        let (slot, rest) = headers.split_at_mut(FIRST as usize - unit.to_bytes().len());
-        slot.copy_from_slice(&self.slot_header(kind::PACKET).to_bytes());
-        let (of_unit, of_record) = rest.split_at_mut(rest.len() - RECORD_HEADER_LEN);
-        of_unit.copy_from_slice(&unit.to_bytes());
-        of_record.copy_from_slice(&record.to_bytes(self.checksum(&record, packet)));
+        let (of_unit, of_record) = headers.split_at_mut(CONTENT);
+        of_unit.copy_from_slice(&unit.to_bytes(&self.slot_header(kind::PACKET)));
+        of_record.copy_from_slice(&record.to_bytes(self.checksum(packet)));
         self.data.write(start as usize, &headers);
         self.blanks.clear_around(packet.frame, at..at + packet.len);
         self.next += 1;
@@ -490,7 +486,7 @@ impl UnitRecorder {
         };
         let delta = self.time_delta(&unit, packet).unwrap_or(0);
         let header = self.record_header(packet, delta);
-        let bytes = header.to_bytes(self.checksum(&header, packet));
+        let bytes = header.to_bytes(self.checksum(packet));
         let at = packet.offset as usize;
         unit.append(&self.map, &self.data, &bytes, at, packet.len);
         self.unit = Some(unit);
@@ -503,8 +499,8 @@ impl UnitRecorder {
         let unit = self.unit.take()?;
         unit.end(&self.map, &self.data);
         let slots = unit.slots();
-        for index in 0..slots {
-            let header = SlotHeader {
+        for index in (0..slots).rev() {
+            let slot = SlotHeader {
                 index: index as u8,
                 slots: slots as u8,
                 slot: self.slot + index,
@@ -512,20 +508,20 @@ impl UnitRecorder {
                 ..self.slot_header(kind::PACKED)
             };
             let start = self.map.start(unit.frame + index) as usize;
-            self.data.write(start, &header.to_bytes());
+            if index > 0 {
+                self.data.write(start, &slot.to_bytes());
+                continue;
+            }
+            let header = UnitHeader {
+                first_sequence: unit.sequence,
+                base_time: unit.time,
+                records: unit.records,
+                bytes: unit.bytes,
+                lane: LANE,
+                data_offset: CONTENT as u16,
+            };
+            self.data.write(start, &header.to_bytes(&slot));
         }
-        let header = UnitHeader {
-            first_sequence: unit.sequence,
-            base_time: unit.time,
-            records: unit.records,
-            bytes: unit.bytes,
-            lane: LANE,
-            data_offset: FIRST as u16,
-        }
-        .to_bytes();
-        let start = self.map.start(unit.frame) as usize;
-        self.data
-            .write(start + FIRST as usize - header.len(), &header);
         let write = self.write_of(unit.frame, slots, unit.number);
         Some((write, unit.frame + slots..unit.frame + unit.frames))
     }

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::abi::{RING_NEED_WAKEUP, UnifiedRing};
 use super::abi::{UnifiedCqe, UnifiedSqe};
 use super::mmap::Mapping;
+use crate::crc::crc32c;
 
 /// A range inside a mapping, which it keeps alive. Checked once, when made.
 #[derive(Debug, Clone)]
@@ -106,14 +107,14 @@ impl Shared {
         }
     }
 
-    /// CRC32C of bytes, continued from `crc`, read where they are. Panics on a range outside. Whoever calls it holds the
-    /// bytes: if somebody writes to them all the same, the sum is of old or new ones, or of both.
-    pub fn crc32c(&self, at: usize, len: usize, crc: u32) -> u32 {
+    /// CRC32C of bytes, read where they are. Panics on a range outside. Whoever calls it holds the bytes: if somebody
+    /// writes to them all the same, the sum is of old or new ones, or of both.
+    pub fn crc32c(&self, at: usize, len: usize) -> u32 {
         assert!(self.contains(at, len));
         // SAFETY: the range was just checked to be inside a live mapping, and bytes have no invalid values. By the
         // contract above nobody writes to them while the slice lives, which is this call.
         let bytes = unsafe { std::slice::from_raw_parts(self.pointer(at), len) };
-        crc32c::crc32c_append(crc, bytes)
+        crc32c(bytes)
     }
 
     /// Whether two shared ranges hold the same bytes (at this moment).

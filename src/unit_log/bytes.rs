@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crc32c::crc32c;
+use crate::crc::crc32c;
 
 pub fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) {
     bytes[at..at + N].copy_from_slice(&value);

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::superblock::Superblock;
-use super::unit::{CONTENT, SLOT_HEADER_LEN, SlotHeader, UnitHeader};
+use super::unit::{SlotHeader, UnitHeader};
 use super::units::Unit;
 use crate::error::{Error, Result};
 
@@ -99,7 +99,7 @@ fn end_of_segment(
                 header.tag == log.tag()
                     && (header.generation, header.slot, header.index) == (generation, here, 0)
             });
-            let unit = header.and_then(|_| UnitHeader::read(bytes.get(SLOT_HEADER_LEN..CONTENT)?));
+            let unit = header.and_then(|_| UnitHeader::read(bytes));
             if let Some(unit) = unit {
                 let after = unit.first_sequence.saturating_add(unit.records.into());
                 next = next.max(Some(after));
@@ -153,7 +153,7 @@ pub fn has_unit(log: &Superblock, generation: u64, slot: u32, bytes: &[u8]) -> b
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::unit_log::unit::kind;
+    use crate::unit_log::unit::{CONTENT, kind};
     use proptest::prelude::*;
 
     const SLOTS: u32 = 16;
@@ -186,8 +186,7 @@ mod tests {
                 ..UnitHeader::default()
             };
             let bytes = &mut slots[log.slot_of(generation, slot) as usize];
-            bytes[..SLOT_HEADER_LEN].copy_from_slice(&header.to_bytes());
-            bytes[SLOT_HEADER_LEN..CONTENT].copy_from_slice(&unit.to_bytes());
+            bytes[..CONTENT].copy_from_slice(&unit.to_bytes(&header));
         }
         slots
     }

@@ -2,9 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-use crc32c::{crc32c, crc32c_append};
-
 use super::bytes::{is_sealed, put, seal, u16_at, u32_at, u64_at};
+use crate::crc::crc32c;
 use crate::record::MAX_SEQUENCE;
 
 /// "UNIT".
@@ -50,7 +49,7 @@ pub mod cause {
     pub const UNRECORDED: u16 = 2;
 }
 
-/// At the start of every slot.
+/// At the start of every slot. In the first slot of a unit, the checksum is after the unit's header and covers both.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct SlotHeader {
     pub kind: u8,
@@ -68,26 +67,36 @@ pub struct SlotHeader {
 }
 
 impl SlotHeader {
-    pub fn to_bytes(&self) -> [u8; SLOT_HEADER_LEN] {
-        let mut b = [0; SLOT_HEADER_LEN];
-        put(&mut b, 0, MAGIC.to_le_bytes());
+    fn put(&self, b: &mut [u8]) {
+        put(b, 0, MAGIC.to_le_bytes());
         b[4] = self.kind;
         b[5] = self.index;
         b[6] = self.slots;
-        put(&mut b, 8, self.generation.to_le_bytes());
-        put(&mut b, 16, self.slot.to_le_bytes());
-        put(&mut b, 20, self.tag.to_le_bytes());
-        put(&mut b, 24, self.first.to_le_bytes());
+        put(b, 8, self.generation.to_le_bytes());
+        put(b, 16, self.slot.to_le_bytes());
+        put(b, 20, self.tag.to_le_bytes());
+        put(b, 24, self.first.to_le_bytes());
+    }
+
+    /// Of a slot that is not the first of its unit.
+    pub fn to_bytes(&self) -> [u8; SLOT_HEADER_LEN] {
+        let mut b = [0; SLOT_HEADER_LEN];
+        self.put(&mut b);
         seal(&mut b, 0, SLOT_HEADER_LEN - 4);
         b
     }
 
     /// `None`: there is no valid header.
     pub fn read(slot: &[u8]) -> Option<SlotHeader> {
-        if slot.len() < SLOT_HEADER_LEN
-            || u32_at(slot, 0) != MAGIC
-            || !is_sealed(slot, 0, SLOT_HEADER_LEN - 4)
-        {
+        if slot.len() < SLOT_HEADER_LEN || u32_at(slot, 0) != MAGIC {
+            return None;
+        }
+        let end = if slot[5] == 0 {
+            CONTENT
+        } else {
+            SLOT_HEADER_LEN
+        };
+        if !is_sealed(slot, 0, end - 4) {
             return None;
         }
         let found = SlotHeader {
@@ -123,22 +132,24 @@ pub struct UnitHeader {
 }
 
 impl UnitHeader {
-    pub fn to_bytes(&self) -> [u8; UNIT_HEADER_LEN] {
-        let mut b = [0; UNIT_HEADER_LEN];
-        put(&mut b, 0, self.first_sequence.to_le_bytes());
-        put(&mut b, 8, self.base_time.to_le_bytes());
-        put(&mut b, 16, self.records.to_le_bytes());
-        put(&mut b, 20, self.bytes.to_le_bytes());
-        put(&mut b, 24, self.lane.to_le_bytes());
-        put(&mut b, 26, self.data_offset.to_le_bytes());
-        seal(&mut b, 0, UNIT_HEADER_LEN - 4);
+    /// The start of a unit's first slot, whose own header is `slot`.
+    pub fn to_bytes(&self, slot: &SlotHeader) -> [u8; CONTENT] {
+        let mut b = [0; CONTENT];
+        slot.put(&mut b);
+        let at = SLOT_HEADER_LEN;
+        put(&mut b, at, self.first_sequence.to_le_bytes());
+        put(&mut b, at + 8, self.base_time.to_le_bytes());
+        put(&mut b, at + 16, self.records.to_le_bytes());
+        put(&mut b, at + 20, self.bytes.to_le_bytes());
+        put(&mut b, at + 24, self.lane.to_le_bytes());
+        put(&mut b, at + 26, self.data_offset.to_le_bytes());
+        seal(&mut b, 0, CONTENT - 4);
         b
     }
 
-    pub fn read(b: &[u8]) -> Option<UnitHeader> {
-        if !is_sealed(b, 0, UNIT_HEADER_LEN - 4) {
-            return None;
-        }
+    /// Reads it out of a unit's first slot, whose own header was found valid.
+    pub fn read(slot: &[u8]) -> Option<UnitHeader> {
+        let b = slot.get(SLOT_HEADER_LEN..CONTENT)?;
         let found = UnitHeader {
             first_sequence: u64_at(b, 0),
             base_time: u64_at(b, 8),
@@ -169,7 +180,8 @@ pub struct RecordHeader {
 }
 
 impl RecordHeader {
-    fn fields(&self) -> [u8; RECORD_HEADER_LEN] {
+    /// `crc`: of the packet; 0 if the record is `UNCHECKED`.
+    pub fn to_bytes(&self, crc: u32) -> [u8; RECORD_HEADER_LEN] {
         let mut b = [0; RECORD_HEADER_LEN];
         put(&mut b, 0, self.stored_len.to_le_bytes());
         put(&mut b, 2, self.original_len.to_le_bytes());
@@ -181,19 +193,17 @@ impl RecordHeader {
         b[15] = self.flags;
         b[16] = self.interface;
         put(&mut b, 18, self.queue.to_le_bytes());
+        let sum = RecordHeader::sum(&b, crc);
+        put(&mut b, RECORD_HEADER_LEN - 4, sum.to_le_bytes());
         b
     }
 
-    /// The CRC32C of the fields. That of the packet is continued from it.
-    pub fn checksum(&self) -> u32 {
-        crc32c(&self.fields()[..RECORD_HEADER_LEN - 4])
-    }
-
-    /// `crc`: of the fields and, unless the record is `UNCHECKED`, of the packet.
-    pub fn to_bytes(&self, crc: u32) -> [u8; RECORD_HEADER_LEN] {
-        let mut b = self.fields();
-        put(&mut b, RECORD_HEADER_LEN - 4, crc.to_le_bytes());
-        b
+    /// The CRC32C of the fields, followed by that of the packet.
+    fn sum(b: &[u8], crc: u32) -> u32 {
+        let mut summed = [0; RECORD_HEADER_LEN];
+        summed.copy_from_slice(&b[..RECORD_HEADER_LEN]);
+        put(&mut summed, RECORD_HEADER_LEN - 4, crc.to_le_bytes());
+        crc32c(&summed)
     }
 
     /// Reads a header, whose checksum is not looked at before `matches`.
@@ -217,11 +227,11 @@ impl RecordHeader {
 
     /// Whether the checksum in the header's bytes is right, and the payload lies in the packet.
     pub fn matches(&self, b: &[u8], packet: &[u8]) -> bool {
-        let sum = crc32c(&b[..RECORD_HEADER_LEN - 4]);
-        let sum = match self.flags & record_flags::UNCHECKED {
-            0 => crc32c_append(sum, packet),
-            _ => sum,
+        let crc = match self.flags & record_flags::UNCHECKED {
+            0 => crc32c(packet),
+            _ => 0,
         };
+        let sum = RecordHeader::sum(b, crc);
         let payload = usize::from(self.payload_offset) + usize::from(self.payload_len);
         sum == u32_at(b, RECORD_HEADER_LEN - 4) && payload <= packet.len()
     }
@@ -334,7 +344,10 @@ mod tests {
             lane: 9,
             data_offset: 10,
         };
-        assert_eq!(UnitHeader::read(&unit.to_bytes()), Some(unit));
+        let head = SlotHeader { index: 0, ..slot };
+        let first = unit.to_bytes(&head);
+        assert_eq!(SlotHeader::read(&first), Some(head));
+        assert_eq!(UnitHeader::read(&first), Some(unit));
         let record = RecordHeader {
             stored_len: 100,
             original_len: 1500,
@@ -348,7 +361,7 @@ mod tests {
             queue: 300,
         };
         let packet = [9; 100];
-        let bytes = record.to_bytes(crc32c_append(record.checksum(), &packet));
+        let bytes = record.to_bytes(crc32c(&packet));
         assert_eq!(RecordHeader::read(&bytes), Some(record));
         assert!(record.matches(&bytes, &packet));
         assert!(!record.matches(&bytes, &[8; 100]));
@@ -373,10 +386,10 @@ mod tests {
             bad[at] ^= 1;
             assert!(SlotHeader::read(&bad).is_none(), "byte {at}");
         }
-        for at in 0..UNIT_HEADER_LEN {
-            let mut bad = unit.to_bytes();
+        for at in 0..CONTENT {
+            let mut bad = first;
             bad[at] ^= 1;
-            assert!(UnitHeader::read(&bad).is_none(), "byte {at}");
+            assert!(SlotHeader::read(&bad).is_none(), "byte {at}");
         }
     }
 }

@@ -69,10 +69,7 @@ impl Unit {
                 return Err(Flaw::Damaged);
             }
         }
-        let header = bytes
-            .get(SLOT_HEADER_LEN..CONTENT)
-            .and_then(UnitHeader::read)
-            .ok_or(Flaw::Damaged)?;
+        let header = UnitHeader::read(bytes).ok_or(Flaw::Damaged)?;
         Ok(Unit {
             kind: first.kind,
             slots: first.slots.into(),
@@ -159,8 +156,8 @@ impl Unit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crc::crc32c;
     use crate::unit_log::unit::{MAX_UNIT_SLOTS, UNIT_HEADER_LEN};
-    use crc32c::crc32c_append;
     use proptest::prelude::*;
 
     fn log() -> Superblock {
@@ -176,8 +173,7 @@ mod tests {
                 original_len: packet.len() as u16,
                 ..RecordHeader::default()
             };
-            let crc = crc32c_append(record.checksum(), packet);
-            stream.extend_from_slice(&record.to_bytes(crc));
+            stream.extend_from_slice(&record.to_bytes(crc32c(packet)));
             stream.extend_from_slice(packet);
         }
         let size = log.slot_size as usize;
@@ -194,8 +190,9 @@ mod tests {
                 tag: log.tag(),
                 first: 0,
             };
-            out.extend_from_slice(&header.to_bytes());
-            if index == 0 {
+            if index > 0 {
+                out.extend_from_slice(&header.to_bytes());
+            } else {
                 let unit = UnitHeader {
                     first_sequence: 10,
                     base_time: 1000,
@@ -204,7 +201,7 @@ mod tests {
                     lane: 0,
                     data_offset: CONTENT as u16,
                 };
-                out.extend_from_slice(&unit.to_bytes());
+                out.extend_from_slice(&unit.to_bytes(&header));
             }
             let room = (index + 1) * size - out.len();
             let part: Vec<u8> = stream.drain(..room.min(stream.len())).collect();
@@ -257,9 +254,8 @@ mod tests {
             let log = log();
             let mut bytes = content;
             let header = SlotHeader { kind, index: 0, slots, generation: 1, slot: 0, tag: log.tag(), first: 0 };
-            bytes[..SLOT_HEADER_LEN].copy_from_slice(&header.to_bytes());
             let unit = UnitHeader { records, bytes: length, data_offset: offset, ..UnitHeader::default() };
-            bytes[SLOT_HEADER_LEN..CONTENT].copy_from_slice(&unit.to_bytes());
+            bytes[..CONTENT].copy_from_slice(&unit.to_bytes(&header));
             for place in 1..usize::from(slots) {
                 let header = SlotHeader { index: place as u8, slot: place as u32, ..header };
                 if let Some(slot) = bytes.get_mut(place * 512..place * 512 + SLOT_HEADER_LEN) {
