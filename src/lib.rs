@@ -32,7 +32,6 @@ pub mod capi;
 pub mod config;
 pub mod context;
 pub mod counters;
-pub mod crc;
 pub mod end;
 pub mod error;
 pub mod frame;

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod completions;
+mod filling;
 mod packets;
 mod runs;
 mod units;

@@ -8,8 +8,8 @@
 
 #![forbid(unsafe_code)]
 
-use crate::crc::crc32c;
 use crate::error::{Error, Result};
+use crate::sys::crc::crc32c;
 
 pub const HEADER_LEN: usize = 64;
 pub const VERSION: u16 = 1;

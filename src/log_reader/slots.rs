@@ -339,7 +339,7 @@ mod tests {
     impl Disk {
         fn put(&self, sequence: u64) {
             let packet = format!("packet {sequence}");
-            let sum = crate::crc::crc32c(packet.as_bytes());
+            let sum = crate::sys::crc::crc32c(packet.as_bytes());
             let header = Header {
                 sequence,
                 log_id: self.log.log_id,

@@ -4,55 +4,18 @@
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::packets::{PREFETCH, Packets};
 use super::write_target::WriteTarget;
 use super::{Progress, SEGMENT};
 use crate::error::Result;
-use crate::frame::Freed;
-use crate::lane::{FrameRun, Lane, RxSideGuard};
+use crate::lane::{FrameRun, RxSideGuard};
 use crate::net::rx::Received;
 use crate::recorder::UnitRecorder;
 
 /// The device is the bound if more than this part of all frames is in flight, until less than half of it is.
 const BOUND: u64 = 4;
-
-/// What is on its way into units.
-#[derive(Debug, Default)]
-pub(super) struct Filling {
-    /// Neighbouring frames whose packets were copied into the open unit, and are still held.
-    copied: Range<u32>,
-    bytes: u64,
-    into: u32,
-    freed: Freed,
-    /// Packets of the open unit, and when it was opened.
-    unsubmitted: u64,
-    since: Option<Instant>,
-    /// Frames that were submitted.
-    submitted: u64,
-    bound: bool,
-}
-
-impl Filling {
-    pub fn is_open(&self) -> bool {
-        self.since.is_some()
-    }
-
-    fn is_older(&self, than: Duration) -> bool {
-        self.since.is_some_and(|since| since.elapsed() >= than)
-    }
-
-    /// The copied frames join their unit.
-    fn settle(&mut self, lane: &Lane) -> Result<()> {
-        let copied = std::mem::take(&mut self.copied);
-        if copied.is_empty() {
-            return Ok(());
-        }
-        let (count, bytes) = (copied.len() as u32, std::mem::take(&mut self.bytes));
-        lane.pack(copied.start, count, bytes, self.into, &mut self.freed)
-    }
-}
 
 impl<'a> Packets<'a> {
     fn units(&mut self) -> &mut UnitRecorder {

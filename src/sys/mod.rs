@@ -3,6 +3,7 @@
 pub mod abi;
 pub mod blkid;
 pub mod bpf;
+pub mod crc;
 pub mod ethtool;
 pub mod event;
 pub mod file;

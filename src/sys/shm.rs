@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 #[cfg(not(loom))]
 use super::abi::{RING_NEED_WAKEUP, UnifiedRing};
 use super::abi::{UnifiedCqe, UnifiedSqe};
+use super::crc::crc32c;
 use super::mmap::Mapping;
-use crate::crc::crc32c;
 
 /// A range inside a mapping, which it keeps alive. Checked once, when made.
 #[derive(Debug, Clone)]

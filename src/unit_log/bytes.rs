@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::crc::crc32c;
+use crate::sys::crc::crc32c;
 
 pub fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) {
     bytes[at..at + N].copy_from_slice(&value);

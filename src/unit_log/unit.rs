@@ -3,8 +3,8 @@
 #![forbid(unsafe_code)]
 
 use super::bytes::{is_sealed, put, seal, u16_at, u32_at, u64_at};
-use crate::crc::crc32c;
 use crate::record::MAX_SEQUENCE;
+use crate::sys::crc::crc32c;
 
 /// "UNIT".
 const MAGIC: u32 = u32::from_le_bytes(*b"UNIT");

@@ -156,7 +156,7 @@ impl Unit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crc::crc32c;
+    use crate::sys::crc::crc32c;
     use crate::unit_log::unit::{MAX_UNIT_SLOTS, UNIT_HEADER_LEN};
     use proptest::prelude::*;
 

@@ -471,7 +471,7 @@ mod tests {
             payload_offset: 64,
             ..Header::default()
         };
-        let mut record = header.to_bytes(crate::crc::crc32c(&packet)).to_vec();
+        let mut record = header.to_bytes(crate::sys::crc::crc32c(&packet)).to_vec();
         record.extend_from_slice(&packet);
         let record_at = 0x1_0000;
         let mut marks = vec![(record_at, record.as_slice())];

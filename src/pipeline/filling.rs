@@ -1,0 +1,45 @@
+//! What is on its way into the units of a log of version 2.
+
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use crate::error::Result;
+use crate::frame::Freed;
+use crate::lane::Lane;
+
+#[derive(Debug, Default)]
+pub(super) struct Filling {
+    /// Neighbouring frames whose packets were copied into the open unit, and are still held.
+    pub copied: Range<u32>,
+    pub bytes: u64,
+    pub into: u32,
+    pub freed: Freed,
+    /// Packets of the open unit, and when it was opened.
+    pub unsubmitted: u64,
+    pub since: Option<Instant>,
+    /// Frames that were submitted.
+    pub submitted: u64,
+    pub bound: bool,
+}
+
+impl Filling {
+    pub fn is_open(&self) -> bool {
+        self.since.is_some()
+    }
+
+    pub fn is_older(&self, than: Duration) -> bool {
+        self.since.is_some_and(|since| since.elapsed() >= than)
+    }
+
+    /// The copied frames join their unit.
+    pub fn settle(&mut self, lane: &Lane) -> Result<()> {
+        let copied = std::mem::take(&mut self.copied);
+        if copied.is_empty() {
+            return Ok(());
+        }
+        let (count, bytes) = (copied.len() as u32, std::mem::take(&mut self.bytes));
+        lane.pack(copied.start, count, bytes, self.into, &mut self.freed)
+    }
+}
