@@ -923,8 +923,7 @@ struct unified_pipeline_status {
   /**
    * UNIFIED_LAYOUT_LOG: the value in use of unified_pipeline_config.pack_below. 0 in the other layouts.
    */
-  uint32_t pack_below;
-  uint32_t reserved;
+  uint64_t pack_below;
 };
 
 /**

@@ -382,7 +382,7 @@ pub fn refuse_version(name: &str, version: u16) -> Error {
     Error::new(
         libc::EPROTONOSUPPORT,
         format!(
-            "'{name}' holds a log of version {version}, and this library knows version {VERSION}: read it with a newer \
+            "'{name}' holds a log of version {version}, and this library knows 1 and 2: read it with a newer \
              one, or begin a new log over it with UNIFIED_LOG_NEW"
         ),
     )

@@ -33,8 +33,14 @@ const MARK: &[u8; 8] = b"durable:";
 
 /// All but the last MiB, where the notes are.
 fn recording(blocks: u64) -> PipelineConfig {
+    // Packed: what a power cut does to a unit of several packets is the question.
+    let layout = std::env::var("UNIFIED_TEST_CUT_LAYOUT");
     PipelineConfig {
-        layout: StoreLayout::Slot,
+        layout: match layout.as_deref() {
+            Ok("log") => StoreLayout::Log,
+            _ => StoreLayout::Slot,
+        },
+        pack_below: Some(u32::MAX),
         blocks: blocks - 2048,
         flush_writes: Some(64),
         flush_interval: Some(Duration::from_millis(50)),

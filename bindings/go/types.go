@@ -256,8 +256,7 @@ type PipelineStatus struct {
 	Completed     uint64
 	Durable       uint64
 	Flushes       uint64
-	PackBelow     uint32
-	reserved      uint32
+	PackBelow     uint64
 }
 
 // LogRecord is one thing found in a log.

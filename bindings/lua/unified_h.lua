@@ -213,8 +213,7 @@ struct unified_pipeline_status {
   uint64_t completed;
   uint64_t durable;
   uint64_t flushes;
-  uint32_t pack_below;
-  uint32_t reserved;
+  uint64_t pack_below;
 };
 struct unified_log_record {
   uint64_t size;

@@ -259,8 +259,7 @@ exports.structs = {
     completed: 'uint64_t',
     durable: 'uint64_t',
     flushes: 'uint64_t',
-    pack_below: 'uint32_t',
-    reserved: 'uint32_t',
+    pack_below: 'uint64_t',
   }),
   unified_log_record: koffi.struct('unified_log_record', {
     size: 'uint64_t',

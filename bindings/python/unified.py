@@ -115,7 +115,7 @@ class _pipeline_config(c.Structure):
 
 class _pipeline_status(c.Structure):
     _fields_ = _fields("u64 size next_lba wraps submitted stored failed payload_bytes no_space empty, u32 running,"
-                       " i32 error, u64 first_sequence completed durable flushes, u32 pack_below reserved")
+                       " i32 error, u64 first_sequence completed durable flushes pack_below")
 
 
 class _log_record(c.Structure):

@@ -124,8 +124,7 @@ unsafe fn fill(to: *mut unified_pipeline_status, s: &PipelineStatus) -> Result<(
         completed: s.completed,
         durable: s.durable,
         flushes: s.flushes,
-        pack_below: s.pack_below,
-        reserved: 0,
+        pack_below: s.pack_below.into(),
     };
     // SAFETY: the caller's promise.
     unsafe { put_sized(to, filled, STATUS) }

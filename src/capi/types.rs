@@ -508,8 +508,7 @@ pub struct unified_pipeline_status {
     /// Completed flushes.
     pub flushes: u64,
     /// UNIFIED_LAYOUT_LOG: the value in use of unified_pipeline_config.pack_below. 0 in the other layouts.
-    pub pack_below: u32,
-    pub reserved: u32,
+    pub pack_below: u64,
 }
 
 /// unified_log_record.kind: a record.

@@ -18,6 +18,7 @@ use crate::record::{
 };
 use crate::sys::event::monotonic_ns;
 use crate::sys::shm::Shared;
+use crate::unit_log::superblock as unit_log;
 
 /// Records between two superblocks that record the log's progress.
 const CHECKPOINT: u64 = 16384;
@@ -73,8 +74,19 @@ impl SlotRecorder {
             let version = copies
                 .iter()
                 .find_map(|copy| Superblock::unknown_version(copy));
-            if let Some(version) = version {
-                return Err(refuse_version(&info.device, version));
+            match version {
+                None => {}
+                Some(unit_log::VERSION) => {
+                    return Err(Error::new(
+                        libc::EINVAL,
+                        format!(
+                            "'{}' holds a log of version 2: continue it with UNIFIED_LAYOUT_LOG, or begin a new log over it \
+                             with UNIFIED_LOG_NEW",
+                            info.device
+                        ),
+                    ));
+                }
+                Some(version) => return Err(refuse_version(&info.device, version)),
             }
             // One readable copy is enough. Without any, the range may hold a log that cannot be read.
             if found.is_none() && copies.iter().any(|copy| is_unreadable(copy)) {

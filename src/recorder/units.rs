@@ -29,7 +29,7 @@ const HEADERS: usize = CONTENT + RECORD_HEADER_LEN;
 /// Bytes of a packet that are fetched into the cache ahead of its checksum. The processor fetches the rest by itself.
 const PREFETCH: u32 = 256;
 /// Segments between two superblocks.
-const CHECKPOINT: u64 = 64;
+const CHECKPOINT: u64 = 16;
 /// The lane that writes. There is one.
 const LANE: u16 = 0;
 

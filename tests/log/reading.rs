@@ -106,11 +106,12 @@ fn records_behind_failed_writes_are_found_again() {
 }
 
 /// Runs in a process of its own (see below): records until it is killed, and says what is completed.
-fn record_until_killed(veth: &str, path: &str) {
+fn record_until_killed(veth: &str, path: &str, layout: StoreLayout) {
     let config = config(veth, path, 3000, Drive::Thread);
     let context = Arc::new(Context::open(&config).unwrap());
     let wraps = PipelineConfig {
         at_end: AtEnd::Wrap,
+        layout,
         ..slots()
     };
     let pipeline = Pipeline::start(context, wraps).unwrap();
@@ -125,13 +126,24 @@ fn record_until_killed(veth: &str, path: &str) {
 #[test]
 fn killed_at_any_moment_it_loses_nothing_that_was_completed() {
     if let Ok(args) = std::env::var("UNIFIED_TEST_RECORD") {
-        let (veth, path) = args.split_once(' ').unwrap();
-        return record_until_killed(veth, path);
+        let mut args = args.split(' ');
+        let [veth, path, layout] = [(); 3].map(|()| args.next().unwrap());
+        let layout = match layout {
+            "log" => StoreLayout::Log,
+            _ => StoreLayout::Slot,
+        };
+        return record_until_killed(veth, path, layout);
     }
     if !is_root("killed_at_any_moment_it_loses_nothing_that_was_completed") {
         return;
     }
     let rounds = if common::is_full_tier() { 50 } else { 8 };
+    for layout in ["slot", "log"] {
+        killed_again_and_again(layout, rounds);
+    }
+}
+
+fn killed_again_and_again(layout: &str, rounds: u32) {
     let veth = Veth::new();
     let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "killed");
     let mut end = 0;
@@ -141,7 +153,7 @@ fn killed_at_any_moment_it_loses_nothing_that_was_completed() {
             .arg("killed_at_any_moment_it_loses_nothing_that_was_completed")
             .env(
                 "UNIFIED_TEST_RECORD",
-                format!("{} {}", veth.host, file.path()),
+                format!("{} {} {layout}", veth.host, file.path()),
             )
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -234,7 +234,7 @@ fn the_two_versions_are_not_mixed() {
     let veth = Veth::new();
     for (old, new, errno) in [
         (slots(), units(), libc::EINVAL),
-        (units(), slots(), libc::EPROTONOSUPPORT),
+        (units(), slots(), libc::EINVAL),
     ] {
         let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "versions");
         let config = config(&veth.host, file.path(), 400, Drive::Inline);

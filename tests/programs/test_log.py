@@ -159,14 +159,14 @@ def test_a_log_of_a_later_version_is_refused_and_kept(network, device, start):
         for at in (0, 2048):
             file.seek(at)
             block = bytearray(file.read(128))
-            block[8:10] = struct.pack("<H", 2)
+            block[8:10] = struct.pack("<H", 3)
             block[124:] = struct.pack("<I", crc32c(block[:124]))
             file.seek(at)
             file.write(block)
     before = device.read_bytes()
     for command in ([EXPORT, "report", device], [RECORDER, "show", device], [RECORDER, "record", network.near, device, 1]):
         refused = call(*command)
-        assert refused.returncode != 0 and "a log of version 2" in refused.stdout, refused.stdout
+        assert refused.returncode != 0 and "a log of version 3" in refused.stdout, refused.stdout
     assert device.read_bytes() == before
 
 

@@ -43,11 +43,11 @@ class Suite:
         self.heavy = {}
         self.target = None
         self.traffic = None
-        # A test that has a guest for itself, and its program, half of which runs here.
-        self.power_cut = None
+        # Tests that have a guest each for themselves, and whose program's other half runs here.
+        self.power_cuts = []
 
     def select(self, patterns):
-        tests = [*self.tests, self.power_cut]
+        tests = [*self.tests, *self.power_cuts]
         if not patterns:
             return tests
         if PEERS.name in patterns:
@@ -95,7 +95,8 @@ def build():
     for script in sorted((HERE / "guest").glob("*.sh")):
         suite.files[f"tests/{script.name}"] = script
         suite.tests.append(Test(script.stem, f"/bin/sh /tests/{script.name}"))
-    suite.power_cut = Test("power_cut", "/tests/power_cut --exact records_until_the_power_is_cut --nocapture")
+    cut = "/tests/power_cut --exact records_until_the_power_is_cut --nocapture"
+    suite.power_cuts = [Test("power_cut", cut), Test("power_cut_log", f"env UNIFIED_TEST_CUT_LAYOUT=log {cut}")]
     suite.files["tests/other.bpf.o"] = compile_bpf(suite, HERE / "guest" / "other.bpf.c")
     return suite
 
