@@ -5,7 +5,7 @@
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use unified::record::{HEADER_LEN, Header, MAX_SEQUENCE, MIN_SLOTS, SUPER_LEN, Superblock};
-use unified::recorder::{HOLE, find_end, newest_superblock};
+use unified::log_scan::{HOLE, find_end, newest_superblock};
 
 #[derive(Debug, Arbitrary)]
 struct Input {

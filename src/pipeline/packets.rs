@@ -88,7 +88,8 @@ pub(super) struct Packets<'a> {
     pub(super) target: WriteTarget,
     pub(super) runs: Runs,
     pub(super) filling: Filling,
-    pub(super) frame_size: u32,
+    /// Blocks of a frame on the device.
+    pub(super) slot_blocks: u32,
     flusher: Flusher,
     /// The longest time between two polls while packets come.
     pub(super) moderation: Duration,
@@ -113,7 +114,7 @@ impl<'a> Packets<'a> {
             target,
             runs: Runs::default(),
             filling: Filling::default(),
-            frame_size: context.info().frame_size,
+            slot_blocks: lane.blocks_of(context.info().frame_size),
             flusher: Flusher {
                 writes: config.flush_writes.map(u64::from),
                 interval: config.flush_interval,
@@ -447,7 +448,7 @@ impl<'a> Packets<'a> {
     }
 
     fn submit_parts(&self, run: &FrameRun, done: &mut u32) -> Result<()> {
-        let step = self.lane.blocks_of(self.frame_size);
+        let step = self.slot_blocks;
         while *done < run.frames {
             let part = FrameRun {
                 first: run.first + *done,

@@ -71,15 +71,18 @@ pub(super) struct Runs {
 }
 
 impl Runs {
+    /// Whether a frame lies after those of the open run, which can grow.
+    pub fn continues(&self, frame: u32) -> bool {
+        let open = &self.open;
+        open.frames > 0 && open.frames < self.longest && frame == open.first + open.frames
+    }
+
     /// Adds a write of a whole frame. `false`: it is no neighbour of the open run, which is to be submitted first.
     pub fn join(&mut self, next: &FrameRun, step: u32) -> bool {
-        let open = &mut self.open;
-        let neighbours = open.frames > 0
-            && open.frames < self.longest
-            && next.first == open.first + open.frames
-            && next.lba == open.lba + u64::from(open.frames * step);
+        let neighbours = self.continues(next.first)
+            && next.lba == self.open.lba + u64::from(self.open.frames * step);
         if neighbours {
-            open.frames += 1;
+            self.open.frames += 1;
         }
         neighbours
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::packets::{PREFETCH, Packets};
 use super::write_target::WriteTarget;
-use super::{Progress, SEGMENT};
+use super::{BATCH, Progress, SEGMENT, WINDOW};
 use crate::error::Result;
 use crate::lane::{FrameRun, RxSideGuard};
 use crate::net::rx::Received;
@@ -16,6 +16,8 @@ use crate::recorder::UnitRecorder;
 
 /// The device is the bound if more than this part of all frames is in flight, until less than half of it is.
 const BOUND: u64 = 4;
+/// Packets that are published together, at most.
+const PUBLISH: usize = 1024;
 
 impl<'a> Packets<'a> {
     fn units(&mut self) -> &mut UnitRecorder {
@@ -43,7 +45,7 @@ impl<'a> Packets<'a> {
         self.see_bound();
         let log = self.units();
         log.look_at_clock();
-        let most = log.most_outstanding();
+        let most = log.most_outstanding().min(WINDOW - 1);
         batch
             .iter()
             .take(PREFETCH)
@@ -60,17 +62,20 @@ impl<'a> Packets<'a> {
                 })?;
                 self.completed = progress.completed.load(Ordering::Acquire);
             }
-            let stored;
-            (rx_side, stored) = self.store_one(rx_side, packet, number)?;
-            if stored {
-                number += 1;
-                payload_bytes += u64::from(packet.headers.payload_len);
-            } else {
-                progress.fail(libc::ENOSPC);
-                progress.no_space.add(1);
-                self.target.skip(packet);
-                lane.frame_release(packet.frame)?;
+            if !self.store_fast(packet, number)? {
+                let stored;
+                (rx_side, stored) = self.store_one(rx_side, packet, number)?;
+                if !stored {
+                    progress.fail(libc::ENOSPC);
+                    progress.no_space.add(1);
+                    self.target.skip(packet);
+                    lane.frame_release(packet.frame)?;
+                    *done = place + 1;
+                    continue;
+                }
             }
+            number += 1;
+            payload_bytes += u64::from(packet.headers.payload_len);
             *done = place + 1;
         }
         self.filling.settle(lane)?;
@@ -81,7 +86,12 @@ impl<'a> Packets<'a> {
             .next_lba
             .store(self.target.next_lba(), Ordering::Relaxed);
         progress.wraps.store(self.target.wraps(), Ordering::Relaxed);
-        lane.kick(&mut rx_side);
+        // Each publication may wake the storage thread. While more packets are there, it can wait for them.
+        self.filling.unpublished += batch.len();
+        if batch.len() < BATCH || self.filling.unpublished >= PUBLISH {
+            self.filling.unpublished = 0;
+            lane.kick(&mut rx_side);
+        }
         Ok(())
     }
 
@@ -107,6 +117,38 @@ impl<'a> Packets<'a> {
         self.filling.bound = in_flight > if self.filling.bound { limit / 2 } else { limit };
     }
 
+    /// Stores one packet in the usual cases: into the open unit, or next to the packet before it. `false`: it is another case,
+    /// and nothing was done.
+    #[inline(always)]
+    fn store_fast(&mut self, packet: &Received, number: u64) -> Result<bool> {
+        let WriteTarget::Units(log) = &mut self.target else {
+            return Ok(false);
+        };
+        let filling = &mut self.filling;
+        if log.packs(packet, filling.bound) {
+            let Some(unit) = log.pack(packet) else {
+                return Ok(false);
+            };
+            if filling.copied.end != packet.frame || filling.into != unit {
+                filling.settle(self.lane)?;
+                filling.copied = packet.frame..packet.frame;
+                filling.into = unit;
+            }
+            filling.copied.end += 1;
+            filling.bytes += u64::from(packet.len);
+            filling.unsubmitted += 1;
+            return Ok(true);
+        }
+        if filling.is_open() || log.room() == 0 || !self.runs.continues(packet.frame) {
+            return Ok(false);
+        }
+        let next = log.in_place(packet, number);
+        filling.submitted += 1;
+        let joined = self.runs.join(&next, self.slot_blocks);
+        debug_assert!(joined, "it was asked, and the next slot follows");
+        Ok(true)
+    }
+
     /// Stores one packet. `false`: the log is full.
     fn store_one(
         &mut self,
@@ -116,27 +158,15 @@ impl<'a> Packets<'a> {
     ) -> Result<(RxSideGuard<'a>, bool)> {
         let bound = self.filling.bound;
         if self.units().packs(packet, bound) {
-            let mut unit = self.units().unit_for(packet);
-            if unit.is_none() {
-                rx_side = self.end_unit(rx_side)?;
-                let room;
-                (rx_side, room) = self.make_room(rx_side)?;
-                if !room {
-                    return Ok((rx_side, false));
-                }
-                (rx_side, unit) = self.begin_unit(rx_side, packet, number)?;
+            rx_side = self.end_unit(rx_side)?;
+            let room;
+            (rx_side, room) = self.make_room(rx_side)?;
+            if !room {
+                return Ok((rx_side, false));
             }
-            if let Some(unit) = unit {
-                self.units().pack(packet);
-                let filling = &mut self.filling;
-                if filling.copied.end != packet.frame || filling.copied.is_empty() {
-                    filling.settle(self.lane)?;
-                    filling.copied = packet.frame..packet.frame;
-                    filling.into = unit;
-                }
-                filling.copied.end += 1;
-                filling.bytes += u64::from(packet.len);
-                filling.unsubmitted += 1;
+            let begun;
+            (rx_side, begun) = self.begin_unit(rx_side, packet, number)?;
+            if begun && self.store_fast(packet, number)? {
                 return Ok((rx_side, true));
             }
         }
@@ -148,21 +178,20 @@ impl<'a> Packets<'a> {
         }
         let next = self.units().in_place(packet, number);
         self.filling.submitted += 1;
-        let step = self.lane.blocks_of(self.frame_size);
-        if !self.runs.join(&next, step) {
+        if !self.runs.join(&next, self.slot_blocks) {
             rx_side = self.end_run(rx_side)?;
             self.runs.begin(next, self.lane.longest_run(next.first));
         }
         Ok((rx_side, true))
     }
 
-    /// Opens a unit that begins with a packet. `None`: the packet is to be stored in its own frame, since none is free.
+    /// Opens a unit that begins with a packet. `false`: the packet is to be stored in its own frame, since none is free.
     fn begin_unit(
         &mut self,
         mut rx_side: RxSideGuard<'a>,
         packet: &Received,
         number: u64,
-    ) -> Result<(RxSideGuard<'a>, Option<u32>)> {
+    ) -> Result<(RxSideGuard<'a>, bool)> {
         let lane = self.lane;
         let wanted = self.units().frames_of_unit().min(lane.longest_run(0));
         loop {
@@ -171,12 +200,12 @@ impl<'a> Packets<'a> {
                     lane.arrive_with(packet.frame, first);
                     self.units().begin_unit(first, count, packet, number);
                     self.filling.since = Some(Instant::now());
-                    return Ok((rx_side, Some(first)));
+                    return Ok((rx_side, true));
                 }
                 self.release(first..first + count);
             }
             if self.units().takes_in_place(packet) {
-                return Ok((rx_side, None));
+                return Ok((rx_side, false));
             }
             rx_side = self.wait_for_frames(rx_side)?;
         }

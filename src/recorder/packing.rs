@@ -13,6 +13,8 @@ pub(super) struct OpenUnit {
     /// Neighbouring frames, which the caller holds.
     pub frame: u32,
     pub frames: u32,
+    /// Most bytes of records.
+    capacity: u32,
     /// Sequence number and time of its first packet.
     pub sequence: u64,
     pub time: u64,
@@ -29,10 +31,19 @@ pub(super) struct OpenUnit {
 }
 
 impl OpenUnit {
-    pub fn new(frame: u32, frames: u32, sequence: u64, time: u64, number: u64) -> OpenUnit {
+    pub fn new(
+        frame: u32,
+        frames: u32,
+        slot_size: u32,
+        sequence: u64,
+        time: u64,
+        number: u64,
+    ) -> OpenUnit {
+        debug_assert!(frames <= MAX_UNIT_SLOTS as u32);
         OpenUnit {
             frame,
-            frames: frames.min(MAX_UNIT_SLOTS as u32),
+            frames,
+            capacity: OpenUnit::capacity(frames, slot_size),
             sequence,
             time,
             number,
@@ -58,8 +69,9 @@ impl OpenUnit {
         (self.bytes + more + UNIT_HEADER_LEN as u32).div_ceil(room)
     }
 
-    pub fn fits(&self, len: u32, slot_size: u32) -> bool {
-        self.slots_with(RECORD_HEADER_LEN as u32 + len, slot_size) <= self.frames
+    /// Whether a packet of `len` bytes fits.
+    pub fn fits(&self, len: u32) -> bool {
+        self.bytes + RECORD_HEADER_LEN as u32 + len <= self.capacity
     }
 
     /// Slots that it has.
@@ -68,6 +80,7 @@ impl OpenUnit {
     }
 
     /// Appends a record, which must fit: its header, and `len` bytes from `at` of the data buffers.
+    #[inline(always)]
     pub fn append(&mut self, map: &FrameMap, data: &Shared, header: &[u8], at: usize, len: u32) {
         let size = map.frame_size();
         if self.place == size {

@@ -253,8 +253,8 @@ impl UnitRecorder {
     /// How many packets may be outstanding: fewer than have room in all segments but the one that is overwritten next.
     /// Each has at most one slot of its own, or its part of a unit that is full of others but for one slot.
     pub fn most_outstanding(&self) -> u64 {
-        (self.superblock.segments - 1) * u64::from(self.superblock.segment_slots) / 2
-            - MAX_UNIT_SLOTS as u64
+        let half = (self.superblock.segments - 1) * u64::from(self.superblock.segment_slots) / 2;
+        half - MAX_UNIT_SLOTS as u64
     }
 
     /// Whether no slot is left for a packet, in a log that does not wrap.
@@ -424,6 +424,7 @@ impl UnitRecorder {
     }
 
     /// Whether a packet is packed rather than stored in its frame. `bound`: the device is slower than the packets.
+    #[inline(always)]
     pub fn packs(&self, packet: &Received, bound: bool) -> bool {
         if packet.len < self.config.pack_below || bound || !self.takes_in_place(packet) {
             return true;
@@ -448,19 +449,6 @@ impl UnitRecorder {
         Some(unit.frame..unit.frame + unit.frames)
     }
 
-    /// The frame of the open unit, if the packet fits into it.
-    pub fn unit_for(&self, packet: &Received) -> Option<u32> {
-        let unit = self.unit.as_ref()?;
-        let near = self.time_delta(unit, packet).is_some();
-        (near && unit.fits(packet.len, self.map.frame_size())).then_some(unit.frame)
-    }
-
-    fn time_delta(&self, unit: &OpenUnit, packet: &Received) -> Option<i32> {
-        (self.time_of(packet).wrapping_sub(unit.time) as i64)
-            .try_into()
-            .ok()
-    }
-
     /// Frames that a unit gets which begins with a packet: at most as many as there is room for.
     pub fn frames_of_unit(&self) -> u32 {
         self.room().min(MAX_UNIT_SLOTS as u32)
@@ -476,22 +464,29 @@ impl UnitRecorder {
         debug_assert!(self.unit.is_none());
         (frame..frame + frames).for_each(|frame| self.blanks.forget(frame));
         let time = self.time_of(packet);
-        self.unit = Some(OpenUnit::new(frame, frames, self.next, time, number));
+        let size = self.map.frame_size();
+        self.unit = Some(OpenUnit::new(frame, frames, size, self.next, time, number));
     }
 
-    /// Copies a packet into the open unit, into which it fits.
-    pub fn pack(&mut self, packet: &Received) {
-        let Some(mut unit) = self.unit.take() else {
-            return;
-        };
-        let delta = self.time_delta(&unit, packet).unwrap_or(0);
+    /// Copies a packet into the open unit. The unit's first frame; `None` if none is open, or the packet does not fit.
+    #[inline(always)]
+    pub fn pack(&mut self, packet: &Received) -> Option<u32> {
+        let unit = self.unit.as_ref()?;
+        let since = self.time_of(packet).wrapping_sub(unit.time) as i64;
+        let delta: i32 = since.try_into().ok()?;
+        if !unit.fits(packet.len) {
+            return None;
+        }
         let header = self.record_header(packet, delta);
         let bytes = header.to_bytes(self.checksum(packet));
+        // In place: an open unit is too long to be moved for each packet.
+        let unit = self.unit.as_mut()?;
         let at = packet.offset as usize;
         unit.append(&self.map, &self.data, &bytes, at, packet.len);
-        self.unit = Some(unit);
+        let frame = unit.frame;
         self.next += 1;
-        self.skip(packet.frame);
+        self.blanks.forget(packet.frame);
+        Some(frame)
     }
 
     /// Ends the open unit: its write, and the frames that it does not need.

@@ -4,7 +4,7 @@
 
 use super::bytes::{is_sealed, put, seal, u16_at, u32_at, u64_at};
 use crate::record::MAX_SEQUENCE;
-use crate::sys::crc::crc32c;
+use crate::sys::crc::{crc32c, crc32c_short};
 
 /// "UNIT".
 const MAGIC: u32 = u32::from_le_bytes(*b"UNIT");
@@ -203,7 +203,7 @@ impl RecordHeader {
         let mut summed = [0; RECORD_HEADER_LEN];
         summed.copy_from_slice(&b[..RECORD_HEADER_LEN]);
         put(&mut summed, RECORD_HEADER_LEN - 4, crc.to_le_bytes());
-        crc32c(&summed)
+        crc32c_short(&summed)
     }
 
     /// Reads a header, whose checksum is not looked at before `matches`.
