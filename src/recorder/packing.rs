@@ -8,6 +8,9 @@ use crate::unit_log::unit::{
     CONTENT, MAX_UNIT_SLOTS, RECORD_HEADER_LEN, SLOT_HEADER_LEN, UNIT_HEADER_LEN,
 };
 
+/// Words of a record's header.
+const WORDS: usize = RECORD_HEADER_LEN / 8;
+
 #[derive(Debug)]
 pub(super) struct OpenUnit {
     /// Neighbouring frames, which the caller holds.
@@ -81,7 +84,14 @@ impl OpenUnit {
 
     /// Appends a record, which must fit: its header, and `len` bytes from `at` of the data buffers.
     #[inline(always)]
-    pub fn append(&mut self, map: &FrameMap, data: &Shared, header: &[u8], at: usize, len: u32) {
+    pub fn append(
+        &mut self,
+        map: &FrameMap,
+        data: &Shared,
+        header: &[u64; WORDS],
+        at: usize,
+        len: u32,
+    ) {
         let size = map.frame_size();
         if self.place == size {
             self.next_slot();
@@ -91,17 +101,19 @@ impl OpenUnit {
             *begin = self.place as u16;
         }
         self.records += 1;
-        self.bytes += header.len() as u32 + len;
+        self.bytes += RECORD_HEADER_LEN as u32 + len;
         let here = size - self.place;
-        if here >= header.len() as u32 + len {
+        if here >= RECORD_HEADER_LEN as u32 + len {
             let to = self.address(map);
-            data.write(to, header);
-            data.copy_to(at, data, to + header.len(), len as usize);
-            self.place += header.len() as u32 + len;
+            data.write_words(to, header);
+            data.copy_to(at, data, to + RECORD_HEADER_LEN, len as usize);
+            self.place += RECORD_HEADER_LEN as u32 + len;
             return;
         }
-        self.put(map, header.len() as u32, |to, done, part| {
-            data.write(to, &header[done as usize..(done + part) as usize]);
+        let bytes = header.map(u64::to_le_bytes);
+        let bytes = bytes.as_flattened();
+        self.put(map, RECORD_HEADER_LEN as u32, |to, done, part| {
+            data.write(to, &bytes[done as usize..(done + part) as usize]);
         });
         self.put(map, len, |to, done, part| {
             data.copy_to(at + done as usize, data, to, part as usize);

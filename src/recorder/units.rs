@@ -413,11 +413,11 @@ impl UnitRecorder {
             lane: LANE,
             data_offset: at as u16,
         };
-        let mut headers = [0; HEADERS];
-        let (of_unit, of_record) = headers.split_at_mut(CONTENT);
-        of_unit.copy_from_slice(&unit.to_bytes(&self.slot_header(kind::PACKET)));
-        of_record.copy_from_slice(&record.to_bytes(self.checksum(packet)));
-        self.data.write(start as usize, &headers);
+        let start = start as usize;
+        let of_record = record.to_words(self.checksum(packet));
+        self.data
+            .write_words(start, &unit.to_words(&self.slot_header(kind::PACKET)));
+        self.data.write_words(start + CONTENT, &of_record);
         self.blanks.clear_around(packet.frame, at..at + packet.len);
         self.next += 1;
         self.write_of(packet.frame, 1, number)
@@ -478,11 +478,11 @@ impl UnitRecorder {
             return None;
         }
         let header = self.record_header(packet, delta);
-        let bytes = header.to_bytes(self.checksum(packet));
+        let words = header.to_words(self.checksum(packet));
         // In place: an open unit is too long to be moved for each packet.
         let unit = self.unit.as_mut()?;
         let at = packet.offset as usize;
-        unit.append(&self.map, &self.data, &bytes, at, packet.len);
+        unit.append(&self.map, &self.data, &words, at, packet.len);
         let frame = unit.frame;
         self.next += 1;
         self.blanks.forget(packet.frame);

@@ -72,6 +72,20 @@ impl Shared {
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.pointer(at), from.len()) }
     }
 
+    /// Writes words in little-endian order. Panics on a range outside.
+    #[inline(always)]
+    pub fn write_words<const N: usize>(&self, at: usize, words: &[u64; N]) {
+        assert!(self.contains(at, N * 8));
+        for (place, word) in words.iter().enumerate() {
+            // SAFETY: inside the range that was just checked to be inside a live mapping; it need not be aligned.
+            unsafe {
+                self.pointer(at + place * 8)
+                    .cast::<u64>()
+                    .write_unaligned(word.to_le());
+            }
+        }
+    }
+
     /// Zeroes bytes. Panics on a range outside.
     pub fn zero(&self, at: usize, len: usize) {
         assert!(self.contains(at, len));

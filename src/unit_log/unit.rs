@@ -4,7 +4,7 @@
 
 use super::bytes::{is_sealed, put, seal, u16_at, u32_at, u64_at};
 use crate::record::MAX_SEQUENCE;
-use crate::sys::crc::{crc32c, crc32c_short};
+use crate::sys::crc::{crc32c, crc32c_words};
 
 /// "UNIT".
 const MAGIC: u32 = u32::from_le_bytes(*b"UNIT");
@@ -49,6 +49,13 @@ pub mod cause {
     pub const UNRECORDED: u16 = 2;
 }
 
+fn bytes_of<const N: usize, const LEN: usize>(words: &[u64; N]) -> [u8; LEN] {
+    const { assert!(N * 8 == LEN) };
+    let mut bytes = [0; LEN];
+    bytes.copy_from_slice(words.map(u64::to_le_bytes).as_flattened());
+    bytes
+}
+
 /// At the start of every slot. In the first slot of a unit, the checksum is after the unit's header and covers both.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct SlotHeader {
@@ -67,23 +74,25 @@ pub struct SlotHeader {
 }
 
 impl SlotHeader {
-    fn put(&self, b: &mut [u8]) {
-        put(b, 0, MAGIC.to_le_bytes());
-        b[4] = self.kind;
-        b[5] = self.index;
-        b[6] = self.slots;
-        put(b, 8, self.generation.to_le_bytes());
-        put(b, 16, self.slot.to_le_bytes());
-        put(b, 20, self.tag.to_le_bytes());
-        put(b, 24, self.first.to_le_bytes());
+    /// Without its checksum.
+    #[inline(always)]
+    fn words(&self) -> [u64; 4] {
+        [
+            u64::from(MAGIC)
+                | u64::from(self.kind) << 32
+                | u64::from(self.index) << 40
+                | u64::from(self.slots) << 48,
+            self.generation,
+            u64::from(self.slot) | u64::from(self.tag) << 32,
+            u64::from(self.first),
+        ]
     }
 
     /// Of a slot that is not the first of its unit.
     pub fn to_bytes(&self) -> [u8; SLOT_HEADER_LEN] {
-        let mut b = [0; SLOT_HEADER_LEN];
-        self.put(&mut b);
-        seal(&mut b, 0, SLOT_HEADER_LEN - 4);
-        b
+        let mut words = self.words();
+        words[3] |= u64::from(crc32c_words(&words, true)) << 32;
+        bytes_of(&words)
     }
 
     /// `None`: there is no valid header.
@@ -132,19 +141,28 @@ pub struct UnitHeader {
 }
 
 impl UnitHeader {
-    /// The start of a unit's first slot, whose own header is `slot`.
+    /// The start of a unit's first slot, whose own header is `slot`, in words.
+    #[inline(always)]
+    pub fn to_words(&self, slot: &SlotHeader) -> [u64; CONTENT / 8] {
+        let [a, b, c, d] = slot.words();
+        let mut words = [
+            a,
+            b,
+            c,
+            d,
+            self.first_sequence,
+            self.base_time,
+            u64::from(self.records) | u64::from(self.bytes) << 32,
+            u64::from(self.lane) | u64::from(self.data_offset) << 16,
+            0,
+        ];
+        words[8] = u64::from(crc32c_words(&words, true)) << 32;
+        words
+    }
+
+    /// The same in bytes.
     pub fn to_bytes(&self, slot: &SlotHeader) -> [u8; CONTENT] {
-        let mut b = [0; CONTENT];
-        slot.put(&mut b);
-        let at = SLOT_HEADER_LEN;
-        put(&mut b, at, self.first_sequence.to_le_bytes());
-        put(&mut b, at + 8, self.base_time.to_le_bytes());
-        put(&mut b, at + 16, self.records.to_le_bytes());
-        put(&mut b, at + 20, self.bytes.to_le_bytes());
-        put(&mut b, at + 24, self.lane.to_le_bytes());
-        put(&mut b, at + 26, self.data_offset.to_le_bytes());
-        seal(&mut b, 0, CONTENT - 4);
-        b
+        bytes_of(&self.to_words(slot))
     }
 
     /// Reads it out of a unit's first slot, whose own header was found valid.
@@ -180,22 +198,29 @@ pub struct RecordHeader {
 }
 
 impl RecordHeader {
-    /// `crc`: of the packet; 0 if the record is `UNCHECKED`.
+    /// In words. `crc`: of the packet; 0 if the record is `UNCHECKED`.
+    #[inline(always)]
+    pub fn to_words(&self, crc: u32) -> [u64; RECORD_HEADER_LEN / 8] {
+        let mut words = [
+            u64::from(self.stored_len)
+                | u64::from(self.original_len) << 16
+                | u64::from(self.time_delta as u32) << 32,
+            u64::from(self.payload_offset)
+                | u64::from(self.payload_len) << 16
+                | u64::from(self.vlan_tci) << 32
+                | u64::from(self.l3_offset) << 48
+                | u64::from(self.flags) << 56,
+            u64::from(self.interface) | u64::from(self.queue) << 16,
+        ];
+        let fields = words[2];
+        words[2] = fields | u64::from(crc) << 32;
+        words[2] = fields | u64::from(crc32c_words(&words, false)) << 32;
+        words
+    }
+
+    /// The same in bytes.
     pub fn to_bytes(&self, crc: u32) -> [u8; RECORD_HEADER_LEN] {
-        let mut b = [0; RECORD_HEADER_LEN];
-        put(&mut b, 0, self.stored_len.to_le_bytes());
-        put(&mut b, 2, self.original_len.to_le_bytes());
-        put(&mut b, 4, self.time_delta.to_le_bytes());
-        put(&mut b, 8, self.payload_offset.to_le_bytes());
-        put(&mut b, 10, self.payload_len.to_le_bytes());
-        put(&mut b, 12, self.vlan_tci.to_le_bytes());
-        b[14] = self.l3_offset;
-        b[15] = self.flags;
-        b[16] = self.interface;
-        put(&mut b, 18, self.queue.to_le_bytes());
-        let sum = RecordHeader::sum(&b, crc);
-        put(&mut b, RECORD_HEADER_LEN - 4, sum.to_le_bytes());
-        b
+        bytes_of(&self.to_words(crc))
     }
 
     /// The CRC32C of the fields, followed by that of the packet.
@@ -203,7 +228,7 @@ impl RecordHeader {
         let mut summed = [0; RECORD_HEADER_LEN];
         summed.copy_from_slice(&b[..RECORD_HEADER_LEN]);
         put(&mut summed, RECORD_HEADER_LEN - 4, crc.to_le_bytes());
-        crc32c_short(&summed)
+        crc32c(&summed)
     }
 
     /// Reads a header, whose checksum is not looked at before `matches`.
