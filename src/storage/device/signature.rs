@@ -17,6 +17,8 @@ use crate::record::{Header, SUPER_SLOTS, Superblock};
 use crate::sys::blkid::{self, Found};
 use crate::sys::event::FileSizeShield;
 use crate::sys::file as sysfile;
+use crate::unit_log::superblock::Superblock as UnitSuperblock;
+use crate::unit_log::unit::SlotHeader;
 
 /// Bytes that are checked at the start, and as many at the end. The formats that are known here have their magic
 /// there.
@@ -256,18 +258,37 @@ fn has_partitions(ends: &Ends) -> bool {
         .all(|entry| entry == [0; 16] || (entry[0] & 0x7f == 0 && entry[4] != 0))
 }
 
-/// Whether the bytes at a place are those of a record or superblock of this library's own log, which begins at the
-/// device's start. Packets may look like anything.
-fn is_ours(ends: &Ends, log: &Superblock, at: u64) -> bool {
-    let size = u64::from(log.slot_size);
-    if log.start_lba != 0 || size == 0 {
-        return false;
+/// A log of this library that begins at the device's start.
+enum OwnLog {
+    Slots(Superblock),
+    Units(UnitSuperblock),
+}
+
+impl OwnLog {
+    fn at_start(ends: &Ends) -> Option<OwnLog> {
+        let bytes = ends.bytes(0, 512)?;
+        let slots = Superblock::read(bytes).filter(|log| log.start_lba == 0);
+        let units = || UnitSuperblock::read(bytes).filter(|log| log.start_lba == 0);
+        slots
+            .map(OwnLog::Slots)
+            .or_else(|| units().map(OwnLog::Units))
     }
-    let slot = ends.bytes(at / size * size, size as usize);
-    slot.is_some_and(|slot| match at / size < SUPER_SLOTS {
-        true => Superblock::read(slot).is_some(),
-        false => Header::read(slot, log.log_id).is_ok(),
-    })
+
+    /// Whether the bytes at a place are the log's. Packets may look like anything.
+    fn holds(&self, ends: &Ends, at: u64) -> bool {
+        let size = u64::from(match self {
+            OwnLog::Slots(log) => log.slot_size,
+            OwnLog::Units(log) => log.slot_size,
+        });
+        let number = at / size;
+        let slot = ends.bytes(number * size, size as usize);
+        slot.is_some_and(|slot| match self {
+            OwnLog::Slots(_) if number < SUPER_SLOTS => Superblock::read(slot).is_some(),
+            OwnLog::Slots(log) => Header::read(slot, log.log_id).is_ok(),
+            OwnLog::Units(_) if number < SUPER_SLOTS => UnitSuperblock::read(slot).is_some(),
+            OwnLog::Units(log) => SlotHeader::read(slot).is_some_and(|h| h.tag == log.tag()),
+        })
+    }
 }
 
 fn find(ends: &Ends) -> Vec<Found> {
@@ -286,8 +307,8 @@ fn find(ends: &Ends) -> Vec<Found> {
             found.push(one);
         }
     }
-    if let Some(log) = ends.bytes(0, 512).and_then(Superblock::read) {
-        found.retain(|one| !one.at.is_some_and(|at| is_ours(ends, &log, at)));
+    if let Some(log) = OwnLog::at_start(ends) {
+        found.retain(|one| !one.at.is_some_and(|at| log.holds(ends, at)));
     }
     found
 }
@@ -370,6 +391,7 @@ pub(super) fn check_namespace(name: &str, file: &File, limits: &Limits) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unit_log::unit::kind;
 
     const LEN: usize = 4 << 20;
 
@@ -495,6 +517,33 @@ mod tests {
             check("x", "file", &ends(&with(&marks))).is_err(),
             "another log's record"
         );
+    }
+
+    #[test]
+    fn nor_does_a_log_of_units_look_like_a_file_system() {
+        const SLOT: usize = 2048;
+        let log = UnitSuperblock::new(5, 1, 512, SLOT as u32, 0, (LEN / 512) as u64, true).unwrap();
+        let header = SlotHeader {
+            kind: kind::PACKED,
+            index: 1,
+            slots: 2,
+            generation: 1,
+            slot: 30,
+            tag: log.tag(),
+            first: 0,
+        };
+        // In the middle of a unit of packed packets.
+        let mut slot = header.to_bytes().to_vec();
+        slot.resize(64, 0);
+        slot.extend_from_slice(b"_BHRfS_M");
+        let mut marks = vec![(0x1_0000, slot.as_slice())];
+        assert!(check("x", "file", &ends(&with(&marks))).is_err());
+        let first = log.to_bytes();
+        marks.push((0, &first));
+        check("x", "file", &ends(&with(&marks))).unwrap();
+        let other = UnitSuperblock { set_id: 6, ..log }.to_bytes();
+        marks[1] = (0, &other);
+        assert!(check("x", "file", &ends(&with(&marks))).is_err());
     }
 
     #[test]
