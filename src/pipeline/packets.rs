@@ -153,6 +153,9 @@ impl<'a> Packets<'a> {
             if count > 0 {
                 self.store(&batch[..count])?;
             }
+            if count < batch.len() {
+                self.publish()?;
+            }
             self.upkeep()?;
             if stopping {
                 last_round = last_round.saturating_sub(count);
@@ -249,6 +252,7 @@ impl<'a> Packets<'a> {
     /// Waits until every write is completed, writes the log's end into its superblock, and flushes.
     fn settle(&mut self) -> Result<()> {
         self.end_old_unit(true)?;
+        self.publish()?;
         self.wait_for(|p| {
             p.completed.load(Ordering::Acquire) == p.submitted.load(Ordering::Acquire)
         })?;

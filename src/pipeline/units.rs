@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::packets::{PREFETCH, Packets};
 use super::write_target::WriteTarget;
-use super::{BATCH, Progress, SEGMENT, WINDOW};
+use super::{Progress, SEGMENT, WINDOW};
 use crate::error::Result;
 use crate::lane::{FrameRun, RxSideGuard};
 use crate::net::rx::Received;
@@ -86,13 +86,22 @@ impl<'a> Packets<'a> {
             .next_lba
             .store(self.target.next_lba(), Ordering::Relaxed);
         progress.wraps.store(self.target.wraps(), Ordering::Relaxed);
-        // Each publication may wake the storage thread. While more packets are there, it can wait for them.
+        // Each publication may wake the storage thread, which can wait while more packets are there. `publish` follows when
+        // there are none.
         self.filling.unpublished += batch.len();
-        if batch.len() < BATCH || self.filling.unpublished >= PUBLISH {
+        if self.filling.unpublished >= PUBLISH {
             self.filling.unpublished = 0;
             lane.kick(&mut rx_side);
         }
         Ok(())
+    }
+
+    /// Publishes what was submitted, once the RX ring was found empty.
+    pub(super) fn publish(&mut self) -> Result<()> {
+        match std::mem::take(&mut self.filling.unpublished) {
+            0 => Ok(()),
+            _ => self.lane.submit_pending(),
+        }
     }
 
     /// Waits, without the receiver's role and with everything published.

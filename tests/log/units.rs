@@ -119,6 +119,38 @@ fn large_packets_are_stored_in_place_and_small_ones_packed() {
     }
 }
 
+/// Packets are published together. The last ones do not wait for others, however many there are.
+#[test]
+fn no_packet_waits_for_others() {
+    if !is_root("no_packet_waits_for_others") {
+        return;
+    }
+    let veth = Veth::new();
+    let file = Scratch::new("/dev/shm", "publish");
+    let mut config = config(&veth.host, file.path(), 20_000, Drive::Inline);
+    (config.rx_ring, config.fill_ring, config.frame_count) = (4096, 4096, 8192);
+    let context = Arc::new(Context::open(&config).unwrap());
+    // A poll after a pause finds what came meanwhile: of these counts, many end with a whole batch.
+    let pipeline = PipelineConfig {
+        moderation: Some(Duration::from_millis(20)),
+        ..units()
+    };
+    let pipeline = Pipeline::start(context.clone(), pipeline).unwrap();
+    let mut sent = 0;
+    for count in [256, 255, 257, 512, 511, 513, 1024, 1023, 1025, 768] {
+        let payloads = (0..count).map(|i| payload(i, 1200)).collect();
+        veth.send(9999, payloads, 200_000).join().unwrap();
+        sent += u64::from(count);
+        let until = Instant::now() + Duration::from_secs(5);
+        while pipeline.status().completed < sent {
+            assert!(Instant::now() < until, "{count}: {:?}", pipeline.status());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    assert_eq!(finish(pipeline, sent).stored, sent);
+    common::check_sums(&context.statistics().unwrap(), 8192);
+}
+
 /// What a byte of a packet costs on the device, if packets come fast enough to fill units.
 #[test]
 fn small_packets_cost_little_on_the_device() {
