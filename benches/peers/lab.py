@@ -30,12 +30,16 @@ def build(out: Path) -> None:
     """The programs of this directory, against the release build of the library."""
     library = ROOT / "target/full-stack/lib"
     flags = ["-O2", "-g", "-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-    for name in ["sender", "by-hand", "recorder", "write-only"]:
+    ours = [f"-L{library}", "-lunified", f"-Wl,-rpath,{library}"]
+    needed = {"sender": [], "by-hand": [], "recorder": ours, "write-only": ours, "live": ["-lbpf"],
+              "rival": ["-lxdp", "-lbpf", "-luring"]}
+    for name, libraries in needed.items():
         run(os.environ.get("CC", "cc"), *flags, f"-I{ROOT}/include", f"{HERE}/{name}.c", "-o", f"{out}/{name}",
-            f"-L{library}", "-lunified", "-pthread", f"-Wl,-rpath,{library}")
+            *libraries, "-pthread")
     machine = run("cc", "-print-multiarch").strip()
-    run(os.environ.get("CLANG", "clang"), "-O2", "-g", "-target", "bpf", f"-I/usr/include/{machine}",
-        "-c", f"{HERE}/drop.bpf.c", "-o", f"{out}/drop.bpf.o")
+    for name in ["drop", "live", "rival"]:
+        run(os.environ.get("CLANG", "clang"), "-O2", "-g", "-target", "bpf", f"-I/usr/include/{machine}",
+            "-c", f"{HERE}/{name}.bpf.c", "-o", f"{out}/{name}.bpf.o")
 
 
 def words(text: str) -> dict[str, float | str]:
@@ -80,6 +84,17 @@ def foreign_seconds() -> float:
         return False
 
     return sum(spent for pid, spent in seconds.items() if not is_ours(pid))
+
+
+def core_seconds(core: str) -> float:
+    """CPU time of one core, whoever used it: see `busy_seconds`."""
+    fields = re.search(rf"^cpu{core} (.*)", Path("/proc/stat").read_text(), re.MULTILINE)[1].split()
+    return time.monotonic() - sum(int(fields[field]) for field in (3, 4, 7)) / TICKS
+
+
+def process_seconds(pid: int) -> float:
+    """CPU time of a process so far, in user and kernel mode, by the scheduler's clock."""
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
 
 
 class Clock:
@@ -191,6 +206,36 @@ class Lab:
                          str(size), str(rate), str(seconds), timeout=seconds + 60))
         sent["offered"] = sent["sent"] + sent["refused"]
         return sent
+
+    def send_live(self, size: int | str, rate: float, seconds: float, flows: int = 1) -> dict[str, float]:
+        """Live frames: see live.c. `size` may be "imix". `rate` 0: as many as go.
+
+        An XDP program has to receive: without one the interface takes no frames of this kind. `offered`: frames that
+        the interface was given. `veth_dropped`: those that did not fit into its ring of 256. `arrived`: the rest, seen
+        by the receiver's XDP program."""
+        before = self._counters()
+        pace = ["--rate", str(rate)] if rate else []
+        sent = words(run(*self._prefix(self.far, SENDER_CORE), f"{self.programs}/live", *pace, "--seconds", str(seconds),
+                         "--flows", str(flows), f"{self.programs}/live.bpf.o", self.far_iface, self.mac, str(size),
+                         timeout=seconds + 60))
+        until = time.monotonic() + 2
+        while True:
+            taken, dropped, arrived = (now - then for now, then in zip(self._counters(), before))
+            if arrived == taken or time.monotonic() > until:
+                break
+            time.sleep(0.01)
+        # `taken` is everything that had room: the ring's driver does not count the others there.
+        if taken + dropped != sent["sent"] or arrived != taken:
+            raise RuntimeError(f"{int(sent['sent'])} frames sent: the interface took {taken}, dropped {dropped}, and "
+                               f"{arrived} arrived")
+        return sent | {"offered": sent["sent"], "veth_dropped": dropped, "arrived": arrived}
+
+    def _counters(self) -> tuple[int, int, int]:
+        """Frames that the sender's interface took, frames that it had no room for, and those that arrived."""
+        near, far = (dict(re.findall(r"(\w+): (\d+)", run("ip", "netns", "exec", netns, "ethtool", "-S", iface)))
+                     for netns, iface in ((self.near, self.iface), (self.far, self.far_iface)))
+        return (int(far["tx_queue_0_xdp_xmit"]), int(far["tx_queue_0_xdp_xmit_errors"]),
+                int(near["rx_queue_0_xdp_packets"]))
 
     def defer_interrupts(self, on: bool) -> None:
         """The kernel's receive work for the interface is done by a timer, every 200 us, and not for each packet."""

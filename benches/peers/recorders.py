@@ -199,6 +199,29 @@ class ByHand(Recorder):
         return size + 16
 
 
+class Rival(Recorder):
+    """AF_XDP by hand: each packet is copied once, into buffers of 1 MiB."""
+
+    o_direct = True
+    copies = 2
+    WRITERS = ("thread", "inline", "pwrite")
+
+    def __init__(self, lab: Lab, stored: str, writer: str, *arguments: str):
+        """`stored`: "frame" (from the Ethernet header on) or "payload"."""
+        super().__init__(lab)
+        self.stored, self.writer, self.arguments = stored, writer, arguments
+        self.stores = writer != "null"
+        self.name = " ".join(["rival", stored, writer, *arguments])
+
+    def command(self, target):
+        return [f"{self.lab.programs}/rival", *(["--payload"] if self.stored == "payload" else []), "--writer",
+                self.writer, *self.arguments, f"{self.lab.programs}/rival.bpf.o", self.lab.iface, str(target)]
+
+    def bytes_per_packet(self, size):
+        """But for the padding of partial buffers."""
+        return 16 + -(-(size + (0 if self.stored == "payload" else FRAME_HEADERS)) // 4) * 4
+
+
 class Pcap(Recorder):
     """Writes a pcap file through the page cache."""
 

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""The part "rival": this library against the copying recorder, pair by pair, round by round."""
+
+import statistics
+import struct
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import PORT, Lab
+from recorders import FRAME_HEADERS, Ours, OursNull, OursReceive, Recorder, Rival
+
+# What of ours is compared with what of the rival's: a layout and where its writes are driven, what the rival stores.
+# A new layout of the pipeline is a line here.
+STORING = [("slot", "inline", "frame"), ("slot", "thread", "frame"), ("payload", "inline", "payload")]
+NULL_LAYOUTS = [("slot", "frame"), ("payload", "payload")]
+# For the short form.
+STORING_SHORT = [("slot", "inline", "frame"), ("payload", "inline", "payload")]
+NULL_SHORT = [("slot", "frame")]
+IMIX_FRAMES = (60, 590, 1514)
+RECORD = struct.Struct("=IIQ")
+BLOCK = 4096
+
+
+@dataclass
+class Pair:
+    ours: Recorder
+    rival: Recorder
+
+
+def pairs(lab: Lab, writer: dict[str, str], short: bool) -> list[Pair]:
+    """`writer`: the rival's best for each thing that it stores."""
+    found = [Pair(Ours(lab, layout, drive), Rival(lab, stored, writer[stored]))
+             for layout, drive, stored in (STORING_SHORT if short else STORING)]
+    found += [Pair(OursNull(lab, layout), Rival(lab, stored, "null"))
+              for layout, stored in (NULL_SHORT if short else NULL_LAYOUTS)]
+    return found if short else [*found, Pair(OursReceive(lab), Rival(lab, "frame", "null"))]
+
+
+def members(pairs_of: list[Pair]) -> list[Recorder]:
+    """Each recorder once, ours beside its rival."""
+    return list({recorder.name: recorder for pair in pairs_of for recorder in (pair.ours, pair.rival)}.values())
+
+
+def device_bytes(result: dict) -> float | None:
+    return result.get("device_bytes", result.get("bytes_written"))
+
+
+class Ratios:
+    """Ours / the rival's, of runs of the same round."""
+
+    def __init__(self, runs: list[dict], part: str):
+        self.runs = defaultdict(dict)
+        for run in runs:
+            if run["part"] == part:
+                self.runs[run["recorder"], run["target"], run["size"], run["receive"]][run["round"]] = run
+
+    def of(self, ours: str, rival: str, target: str, size, receive: str, value) -> list[float]:
+        mine, theirs = (self.runs.get((name, target, size, receive), {}) for name in (ours, rival))
+        found = []
+        for number in sorted(mine.keys() & theirs.keys()):
+            a, b = value(mine[number]), value(theirs[number])
+            if a is not None and b:
+                found.append(a / b)
+        return found
+
+    def values(self, name: str, target: str, size, receive: str, value) -> list[float]:
+        rounds = self.runs.get((name, target, size, receive), {})
+        return [found for number in sorted(rounds) if (found := value(rounds[number])) is not None]
+
+
+def stored_rate(run: dict) -> float:
+    return run["stored_rate"]
+
+
+def cpu_per_packet(run: dict) -> float | None:
+    """Seconds of the process, in user and kernel mode."""
+    return run["process_cpu"] / run["stored"] if run["stored"] else None
+
+
+def core_per_packet(run: dict) -> float | None:
+    """Seconds of the recorders' core: with the kernel's receive work if that is done there."""
+    return run["core_cpu"] / run["stored"] if run["stored"] else None
+
+
+def loss(run: dict) -> float:
+    """Of what arrived, in percent."""
+    return 100 * run["lost"] / run["arrived"] if run["arrived"] else 0.0
+
+
+def amplification(run: dict) -> float | None:
+    return run["device_bytes"] / run["packet_bytes"] if run.get("device_bytes") and run.get("packet_bytes") else None
+
+
+def summary(runs: list[dict], compared: list[dict], part: str) -> list[dict]:
+    """A row for each pair, target, size and core of the receive work: medians, and least and most of the rounds."""
+    ratios, rows = Ratios(runs, part), []
+
+    def three(values: list[float]) -> dict | None:
+        return values and {"median": statistics.median(values), "min": min(values), "max": max(values)} or None
+
+    keys = {(target, size, receive): None for _, target, size, receive in ratios.runs}
+    for target, size, receive in keys:
+        for pair in compared:
+            key = (pair["ours"], pair["rival"], target, size, receive)
+            rate = ratios.of(*key, stored_rate)
+            if not rate:
+                continue
+            row = {"part": part, "ours": pair["ours"], "rival": pair["rival"], "target": target, "size": size,
+                   "receive": receive, "rounds": len(rate), "stored_rate": three(rate),
+                   "cpu_per_packet": three(ratios.of(*key, cpu_per_packet)),
+                   "core_cpu_per_packet": three(ratios.of(*key, core_per_packet)),
+                   "device_bytes": three(ratios.of(*key, amplification))}
+            for who in ("ours", "rival"):
+                values = {name: three(ratios.values(pair[who], target, size, receive, value)) for name, value in
+                          (("stored_rate", stored_rate), ("cpu_per_packet", cpu_per_packet), ("loss", loss),
+                           ("core_cpu_per_packet", core_per_packet), ("device_bytes_per_byte", amplification),
+                           ("veth_dropped", lambda run: run["veth_dropped"]))}
+                row[f"{who}_values"] = {name: value for name, value in values.items() if value}
+            rows.append(row)
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    def ratio(row: dict, name: str) -> str:
+        found = row[name]
+        return f"{found['median']:.2f} ({found['min']:.2f}..{found['max']:.2f})" if found else ""
+
+    def both(row: dict, name: str, form: str, factor: float = 1) -> str:
+        found = [row[f"{who}_values"].get(name) for who in ("ours", "rival")]
+        return " / ".join(f"{v['median'] * factor:{form}}" for v in found) if all(found) else ""
+
+    head = ["ours / rival", "target", "size", "receive on", "stored/s", "thousand/s", "CPU/packet", "ns", "lost, %",
+            "device bytes", "per packet byte"]
+    lines = [head]
+    for row in rows:
+        lines.append([f"{row['ours'].removeprefix('unified ')} / {row['rival'].removeprefix('rival ')}", row["target"],
+                      str(row["size"]), row["receive"], ratio(row, "stored_rate"),
+                      both(row, "stored_rate", ".0f", 1e-3), ratio(row, "cpu_per_packet"),
+                      both(row, "cpu_per_packet", ".0f", 1e9), both(row, "loss", ".1f"), ratio(row, "device_bytes"),
+                      both(row, "device_bytes_per_byte", ".2f")])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
+    text.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
+    return "\n".join(text) + "\n"
+
+
+# --- whether the rival has stored what came
+
+
+def verify(rival: Rival, path: Path, result: dict, sent: dict, size: int | str) -> None:
+    """Reads back what the rival has written from the start of the file. `RuntimeError` if it is not what was sent."""
+    def wrong(what: str):
+        raise RuntimeError(f"{rival.name}, payloads of {size}: {what}")
+
+    headers = FRAME_HEADERS if rival.stored == "frame" else 0
+    frames = IMIX_FRAMES if size == "imix" else (size + FRAME_HEADERS,)
+    longest = bytes(i & 0xff for i in range(max(frames) - FRAME_HEADERS))
+    with open(path, "rb") as file:
+        data = file.read(int(result["device_bytes"]))
+    position, count, expected, missing, before = 0, 0, 0, 0, 0
+    while count < result["stored"]:
+        if position + RECORD.size > len(data):
+            wrong(f"only {count} of {result['stored']} records are in what was written")
+        length, _, time = RECORD.unpack_from(data, position)
+        if length == 0:
+            if position % BLOCK == 0:
+                wrong(f"no record at byte {position}")
+            position = -(-position // BLOCK) * BLOCK
+            continue
+        packet = data[position + RECORD.size:position + RECORD.size + length]
+        payload = packet[headers:]
+        if length - headers + FRAME_HEADERS not in frames:
+            wrong(f"record {count} has {length} bytes")
+        if headers and (int.from_bytes(packet[16:18], "big") != length - 14
+                        or int.from_bytes(packet[36:38], "big") != PORT or checksum(packet[14:34]) != 0xffff):
+            wrong(f"record {count} has other headers than were sent")
+        number = int.from_bytes(payload[:8], "little")
+        if number < expected or time < before:
+            wrong(f"record {count} is out of order")
+        if payload[8:] != longest[8:len(payload)]:
+            wrong(f"record {count} has another payload than was sent")
+        missing += number - expected
+        expected, before = number + 1, time
+        position += -(-(RECORD.size + length) // 4) * 4
+        count += 1
+    missing += int(sent["offered"]) - expected
+    if missing != sent["offered"] - result["stored"]:
+        wrong(f"{missing} sequence numbers are missing, but {sent['offered'] - result['stored']:.0f} packets")
+    if -(-position // BLOCK) * BLOCK != len(data):
+        wrong(f"{len(data)} bytes were written, and the records end at {position}")
+
+
+def checksum(header: bytes) -> int:
+    """0xffff if the header's own checksum is right."""
+    total = sum(int.from_bytes(header[i:i + 2], "big") for i in range(0, len(header), 2))
+    while total >> 16:
+        total = (total & 0xffff) + (total >> 16)
+    return total
