@@ -22,8 +22,6 @@ use crate::unit_log::superblock as unit_log;
 
 /// Records between two superblocks that record the log's progress.
 const CHECKPOINT: u64 = 16384;
-/// Bytes of a packet that are fetched into the cache ahead of its checksum. The processor fetches the rest by itself.
-const PREFETCH: u32 = 256;
 #[derive(Debug)]
 pub struct SlotRecorder {
     superblock: Superblock,
@@ -264,11 +262,12 @@ impl SlotRecorder {
         self.blanks.forget(frame);
     }
 
-    /// Fetches what `record` reads of a packet, and writes in front of it, into the cache.
+    /// Fetches what `record` reads of a packet, and writes in front of it, into the cache. All of it: the processor's own
+    /// prefetching stops at the end of each packet and begins slowly at the next one.
     pub fn prefetch(&self, packet: &Received) {
         self.data.prefetch(self.map.start(packet.frame) as usize);
         let at = packet.offset as usize;
-        for line in (0..packet.len.min(PREFETCH) as usize).step_by(64) {
+        for line in (0..packet.len as usize).step_by(64) {
             self.data.prefetch(at + line);
         }
     }

@@ -26,8 +26,6 @@ use crate::unit_log::unit::{
 
 /// Bytes of the headers of a packet in place.
 const HEADERS: usize = CONTENT + RECORD_HEADER_LEN;
-/// Bytes of a packet that are fetched into the cache ahead of its checksum. The processor fetches the rest by itself.
-const PREFETCH: u32 = 256;
 /// Segments between two superblocks.
 const CHECKPOINT: u64 = 16;
 /// The lane that writes. There is one.
@@ -273,10 +271,11 @@ impl UnitRecorder {
         self.wall = wall_offset();
     }
 
-    /// Fetches what is read of a packet soon into the cache.
+    /// Fetches what is read of a packet soon into the cache: all of it, for the processor's own prefetching stops at the end
+    /// of each packet and begins slowly at the next one.
     pub fn prefetch(&self, packet: &Received) {
         let at = packet.offset as usize;
-        for line in (0..packet.len.min(PREFETCH) as usize).step_by(64) {
+        for line in (0..packet.len as usize).step_by(64) {
             self.data.prefetch(at + line);
         }
         if packet.len >= self.config.pack_below {
