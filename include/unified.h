@@ -1411,7 +1411,7 @@ int unified_pipeline_stop(const unified_ctx *ctx,
                           struct unified_pipeline_status *status);
 
 /**
- * Opens a log that a pipeline with UNIFIED_LAYOUT_SLOT wrote, or still writes, to `path`. The log begins `start` bytes into the
+ * Opens a log that a pipeline with UNIFIED_LAYOUT_SLOT or UNIFIED_LAYOUT_LOG wrote, or still writes, to `path`. The log begins `start` bytes into the
  * device or file. No context is needed, and no privilege other than to read `path`. Stores the handle in `*log`; NULL on
  * failure. The first record to be read is the oldest.
  *

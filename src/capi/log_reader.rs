@@ -1,4 +1,4 @@
-//! Logs in the slot layout: reading them back.
+//! Logs: reading them back.
 
 use std::ffi::{c_char, c_int};
 use std::path::Path;
@@ -43,7 +43,7 @@ fn with<T>(log: *const unified_log, body: impl FnOnce(&mut LogReader) -> Result<
     }
 }
 
-/// Opens a log that a pipeline with UNIFIED_LAYOUT_SLOT wrote, or still writes, to `path`. The log begins `start` bytes into the
+/// Opens a log that a pipeline with UNIFIED_LAYOUT_SLOT or UNIFIED_LAYOUT_LOG wrote, or still writes, to `path`. The log begins `start` bytes into the
 /// device or file. No context is needed, and no privilege other than to read `path`. Stores the handle in `*log`; NULL on
 /// failure. The first record to be read is the oldest.
 ///
