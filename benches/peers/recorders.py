@@ -51,6 +51,8 @@ class Recorder:
         self.log.seek(0)
         return self.log.read()
 
+    # Seconds from then on until the first packet.
+    ready_pause = 0.2
     # What it prints when packets are seen from then on.
     ready_mark = "ready"
 
@@ -60,8 +62,8 @@ class Recorder:
             if self.process.poll() is not None or time.monotonic() > until:
                 self.kill()
                 raise RuntimeError(f"{self.name} did not start: {self.output()}")
-            time.sleep(0.05)
-        time.sleep(0.2)
+            time.sleep(0.02)
+        time.sleep(self.ready_pause)
 
     def ask_to_stop(self) -> None:
         self.process.send_signal(signal.SIGINT)

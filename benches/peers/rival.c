@@ -57,7 +57,8 @@
 #define BUFFERS 16u
 #define BLOCK 4096u
 #define UDP_HEADERS 42u
-#define AHEAD 8
+/* Packets whose bytes are fetched ahead of the copy. */
+#define AHEAD 4
 #define FLUSH_NS 10000000ull
 #define WAKE_UP UINT64_MAX
 
@@ -316,14 +317,11 @@ static void hand_over(void)
 
 /* --- receiving */
 
+/* All of it: the processor's own prefetcher stops at the end of a packet and starts slowly at the next one. */
 static void prefetch(const unsigned char *packet, size_t len)
 {
-	/* The processor's own prefetcher follows from the second or third line on. */
-	__builtin_prefetch(packet);
-	if (len > 64)
-		__builtin_prefetch(packet + 64);
-	if (len > 128)
-		__builtin_prefetch(packet + 128);
+	for (size_t at = 0; at < len; at += 64)
+		__builtin_prefetch(packet + at);
 }
 
 static void wait_for_packets(void)
@@ -396,11 +394,12 @@ static void record(void)
 			recvfrom(xsk_socket__fd(xsk), NULL, 0, MSG_DONTWAIT, NULL, NULL);
 		if (count > 0) {
 			idle_since = 0;
-			/* As many frames as were received are missing in the ring, so there is room. */
-			if (xsk_ring_prod__reserve(&fill, count, &to) != count) {
-				fputs("the fill ring is full\n", stderr);
-				exit(1);
-			}
+			/*
+			 * There is room for the frames that were received. But the kernel publishes received packets
+			 * an instant before it publishes what it took from the fill ring.
+			 */
+			while (xsk_ring_prod__reserve(&fill, count, &to) != count)
+				;
 			copy(from, to, count);
 			xsk_ring_cons__release(&rx, count);
 			xsk_ring_prod__submit(&fill, count);

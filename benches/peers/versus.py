@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import PORT, Lab
-from recorders import FRAME_HEADERS, Ours, OursNull, OursReceive, Recorder, Rival
+from recorders import FRAME_HEADERS, Drop, Ours, OursNull, OursReceive, Recorder, Rival
 
 # What of ours is compared with what of the rival's: a layout and where its writes are driven, what the rival stores.
 # A new layout of the pipeline is a line here.
@@ -55,6 +55,14 @@ class Ratios:
             if run["part"] == part:
                 self.runs[run["recorder"], run["target"], run["size"], run["receive"]][run["round"]] = run
 
+    def system_cpu_per_packet(self, run: dict) -> float | None:
+        """Seconds of the whole system, less what sending as many frames costs when everything is dropped."""
+        for target in (run["target"], *dict.fromkeys(key[1] for key in self.runs)):
+            if drop := self.runs.get((Drop.name, target, run["size"], run["receive"]), {}).get(run["round"]):
+                spent = run["cpu"] - drop["cpu"] / drop["offered"] * run["offered"]
+                return spent / run["stored"] if run["stored"] else None
+        return None
+
     def of(self, ours: str, rival: str, target: str, size, receive: str, value) -> list[float]:
         mine, theirs = (self.runs.get((name, target, size, receive), {}) for name in (ours, rival))
         found = []
@@ -79,8 +87,8 @@ def cpu_per_packet(run: dict) -> float | None:
 
 
 def core_per_packet(run: dict) -> float | None:
-    """Seconds of the recorders' core: with the kernel's receive work if that is done there."""
-    return run["core_cpu"] / run["stored"] if run["stored"] else None
+    """The same, with the kernel's receive work if a thread on the recorders' core does that."""
+    return (run["process_cpu"] + run["receive_cpu"]) / run["stored"] if run["stored"] and "receive_cpu" in run else None
 
 
 def loss(run: dict) -> float:
@@ -109,12 +117,14 @@ def summary(runs: list[dict], compared: list[dict], part: str) -> list[dict]:
             row = {"part": part, "ours": pair["ours"], "rival": pair["rival"], "target": target, "size": size,
                    "receive": receive, "rounds": len(rate), "stored_rate": three(rate),
                    "cpu_per_packet": three(ratios.of(*key, cpu_per_packet)),
-                   "core_cpu_per_packet": three(ratios.of(*key, core_per_packet)),
+                   "with_receive_cpu_per_packet": three(ratios.of(*key, core_per_packet)),
+                   "system_cpu_per_packet": three(ratios.of(*key, ratios.system_cpu_per_packet)),
                    "device_bytes": three(ratios.of(*key, amplification))}
             for who in ("ours", "rival"):
                 values = {name: three(ratios.values(pair[who], target, size, receive, value)) for name, value in
                           (("stored_rate", stored_rate), ("cpu_per_packet", cpu_per_packet), ("loss", loss),
-                           ("core_cpu_per_packet", core_per_packet), ("device_bytes_per_byte", amplification),
+                           ("with_receive_cpu_per_packet", core_per_packet), ("device_bytes_per_byte", amplification),
+                           ("system_cpu_per_packet", ratios.system_cpu_per_packet),
                            ("veth_dropped", lambda run: run["veth_dropped"]))}
                 row[f"{who}_values"] = {name: value for name, value in values.items() if value}
             rows.append(row)
@@ -143,6 +153,13 @@ def table(rows: list[dict]) -> str:
     text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
     text.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
     return "\n".join(text) + "\n"
+
+
+def noise(runs: list[dict]) -> str:
+    """What others did on this machine meanwhile."""
+    shares = [run["foreign_cpu"] / run["window"] for run in runs if run.get("window")]
+    return (f"Other processes took {statistics.median(shares):.1f} cores in the median run, {max(shares):.1f} at most."
+            if shares else "")
 
 
 # --- whether the rival has stored what came
