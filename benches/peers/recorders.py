@@ -11,6 +11,8 @@ from pathlib import Path
 from lab import PORT, RECORDER_CORE, SENDER_CORE, Lab, run, words
 
 PCAP_FILE_HEADER, PCAP_RECORD_HEADER, FRAME_HEADERS = 24, 16, 42
+# Of a log of version 2, and below which length of a packet it packs by default.
+RECORD_HEADER, PACK_BELOW = 24, 800
 MIB = 1 << 20
 
 
@@ -101,26 +103,29 @@ class Ours(Recorder):
     o_direct = True
     copies = 1
 
-    def __init__(self, lab: Lab, layout: str, drive: str):
+    def __init__(self, lab: Lab, layout: str, drive: str, *arguments: str):
         super().__init__(lab)
-        self.layout, self.drive = layout, drive
+        self.layout, self.drive, self.arguments = layout, drive, arguments
         self.name = f"unified {layout} {drive}"
 
     def command(self, target):
-        return [f"{self.lab.programs}/recorder", "--layout", self.layout, "--drive", self.drive, self.lab.iface,
-                str(target)]
+        return [f"{self.lab.programs}/recorder", *self.arguments, "--layout", self.layout, "--drive", self.drive,
+                self.lab.iface, str(target)]
 
     def bytes_per_packet(self, size):
-        return 2048 if self.layout == "slot" else -(-size // 512) * 512
+        if self.layout == "payload":
+            return -(-size // 512) * 512
+        packed = self.layout == "log" and size + FRAME_HEADERS < PACK_BELOW
+        return size + FRAME_HEADERS + RECORD_HEADER if packed else 2048
 
 
 class OursWith(Ours):
     """The slot layout with something turned."""
 
     def __init__(self, lab, what: str, *arguments: str, cores: str = "", deferred: bool = False, huge: bool = True):
-        super().__init__(lab, "slot", "inline")
+        super().__init__(lab, "slot", "inline", *arguments)
         self.name = f"unified slot, {what}"
-        self.arguments, self.cores, self.deferred, self.huge = arguments, cores, deferred, huge
+        self.cores, self.deferred, self.huge = cores, deferred, huge
 
     def start(self, target):
         self.lab.defer_interrupts(self.deferred)
@@ -136,9 +141,8 @@ class OursWith(Ours):
         return result
 
     def command(self, target):
-        program, *rest = super().command(target)
         pinned = ["taskset", "-c", self.cores] if self.cores else []
-        return [*pinned, program, *self.arguments, *rest]
+        return [*pinned, *super().command(target)]
 
 
 class OursNull(Ours):
@@ -146,8 +150,8 @@ class OursNull(Ours):
 
     stores = False
 
-    def __init__(self, lab, layout):
-        super().__init__(lab, layout, "inline")
+    def __init__(self, lab, layout, *arguments):
+        super().__init__(lab, layout, "inline", *arguments)
         self.name = f"unified {layout} null"
 
     def command(self, target):
@@ -327,7 +331,8 @@ def variants(lab: Lab) -> list[Recorder]:
 
 def all_recorders(lab: Lab) -> list[Recorder]:
     return [Drop(lab), Testpmd(lab), OursReceive(lab), OursNull(lab, "payload"), OursNull(lab, "slot"),
-            *(Ours(lab, layout, drive) for layout in ("slot", "payload") for drive in ("inline", "thread")),
+            OursNull(lab, "log"),
+            *(Ours(lab, layout, drive) for layout in ("log", "slot", "payload") for drive in ("inline", "thread")),
             ByHand(lab), NetsniffNg(lab), Tcpdump(lab), Dumpcap(lab)]
 
 

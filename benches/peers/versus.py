@@ -12,11 +12,14 @@ from recorders import FRAME_HEADERS, Drop, Ours, OursNull, OursReceive, Recorder
 
 # What of ours is compared with what of the rival's: a layout and where its writes are driven, what the rival stores.
 # A new layout of the pipeline is a line here.
-STORING = [("slot", "inline", "frame"), ("slot", "thread", "frame"), ("payload", "inline", "payload")]
-NULL_LAYOUTS = [("slot", "frame"), ("payload", "payload")]
+STORING = [("log", "inline", "frame"), ("log", "thread", "frame"), ("slot", "inline", "frame"),
+           ("payload", "inline", "payload")]
+NULL_LAYOUTS = [("log", "frame"), ("slot", "frame"), ("payload", "payload")]
 # For the short form.
-STORING_SHORT = [("slot", "inline", "frame"), ("payload", "inline", "payload")]
-NULL_SHORT = [("slot", "frame")]
+STORING_SHORT = [("log", "inline", "frame"), ("slot", "inline", "frame")]
+NULL_SHORT = [("log", "frame")]
+# As much memory as the rival has: 64 MiB of frames, all of which may wait in its rings, and 16 MiB of buffers.
+MEMORY = ("--rings", "32768", "--frames", "40960")
 IMIX_FRAMES = (60, 590, 1514)
 RECORD = struct.Struct("=IIQ")
 BLOCK = 4096
@@ -30,9 +33,9 @@ class Pair:
 
 def pairs(lab: Lab, writer: dict[str, str], short: bool) -> list[Pair]:
     """`writer`: the rival's best for each thing that it stores."""
-    found = [Pair(Ours(lab, layout, drive), Rival(lab, stored, writer[stored]))
+    found = [Pair(Ours(lab, layout, drive, *MEMORY), Rival(lab, stored, writer[stored]))
              for layout, drive, stored in (STORING_SHORT if short else STORING)]
-    found += [Pair(OursNull(lab, layout), Rival(lab, stored, "null"))
+    found += [Pair(OursNull(lab, layout, *MEMORY), Rival(lab, stored, "null"))
               for layout, stored in (NULL_SHORT if short else NULL_LAYOUTS)]
     return found if short else [*found, Pair(OursReceive(lab), Rival(lab, "frame", "null"))]
 
