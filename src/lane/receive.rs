@@ -43,6 +43,13 @@ impl RxSide {
         }
     }
 
+    /// The kernel gets at most this many frames, until this is called again.
+    pub fn fill_at_most(&mut self, frames: u32) {
+        if let Some(receiver) = &mut self.receiver {
+            receiver.fill_at_most(frames);
+        }
+    }
+
     /// Fires the probes of what the kernel has dropped since the last call.
     pub(super) fn trace_dropped(&mut self, now: XskStatistics) {
         let before = std::mem::replace(&mut self.dropped, now);

@@ -51,6 +51,8 @@ pub struct Receiver {
     /// Frames that the kernel has.
     filled: u32,
     fill_ring: u32,
+    /// Most frames that the kernel gets.
+    most: u32,
     misplaced_said: bool,
     descriptors: [RxDescriptor; BATCH],
     /// Of each descriptor, the frame that was taken over from the kernel.
@@ -86,6 +88,7 @@ impl Receiver {
             cursor: 0,
             filled: 0,
             fill_ring,
+            most: fill_ring,
             misplaced_said: false,
             descriptors: [RxDescriptor::default(); BATCH],
             located: [None; BATCH],
@@ -270,7 +273,7 @@ impl Receiver {
     pub fn refill(&mut self) {
         let mut frames = [0u32; BATCH];
         loop {
-            let room = (self.fill_ring - self.filled.min(self.fill_ring)) as usize;
+            let room = self.most.saturating_sub(self.filled) as usize;
             // Wait for a whole batch, unless the kernel is about to run out: each publication makes the NIC's side
             // fetch a cache line.
             let eager = self.filled < (self.fill_ring / 4).max(1);
@@ -299,6 +302,11 @@ impl Receiver {
         }
     }
 
+    /// Sets how many frames the kernel gets; at most as many as the fill ring has room for.
+    pub fn fill_at_most(&mut self, frames: u32) {
+        self.most = frames.min(self.fill_ring);
+    }
+
     /// Takes one free frame for the caller.
     pub fn allocate(&mut self) -> Result<Option<u32>> {
         self.frames.allocate(&mut self.cursor)
@@ -308,7 +316,7 @@ impl Receiver {
     /// wakes this side.
     pub fn prepare_sleep(&mut self) -> bool {
         self.refill();
-        if self.filled >= (self.fill_ring.min(self.map.count()) / 4).max(1) {
+        if self.filled >= (self.most.min(self.map.count()) / 4).max(1) {
             return true;
         }
         self.frames.pool.prepare_sleep()

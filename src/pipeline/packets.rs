@@ -128,11 +128,15 @@ impl<'a> Packets<'a> {
     }
 
     pub fn run(&mut self) -> Result<()> {
-        match self.take_packets() {
+        let result = match self.take_packets() {
             // The interface is gone. Store what was received, then report the error.
             Err(error) if error.errno() == libc::ENODEV => self.settle().and(Err(error)),
             result => result.and_then(|()| self.settle()),
+        };
+        if let Ok(mut rx_side) = self.lane.lock_rx_side() {
+            rx_side.fill_at_most(u32::MAX);
         }
+        result
     }
 
     fn take_packets(&mut self) -> Result<()> {
@@ -155,6 +159,7 @@ impl<'a> Packets<'a> {
             }
             if count < batch.len() {
                 self.publish()?;
+                self.weigh_idle()?;
             }
             self.upkeep()?;
             if stopping {

@@ -8,14 +8,17 @@ use std::time::Instant;
 
 use super::packets::{PREFETCH, Packets};
 use super::write_target::WriteTarget;
-use super::{Progress, SEGMENT, WINDOW};
+use super::{BATCH, Progress, SEGMENT, WINDOW};
 use crate::error::Result;
 use crate::lane::{FrameRun, RxSideGuard};
 use crate::net::rx::Received;
 use crate::recorder::UnitRecorder;
 
-/// The device is the bound if more than this part of all frames is in flight, until less than half of it is.
+/// The device is the bound if more than this part of all frames is in flight, or half of those that the rings leave over;
+/// until less than half of that is.
 const BOUND: u64 = 4;
+/// This part of all frames is for units.
+const RESERVED: u64 = 16;
 /// Packets that are published together, at most.
 const PUBLISH: usize = 1024;
 
@@ -42,7 +45,7 @@ impl<'a> Packets<'a> {
         let mut payload_bytes = 0;
         let mut number = progress.submitted.load(Ordering::Acquire) + self.filling.unsubmitted;
         self.completed = progress.completed.load(Ordering::Acquire);
-        self.see_bound();
+        self.weigh(&mut rx_side);
         let log = self.units();
         log.look_at_clock();
         let most = log.most_outstanding().min(WINDOW - 1);
@@ -118,12 +121,27 @@ impl<'a> Packets<'a> {
         self.lane.lock_rx_side()
     }
 
-    /// Looks at how much the device has to do.
-    fn see_bound(&mut self) {
+    /// Looks at how much the device has to do, and keeps some frames out of the fill ring: without a free one, nothing can be
+    /// packed, least of all when the device is the bound.
+    fn weigh(&mut self, rx_side: &mut RxSideGuard<'_>) {
         let done = self.progress.frames_done.load(Ordering::Relaxed);
         let in_flight = self.filling.submitted.saturating_sub(done);
-        let limit = u64::from(self.context.info().frame_count) / BOUND;
+        let info = self.context.info();
+        let frames = u64::from(info.frame_count);
+        let spare = frames - u64::from(info.network.map_or(0, |network| network.backlog));
+        let limit = (frames / BOUND).min(spare / 2).max(BATCH as u64);
         self.filling.bound = in_flight > if self.filling.bound { limit / 2 } else { limit };
+        let most = frames.saturating_sub(in_flight + frames / RESERVED);
+        rx_side.fill_at_most((most as u32).max(BATCH as u32));
+    }
+
+    /// The same while no packets come.
+    pub(super) fn weigh_idle(&mut self) -> Result<()> {
+        if matches!(self.target, WriteTarget::Units(_)) {
+            let mut rx_side = self.lane.lock_rx_side()?;
+            self.weigh(&mut rx_side);
+        }
+        Ok(())
     }
 
     /// Stores one packet in the usual cases: into the open unit, or next to the packet before it. `false`: it is another case,
