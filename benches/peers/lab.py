@@ -215,16 +215,16 @@ class Lab:
         by the receiver's XDP program."""
         before = self._counters()
         pace = ["--rate", str(rate)] if rate else []
-        sent = words(run(*self._prefix(self.far, SENDER_CORE), f"{self.programs}/live", *pace, "--seconds", str(seconds),
-                         "--flows", str(flows), f"{self.programs}/live.bpf.o", self.far_iface, self.mac, str(size),
-                         timeout=seconds + 60))
+        sent = words(run(*self._prefix(self.far, SENDER_CORE), f"{self.programs}/live", *pace, "--seconds",
+                         str(seconds), "--flows", str(flows), f"{self.programs}/live.bpf.o", self.far_iface,
+                         self.mac, str(size), timeout=seconds + 60))
         until = time.monotonic() + 2
         while True:
             taken, dropped, arrived = (now - then for now, then in zip(self._counters(), before))
             if arrived >= taken or time.monotonic() > until:
                 break
             time.sleep(0.01)
-        # What the stack itself sends now and then arrives too, and is not counted as taken.
+        # Packets of the network stack itself arrive too, but are not counted as taken.
         if taken + dropped != sent["sent"] or arrived < taken:
             raise RuntimeError(f"{int(sent['sent'])} frames sent: the interface took {taken}, dropped {dropped}, and "
                                f"{arrived} arrived")

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * Sends the frame that it runs on out of another interface, with a sequence number at the start of its payload.
+ * Redirects the frame that it runs on to another interface, with a sequence number at the start of its payload.
  *
- * A frame that is not due yet is dropped, which costs some 50 ns and recycles its page: this is how the sender is paced. The kernel
- * reuses the pages and restores only the length of a frame, so each run writes every field that differs.
+ * A frame that is not due yet is dropped: this paces the sender, since a drop costs only some 50 ns. The kernel reuses
+ * the pages and restores only the length of a frame, so each run writes every field that varies.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 #include "live.h"
 
-/* A sender that was held up for longer does not make up for it: such a burst is no steady rate. */
+/* If the sender was held up for longer than this, it does not catch up: a burst is not a steady rate. */
 #define CATCH_UP (1000000ull << 10)
 
 struct {
@@ -31,7 +31,7 @@ int live(struct xdp_md *ctx)
 
 	if (!s || s->done)
 		return XDP_DROP;
-	/* The clock costs as much as the rest of this program: without pacing it is read for every 64th frame. */
+	/* The clock costs as much as the rest of this program. Without pacing, read it for every 64th frame only. */
 	if (s->gap || !(s->calls & 63)) {
 		__u64 now = bpf_ktime_get_ns();
 

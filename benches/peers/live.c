@@ -1,22 +1,23 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Sends UDP frames out of an interface with XDP live frames (BPF_PROG_TEST_RUN): several times faster than sendmmsg, since no
- * socket buffer is made.
+ * Sends UDP frames out of an interface with XDP live frames (BPF_PROG_TEST_RUN). No socket buffer is made, so this is
+ * several times faster than sendmmsg.
  *
  *     live [OPTIONS] OBJECT IFACE DEST_MAC SIZE
  *
- *     SIZE              bytes of payload, at least 8, or "imix": frames of 64, 594 and 1518 bytes (with the checksum of the
- *                       wire, which is not there) at 7:4:1
+ *     SIZE              bytes of payload, 8 to 1472; or "imix": frames of 64, 594 and 1518 bytes at 7:4:1. These
+ *                       lengths include the 4 bytes of the frame check sequence, which a veth does not have
  *     --flows N         source ports 1024 to 1023 + N in turn (default 1)
- *     --rate N          packets a second; default: as many as go
+ *     --rate N          packets a second; default: as many as possible
  *     --seconds S       (default 1)
  *     --batch N         frames from flush to flush, at most 256 (default 64)
  *
- * OBJECT is live.bpf.o. 192.0.2.1 to 192.0.2.2 port 9999. The payload is a sequence number of 8 bytes in the machine's order,
- * then bytes counted up from 8.
+ * OBJECT is live.bpf.o. Packets go from 192.0.2.1 to 192.0.2.2 port 9999. The payload is a sequence number of 8 bytes in
+ * the machine's byte order, then byte i has the value i.
  *
- * The program runs without pause for the whole time, also when it is paced, so it takes one core. Prints sent= (redirected to
- * the interface; what the interface drops it counts itself), refused=0, seconds= and cpu= (of this program, s).
+ * The program takes a whole core, also when it is paced. Prints sent= (frames redirected to the interface, which counts
+ * its drops itself), refused=0, seconds=, skipped= (times at which it was more than 1 ms late and gave up the backlog)
+ * and cpu= (of this program, s).
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -50,7 +51,7 @@ static void fail(const char *what)
 	exit(1);
 }
 
-/* The signal alone matters: it ends the test run. */
+/* A pending signal ends the test run; there is nothing else to do. */
 static void wake(int signal)
 {
 	(void)signal;
@@ -164,8 +165,8 @@ int main(int argc, char **argv)
 			return 2;
 		}
 	}
-	if (argc - optind != 4 || sscanf(argv[optind + 2], "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx", &to[0], &to[1], &to[2], &to[3],
-					 &to[4], &to[5]) != 6) {
+	if (argc - optind != 4 || sscanf(argv[optind + 2], "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx", &to[0], &to[1], &to[2],
+					 &to[3], &to[4], &to[5]) != 6) {
 		fprintf(stderr, "usage: %s [OPTIONS] OBJECT IFACE DEST_MAC SIZE\n", argv[0]);
 		return 2;
 	}
@@ -202,7 +203,7 @@ int main(int argc, char **argv)
 	if (!program || map < 0 || bpf_map_update_elem(map, &zero, &state, BPF_ANY) < 0)
 		fail(argv[optind]);
 
-	/* The program ends at its own clock; the timer ends the run soon after, and again if the first one came too early. */
+	/* The program stops by its own clock. The signals end the run; they repeat in case one comes before it. */
 	sigaction(SIGALRM, &action, NULL);
 	timer.it_value.tv_sec = (state.duration_ns + SECOND / 100) / SECOND;
 	timer.it_value.tv_usec = (state.duration_ns + SECOND / 100) % SECOND / 1000;

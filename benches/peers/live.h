@@ -6,7 +6,7 @@
 #define LIVE_SHAPES 12
 #define LIVE_HEADERS 42
 
-/* The fields of a frame's headers that depend on its length, in network order but for the length. */
+/* The header fields that depend on a frame's length, in network byte order, and that length. */
 struct live_shape {
 	__u32 frame_len;
 	__u16 ip_len;
@@ -21,17 +21,17 @@ struct live_state {
 	__u32 flows;
 	__u32 shapes;
 	__u32 template_len;
-	/* 1/1024 ns from frame to frame; 0 for as many as go. */
+	/* From frame to frame, in 1/1024 ns; 0: no pacing. */
 	__u64 gap;
 	__u64 duration_ns;
 	struct live_shape shape[LIVE_SHAPES];
-	/* Counted by the program. */
+	/* Set by the program. */
 	__u64 calls;
 	__u64 sent;
 	__u64 start_ns;
 	__u64 last_ns;
 	__u64 skipped;
-	/* 1/1024 ns since start_ns. */
+	/* When the next frame is due, in 1/1024 ns since start_ns. */
 	__u64 due;
 	__u32 flow;
 	__u32 position;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The rival: a recorder on AF_XDP that copies. It is written by hand with libxdp, libbpf and liburing, and is as fast as we could
- * make it.
+ * The rival: a recorder on AF_XDP that copies every packet, written by hand with libxdp, libbpf and liburing, as fast
+ * as we could make it.
  *
  *     rival [OPTIONS] OBJECT IFACE FILE
  *
@@ -10,18 +10,18 @@
  *                       inline: the receiving thread does the same itself
  *                       pwrite: a second thread writes one buffer after the other
  *                       null: buffers are thrown away
- *     --wait HOW        sleep (default): when the ring was emptied, for --sleep us. poll: until a packet is there
- *     --sleep US        (default 1000)
+ *     --wait HOW        sleep (default): --sleep us after the ring was emptied. poll: until a packet is there
+ *     --sleep US        at most 1000 (default 1000)
  *     --depth N         writes in flight (default 8)
  *     --batch N         descriptors taken at a time (default 256)
  *     --frames N        of 2048 bytes; also the size of both rings (default 32768)
  *
- * OBJECT is rival.bpf.o. FILE exists and is written round and round. A record is a header of 16 bytes (length, flags, time), the
- * packet, and up to 3 bytes of zeroes, so that records start at multiples of 4 bytes. Buffers of 1 MiB are written with O_DIRECT
- * when they are full, or when nothing has come for 10 ms. A length of 0 says that the next record is at the next multiple of
- * 4096 bytes.
+ * OBJECT is rival.bpf.o. FILE must exist; when it is full, writing goes on at its start. A record is a header of 16
+ * bytes (length, flags, time), the packet, and up to 3 zero bytes, so that records start at multiples of 4 bytes.
+ * Buffers of 1 MiB are written with O_DIRECT when they are full, or after 10 ms without a packet. If a length is 0, the
+ * next record is at the next multiple of 4096 bytes. The time is that of the batch in which the packet was taken.
  *
- * Prints "ready", records until SIGINT or SIGTERM, then key=value.
+ * Prints "ready", records until SIGINT or SIGTERM, then prints key=value.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -317,7 +317,7 @@ static void hand_over(void)
 
 /* --- receiving */
 
-/* All of it: the processor's own prefetcher stops at the end of a packet and starts slowly at the next one. */
+/* The whole packet: the processor's own prefetcher starts anew, and slowly, with each packet. */
 static void prefetch(const unsigned char *packet, size_t len)
 {
 	for (size_t at = 0; at < len; at += 64)
@@ -385,7 +385,7 @@ static void record(void)
 	puts("ready");
 	fflush(stdout);
 	for (;;) {
-		/* Read before the ring: what is in the ring when the signal comes is stored. */
+		/* Read before the ring, so that all packets that came before the signal are stored. */
 		bool ending = stopping;
 		uint32_t from = 0, to = 0;
 		unsigned count = xsk_ring_cons__peek(&rx, batch, &from);
@@ -406,7 +406,7 @@ static void record(void)
 		}
 		if (count == batch)
 			continue;
-		/* The ring was emptied. What comes now is cheaper to take in one go, later. */
+		/* The ring is empty. The next packets are cheaper to take in one batch, later. */
 		if (ending)
 			break;
 		if (how == WRITER_INLINE && (in_flight || submitted < filled))

@@ -10,8 +10,7 @@ from pathlib import Path
 from lab import PORT, Lab
 from recorders import FRAME_HEADERS, Drop, Ours, OursNull, OursReceive, Recorder, Rival
 
-# What of ours is compared with what of the rival's: a layout and where its writes are driven, what the rival stores.
-# A new layout of the pipeline is a line here.
+# Layout and drive of ours, and what the rival stores beside it. A new layout of the pipeline needs one line here.
 STORING = [("log", "inline", "frame"), ("log", "thread", "frame"), ("slot", "inline", "frame"),
            ("payload", "inline", "payload")]
 NULL_LAYOUTS = [("log", "frame"), ("slot", "frame"), ("payload", "payload")]
@@ -32,7 +31,7 @@ class Pair:
 
 
 def pairs(lab: Lab, writer: dict[str, str], short: bool) -> list[Pair]:
-    """`writer`: the rival's best for each thing that it stores."""
+    """`writer`: the rival's best one for frames and for payloads."""
     found = [Pair(Ours(lab, layout, drive, *MEMORY), Rival(lab, stored, writer[stored]))
              for layout, drive, stored in (STORING_SHORT if short else STORING)]
     found += [Pair(OursNull(lab, layout, *MEMORY), Rival(lab, stored, "null"))
@@ -104,7 +103,7 @@ def amplification(run: dict) -> float | None:
 
 
 def summary(runs: list[dict], compared: list[dict], part: str) -> list[dict]:
-    """A row for each pair, target, size and core of the receive work: medians, and least and most of the rounds."""
+    """Returns a row for each pair, target, size and core of the receive work: median, least and most of the rounds."""
     ratios, rows = Ratios(runs, part), []
 
     def three(values: list[float]) -> dict | None:
@@ -118,7 +117,11 @@ def summary(runs: list[dict], compared: list[dict], part: str) -> list[dict]:
             if not rate:
                 continue
             row = {"part": part, "ours": pair["ours"], "rival": pair["rival"], "target": target, "size": size,
-                   "receive": receive, "rounds": len(rate), "stored_rate": three(rate),
+                   "receive": receive, "rounds": len(rate),
+                   # 0: as many as could be sent.
+                   "asked_rate": statistics.median(ratios.values(pair["ours"], target, size, receive,
+                                                                 lambda run: run["asked_rate"])),
+                   "stored_rate": three(rate),
                    "cpu_per_packet": three(ratios.of(*key, cpu_per_packet)),
                    "with_receive_cpu_per_packet": three(ratios.of(*key, core_per_packet)),
                    "system_cpu_per_packet": three(ratios.of(*key, ratios.system_cpu_per_packet)),
@@ -126,6 +129,7 @@ def summary(runs: list[dict], compared: list[dict], part: str) -> list[dict]:
             for who in ("ours", "rival"):
                 values = {name: three(ratios.values(pair[who], target, size, receive, value)) for name, value in
                           (("stored_rate", stored_rate), ("cpu_per_packet", cpu_per_packet), ("loss", loss),
+                           ("offered_rate", lambda run: run["offered_rate"]),
                            ("with_receive_cpu_per_packet", core_per_packet), ("device_bytes_per_byte", amplification),
                            ("system_cpu_per_packet", ratios.system_cpu_per_packet),
                            ("veth_dropped", lambda run: run["veth_dropped"]))}
@@ -135,6 +139,8 @@ def summary(runs: list[dict], compared: list[dict], part: str) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
+    """The medians of each figure, ours / the rival's, and the ratio with the least and the most of the rounds. Rates
+    are in thousands a second. CPU time is that of the process."""
     def ratio(row: dict, name: str) -> str:
         found = row[name]
         return f"{found['median']:.2f} ({found['min']:.2f}..{found['max']:.2f})" if found else ""
@@ -143,15 +149,15 @@ def table(rows: list[dict]) -> str:
         found = [row[f"{who}_values"].get(name) for who in ("ours", "rival")]
         return " / ".join(f"{v['median'] * factor:{form}}" for v in found) if all(found) else ""
 
-    head = ["ours / rival", "target", "size", "receive on", "stored/s", "thousand/s", "CPU/packet", "ns", "lost, %",
-            "device bytes", "per packet byte"]
+    head = ["ours / rival", "target", "size", "receive on", "offered", "stored", "ratio", "lost, %", "CPU, ns/packet",
+            "ratio", "device bytes/byte", "ratio"]
     lines = [head]
     for row in rows:
         lines.append([f"{row['ours'].removeprefix('unified ')} / {row['rival'].removeprefix('rival ')}", row["target"],
-                      str(row["size"]), row["receive"], ratio(row, "stored_rate"),
-                      both(row, "stored_rate", ".0f", 1e-3), ratio(row, "cpu_per_packet"),
-                      both(row, "cpu_per_packet", ".0f", 1e9), both(row, "loss", ".1f"), ratio(row, "device_bytes"),
-                      both(row, "device_bytes_per_byte", ".2f")])
+                      str(row["size"]), row["receive"], both(row, "offered_rate", ".0f", 1e-3),
+                      both(row, "stored_rate", ".0f", 1e-3), ratio(row, "stored_rate"), both(row, "loss", ".1f"),
+                      both(row, "cpu_per_packet", ".0f", 1e9), ratio(row, "cpu_per_packet"),
+                      both(row, "device_bytes_per_byte", ".2f"), ratio(row, "device_bytes")])
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
     text.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
