@@ -66,12 +66,6 @@ impl OpenUnit {
         }
     }
 
-    /// Slots that it would have with so many bytes more.
-    pub fn slots_with(&self, more: u32, slot_size: u32) -> u32 {
-        let room = slot_size - SLOT_HEADER_LEN as u32;
-        (self.bytes + more + UNIT_HEADER_LEN as u32).div_ceil(room)
-    }
-
     /// Whether a packet of `len` bytes fits.
     pub fn fits(&self, len: u32) -> bool {
         self.bytes + RECORD_HEADER_LEN as u32 + len <= self.capacity

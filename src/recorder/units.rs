@@ -428,12 +428,9 @@ impl UnitRecorder {
         if packet.len < self.config.pack_below || bound || !self.takes_in_place(packet) {
             return true;
         }
-        // Into the open unit, if that writes less than ending it.
-        let size = self.map.frame_size();
-        self.unit.as_ref().is_some_and(|unit| {
-            let more = RECORD_HEADER_LEN as u32 + packet.len;
-            unit.slots_with(more, size) < unit.slots() + 1
-        })
+        // To end the open unit would waste the rest of its last slot, and some of the packet's own: together more than the
+        // packet takes in the unit.
+        self.unit.as_ref().is_some_and(|unit| unit.fits(packet.len))
     }
 
     /// Whether a packet can be stored in its own frame.

@@ -158,7 +158,9 @@ fn small_packets_cost_little_on_the_device() {
         return;
     }
     let veth = Veth::new();
-    for (len, most) in [(64, 1.30), (300, 1.15)] {
+    // 64, 594 and 1518 bytes on the wire, 7:4:1.
+    let imix = [22, 548, 22, 548, 22, 1472, 22, 548, 22, 548, 22, 22];
+    for (lengths, most) in [(&[64][..], 1.30), (&[300], 1.15), (&imix, 1.15)] {
         let file = Scratch::new("/dev/shm", "cost");
         let mut config = config(&veth.host, file.path(), 4000, Drive::Inline);
         (config.rx_ring, config.fill_ring, config.frame_count) = (4096, 4096, 16384);
@@ -168,16 +170,23 @@ fn small_packets_cost_little_on_the_device() {
             ..units()
         };
         let pipeline = Pipeline::start(context.clone(), pipeline).unwrap();
-        let sent = (0..4000).map(|i| payload(i, len)).collect();
+        let len = |i: u32| lengths[i as usize % lengths.len()];
+        let bytes: usize = (0..4000).map(|i| len(i) + HEADERS).sum();
+        let sent = (0..4000).map(|i| payload(i, len(i))).collect();
         veth.send(9999, sent, 100_000).join().unwrap();
         assert_eq!(finish(pipeline, 4000).stored, 4000);
         let stats = context.statistics().unwrap();
         common::check_sums(&stats, 16384);
-        assert_eq!(stats.packed, 4000);
-        assert_eq!(stats.packed_bytes, 4000 * (len + HEADERS) as u64);
+        let is_imix = lengths.len() > 1;
+        assert!(
+            stats.packed == 4000 || (is_imix && stats.packed > 3800),
+            "{stats:?}"
+        );
         // Without the superblocks and the headers of segments, which are 4 MiB apart in a log of any size.
-        let written = stats.stored_bytes as f64 / stats.packed_bytes as f64;
-        assert!((1.0..most).contains(&written), "{len}: {written}");
+        let in_place = (4000 - stats.packed) * FRAME;
+        let written = (stats.stored_bytes - in_place) as f64 / stats.packed_bytes as f64;
+        assert!((1.0..most).contains(&written), "{lengths:?}: {written}");
+        assert!(stats.packed_bytes <= bytes as u64);
     }
 }
 
@@ -359,7 +368,7 @@ fn damage_costs_one_unit() {
         slot += unit.slots;
     }
     assert!(
-        kinds.len() > 20 && kinds.contains(&kind::PACKED),
+        kinds.len() > 10 && kinds.contains(&kind::PACKED) && kinds.contains(&kind::PACKET),
         "{kinds:?}"
     );
     assert_eq!(tally_of(file.path()).records, 400);
