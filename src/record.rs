@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::bytes::{get, put, u16_at, u32_at, u64_at};
 use crate::error::{Error, Result};
 use crate::sys::crc::crc32c;
 
@@ -64,28 +65,6 @@ pub enum Flaw {
     Data,
     /// A version that this library does not know.
     Version(u16),
-}
-
-fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) {
-    bytes[at..at + N].copy_from_slice(&value);
-}
-
-fn get<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    let mut value = [0; N];
-    value.copy_from_slice(&bytes[at..at + N]);
-    value
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes(get(bytes, at))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(get(bytes, at))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(get(bytes, at))
 }
 
 impl Header {

@@ -53,6 +53,17 @@ fn random_id(now: u64) -> u64 {
     RandomState::new().build_hasher().finish() ^ now
 }
 
+/// `EIO`: nobody can say whether a log begins there.
+fn unreadable_start(device: &str, start_lba: u64) -> Error {
+    Error::new(
+        libc::EIO,
+        format!(
+            "block {start_lba} of '{device}', where a log would begin, cannot be read: choose another range, or begin a new \
+             log with UNIFIED_LOG_NEW"
+        ),
+    )
+}
+
 /// Refuses a range of `count` slots that holds something else than a log: `EEXIST`. Checks its first slots, its last ones,
 /// and some in between. Slots that cannot be read are ignored. `lba`: where a slot of the range begins.
 fn check_empty(disk: &Disk, count: u64, lba: impl Fn(u64) -> u64) -> Result<()> {

@@ -4,7 +4,6 @@
 
 #![forbid(unsafe_code)]
 
-pub mod bytes;
 pub mod scan;
 pub mod superblock;
 pub mod unit;

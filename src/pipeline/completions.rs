@@ -93,6 +93,8 @@ pub(super) fn completions(context: &Context, progress: &Progress) -> Result<()> 
                 }
                 progress.superblocks.fetch_sub(1, Ordering::AcqRel);
             } else if completion.frames > 1 && completion.packets == 0 && !good {
+                // Its frames are submitted again.
+                frames -= u64::from(completion.frames);
                 progress.failed_runs.push(FailedRun::of(completion));
             } else {
                 let packets = completion.packets.max(1);

@@ -220,8 +220,10 @@ impl<'a> Packets<'a> {
     /// `false`: no frame was free.
     fn superblock(&mut self, completed: u64) -> Result<bool> {
         if let WriteTarget::Units(_) = &self.target {
-            self.tell_losses()?;
-            return self.unit_superblock().map(|()| true);
+            return match self.tell_losses().and_then(|()| self.unit_superblock()) {
+                Err(error) if error.errno() == libc::ENOBUFS => Ok(false),
+                result => result.map(|()| true),
+            };
         }
         // Without a free frame, try again in the next round.
         let Ok(frame) = self.lane.frame_alloc() else {

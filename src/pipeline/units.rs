@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::packets::{PREFETCH, Packets};
 use super::write_target::WriteTarget;
 use super::{BATCH, Progress, SEGMENT, WINDOW};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lane::{FrameRun, RxSideGuard};
 use crate::net::rx::Received;
 use crate::recorder::UnitRecorder;
@@ -238,10 +238,17 @@ impl<'a> Packets<'a> {
         }
     }
 
-    /// No frame is free, or none that will do: waits until the device has done something.
+    /// No frame is free, or none that will do: waits until the device has done something. `ENOBUFS` if it has nothing to do.
     fn wait_for_frames(&mut self, mut rx_side: RxSideGuard<'a>) -> Result<RxSideGuard<'a>> {
         rx_side = self.end_run(rx_side)?;
         let before = self.progress.frames_done.load(Ordering::Relaxed);
+        if before == self.filling.submitted {
+            return Err(Error::new(
+                libc::ENOBUFS,
+                "no frame is free for a log, and none is on its way to the device: release frames, use a shorter fill ring, or \
+                 more frames",
+            ));
+        }
         self.wait_unlocked(rx_side, |p| p.frames_done.load(Ordering::Relaxed) != before)
     }
 

@@ -5,7 +5,7 @@
 use super::blank::Blanks;
 use super::disk::Disk;
 use super::losses::{LossCount, wall_offset};
-use super::{Existing, check_empty, name_bytes, random_id};
+use super::{Existing, check_empty, name_bytes, random_id, unreadable_start};
 use crate::config::KERNEL_HEADROOM;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -88,14 +88,7 @@ impl SlotRecorder {
             }
             // One readable copy is enough. Without any, the range may hold a log that cannot be read.
             if found.is_none() && copies.iter().any(|copy| is_unreadable(copy)) {
-                return Err(Error::new(
-                    libc::EIO,
-                    format!(
-                        "block {start_lba} of '{}', where a log would begin, cannot be read: choose another range, \
-                         or begin a new log with UNIFIED_LOG_NEW",
-                        info.device
-                    ),
-                ));
+                return Err(unreadable_start(&info.device, start_lba));
             }
         }
         let mut recorder = SlotRecorder {

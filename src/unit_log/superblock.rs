@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::bytes::{get, is_sealed, put, seal, u16_at, u32_at, u64_at};
+use crate::bytes::{get, is_sealed, put, seal, u16_at, u32_at, u64_at};
 use crate::error::{Error, Result};
 use crate::record::{self, Losses, MAX_SEQUENCE, NAME_LEN};
 

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::bytes::{is_sealed, put, seal, u16_at, u32_at, u64_at};
+use crate::bytes::{is_sealed, put, seal, u16_at, u32_at, u64_at};
 use crate::record::MAX_SEQUENCE;
 use crate::sys::crc::{crc32c, crc32c_words};
 
