@@ -206,7 +206,7 @@ impl FrameTable {
     fn check_run(&self, first: u32, count: u32) -> Result<()> {
         match first.checked_add(count) {
             Some(end) if end <= self.count => Ok(()),
-            _ => Err(self.no_such(first.saturating_add(count).saturating_sub(1))),
+            _ => Err(self.no_such(first.max(self.count))),
         }
     }
 

@@ -204,9 +204,10 @@ impl Lane {
         count: u32,
         batch: &mut Batch,
     ) -> std::result::Result<(), (u32, Error)> {
-        for frame in first..first + count {
+        for i in 0..count {
+            let frame = first + i;
             let settled = self.frames.table.release(frame);
-            let settled = settled.map_err(|error| (frame - first, error))?;
+            let settled = settled.map_err(|error| (i, error))?;
             self.frames.pool.put(frame, &mut batch.freed);
             batch.has_freed = true;
             batch.count(frame, settled, 0);
