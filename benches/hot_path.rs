@@ -160,12 +160,177 @@ fn turn(c: &mut Criterion) {
     assert_eq!((stats.submitted, stats.errors), (stats.completed, 0));
 }
 
+/// Calls of the C interface, on a context that has 64 frames and no device.
+mod c {
+    use std::ffi::{CStr, c_int};
+    use std::mem::zeroed;
+
+    use unified::capi::types::*;
+    use unified::capi::*;
+
+    use super::BATCH;
+
+    pub struct Calls {
+        ctx: *mut unified_ctx,
+        frames: [u32; BATCH],
+        writes: [unified_write; BATCH],
+    }
+
+    fn done(rc: c_int) -> usize {
+        // SAFETY: never NULL, ends in a zero byte, and is valid until this thread's next call.
+        rc.try_into()
+            .unwrap_or_else(|_| panic!("{:?}", unsafe { CStr::from_ptr(unified_last_error()) }))
+    }
+
+    impl Calls {
+        pub fn new() -> Calls {
+            // SAFETY: plain data, of which zero is a value; the size is set, and the places are live.
+            let mut calls = unsafe {
+                let mut config = zeroed::<unified_config>();
+                config.size = size_of::<unified_config>() as u64;
+                config.device = c"null:".as_ptr();
+                config.frame_count = BATCH as u32;
+                let mut ctx = std::ptr::null_mut();
+                done(unified_ctx_create(&config, &mut ctx));
+                Calls {
+                    ctx,
+                    frames: [0; BATCH],
+                    writes: [zeroed::<unified_write>(); BATCH],
+                }
+            };
+            calls.allocate();
+            for (i, frame) in calls.frames.into_iter().enumerate() {
+                calls.writes[i] = unified_write {
+                    // SAFETY: a handle.
+                    data: unsafe { unified_frame_data(calls.ctx, frame) },
+                    lba: i as u64 * 2,
+                    user_data: 0,
+                    len: 1024,
+                    frame,
+                    flags: UNIFIED_KEEP,
+                    reserved: 0,
+                };
+            }
+            calls
+        }
+
+        /// All frames, in address order.
+        pub fn allocate(&mut self) {
+            for frame in &mut self.frames {
+                // SAFETY: a handle and a live place.
+                done(unsafe { unified_frame_alloc(self.ctx, frame) });
+            }
+            self.frames.sort_unstable();
+        }
+
+        pub fn release_each(&self) {
+            for frame in self.frames {
+                // SAFETY: a handle.
+                done(unsafe { unified_frame_release(self.ctx, frame) });
+            }
+        }
+
+        pub fn release_all(&self) {
+            let frames = self.frames.as_ptr();
+            // SAFETY: a handle, and as many elements as said.
+            let rc = unsafe { unified_frames_release(self.ctx, frames, BATCH as u32) };
+            assert_eq!(done(rc), BATCH);
+        }
+
+        /// The engine sees all of them with the last one.
+        pub fn submit_each(&self) {
+            for (i, w) in self.writes.iter().enumerate() {
+                let more = if i + 1 < BATCH { UNIFIED_MORE } else { 0 };
+                let flags = w.flags | more;
+                // SAFETY: a handle; the library checks where the data lies.
+                done(unsafe {
+                    unified_submit_write(
+                        self.ctx,
+                        w.frame,
+                        w.data,
+                        w.len,
+                        w.lba,
+                        w.user_data,
+                        flags,
+                    )
+                });
+            }
+        }
+
+        pub fn submit_all(&self) {
+            // SAFETY: a handle, and as many elements as said.
+            let rc = unsafe { unified_submit_writes(self.ctx, self.writes.as_ptr(), BATCH as u32) };
+            assert_eq!(done(rc), BATCH);
+        }
+
+        pub fn complete(&self) {
+            // SAFETY: a handle, and room for as many as said; zero is a value.
+            let rc = unsafe {
+                let mut all = [zeroed::<unified_completion>(); BATCH];
+                unified_completions(self.ctx, all.as_mut_ptr(), BATCH as u32)
+            };
+            assert_eq!(done(rc), BATCH);
+        }
+    }
+
+    impl Drop for Calls {
+        fn drop(&mut self) {
+            // SAFETY: a handle.
+            done(unsafe { unified_ctx_destroy(self.ctx) });
+        }
+    }
+}
+
+/// Single calls, and their batch forms.
+fn calls(c: &mut Criterion) {
+    type Step = fn(&mut c::Calls);
+    let steps: [(&str, Step, Step); 4] = [
+        (
+            "release one by one",
+            |calls| calls.release_each(),
+            c::Calls::allocate,
+        ),
+        (
+            "release 64 together",
+            |calls| calls.release_all(),
+            c::Calls::allocate,
+        ),
+        (
+            "submit 64 one by one",
+            |calls| calls.submit_each(),
+            |calls| calls.complete(),
+        ),
+        (
+            "submit 64 together",
+            |calls| calls.submit_all(),
+            |calls| calls.complete(),
+        ),
+    ];
+    let mut group = c.benchmark_group("C");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    for (name, step, after) in steps {
+        let mut calls = c::Calls::new();
+        group.bench_function(name, |b| {
+            b.iter_custom(|rounds| {
+                let mut spent = Duration::ZERO;
+                for _ in 0..rounds {
+                    let start = Instant::now();
+                    step(&mut calls);
+                    spent += start.elapsed();
+                    after(&mut calls);
+                }
+                spent
+            });
+        });
+    }
+}
+
 criterion_group! {
     name = hot_path;
     config = Criterion::default()
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .sample_size(30);
-    targets = ring, headers, turn, lengths
+    targets = ring, headers, turn, lengths, calls
 }
 criterion_main!(hot_path);

@@ -752,6 +752,37 @@ struct unified_packet {
 };
 
 /**
+ * One write of unified_submit_writes. This struct never changes.
+ */
+struct unified_write {
+  /**
+   * First byte, inside the frame.
+   */
+  const void *data;
+  /**
+   * First block on the device.
+   */
+  uint64_t lba;
+  /**
+   * Comes back with the completion.
+   */
+  uint64_t user_data;
+  /**
+   * Bytes from `data`.
+   */
+  uint32_t len;
+  uint32_t frame;
+  /**
+   * UNIFIED_FUA, UNIFIED_KEEP
+   */
+  uint32_t flags;
+  /**
+   * 0
+   */
+  uint32_t reserved;
+};
+
+/**
  * An NVMe command for unified_submit_raw: the fields of a submission queue entry without identifiers
  * and pointers (NVM Express Base Specification 2.0, section 3.3.3).
  */
@@ -1047,8 +1078,8 @@ uint32_t unified_version(void);
 const char *unified_version_string(void);
 
 /**
- * Returns a message about the last function that failed in this thread: what was tried, on what, and what to do. Never NULL;
- * empty before the first failure. Valid until the next call of this library in this thread.
+ * Returns a message about the last function of this thread that failed, or did only a part of a batch: what was tried, on what,
+ * and what to do. Never NULL; empty before the first failure. Valid until the next call of this library in this thread.
  */
 const char *unified_last_error(void);
 
@@ -1211,6 +1242,17 @@ int unified_frame_release(const unified_ctx *ctx,
                           uint32_t frame);
 
 /**
+ * Releases `count` frames, in the order of the array. It does what unified_frame_release does with each, at a lower cost, which
+ * is lowest if the numbers of the frames follow each other. Returns the number of released frames. That is less than `count` if
+ * the caller does not own a frame or it is in flight: this frame and all after it stay as they were, and unified_last_error
+ * says why. If that happens with the first frame, the error is that of unified_frame_release. -EINVAL also if `frames` is NULL
+ * or not aligned. Any thread.
+ */
+int unified_frames_release(const unified_ctx *ctx,
+                           const uint32_t *frames,
+                           uint32_t count);
+
+/**
  * Returns the first byte of a frame of `frame_size` bytes, aligned to a page or half a page; NULL if there is no frame of that
  * number. Access the memory only while the caller owns the frame. Any thread.
  */
@@ -1247,6 +1289,19 @@ int unified_submit_write(const unified_ctx *ctx,
                          uint64_t lba,
                          uint64_t user_data,
                          uint32_t flags);
+
+/**
+ * Submits `count` writes, in the order of the array. It does what unified_submit_write does with each, at a lower cost. The
+ * engine sees all of them together, and with them those that were submitted with UNIFIED_MORE before. The flags of an entry are
+ * UNIFIED_FUA and UNIFIED_KEEP.
+ *
+ * Returns the number of submitted writes. That is less than `count` if the SQ ring became full or an entry was refused: the
+ * caller still owns the frame of this entry and of all after it, and unified_last_error says why. If that happens with the first
+ * entry, the error is that of unified_submit_write. -EINVAL also if `writes` is NULL or not aligned. The receiver's thread.
+ */
+int unified_submit_writes(const unified_ctx *ctx,
+                          const struct unified_write *writes,
+                          uint32_t count);
 
 /**
  * Reads `len` bytes, whole blocks, beginning at block `lba`, to `data` inside a frame that the caller owns. The completion

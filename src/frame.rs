@@ -10,7 +10,7 @@ mod table;
 
 pub use map::FrameMap;
 pub use pool::{FramePool, Freed};
-pub use table::{Census, FrameTable, PacketOutcome, Return, Settled, words_of};
+pub use table::{Census, FrameTable, Outcomes, PacketOutcome, Return, Settled, runs_of, words_of};
 
 use std::sync::Arc;
 
@@ -40,6 +40,15 @@ impl Frames {
         self.pool.put(frame, &mut freed);
         self.pool.give_back(&mut freed);
         Ok(settled)
+    }
+
+    /// The caller is done with frames that share a word of the table; they will be free after `pool.give_back(freed)`.
+    /// `None`: it does not hold all of them, and nothing was done.
+    #[inline(always)]
+    pub fn release_run(&self, first: u32, count: u32, freed: &mut Freed) -> Option<Outcomes> {
+        let outcomes = self.table.release_run(first, count)?;
+        self.pool.put_run(first, count, freed);
+        Some(outcomes)
     }
 
     /// The device is done with a frame. `None` if the caller has it back; otherwise it will be free after
@@ -224,6 +233,83 @@ mod tests {
         let expected: Vec<u32> = (150..200).chain([3, 70, 140]).collect();
         assert_eq!(&rest[..n], &expected[..]);
         assert_eq!(frames.pool.take(&mut cursor, &mut rest), 0);
+    }
+
+    #[test]
+    fn runs_share_a_word_and_keep_their_order() {
+        let runs = |frames: &[u32]| runs_of(frames.iter().copied()).collect::<Vec<_>>();
+        assert_eq!(runs(&[]), []);
+        assert_eq!(runs(&[0, 1, 2, 3, 4, 5]), [(0, 4), (4, 2)]);
+        assert_eq!(runs(&[3, 4, 6, 7, 8]), [(3, 1), (4, 1), (6, 2), (8, 1)]);
+        assert_eq!(runs(&[5, 5, 6, 4]), [(5, 1), (5, 2), (4, 1)]);
+        let last = u32::MAX;
+        assert_eq!(runs(&[last - 1, last, 0]), [(last - 1, 2), (0, 1)]);
+    }
+
+    #[test]
+    fn frames_that_are_released_together_are_counted_as_one_by_one() {
+        // In one word: a packet, an empty frame, packed packets, one that was stored, one whose write failed.
+        for (first, count) in [(0, 4), (1, 3), (2, 2), (3, 1), (4, 1), (4, 4)] {
+            let made = || {
+                let frames = received(64, 16);
+                let table = &frames.table;
+                let mut freed = Freed::default();
+                assert_eq!(frames.release(1).unwrap(), one(PacketOutcome::Released));
+                table.allocate(1, 1).unwrap();
+                frames.pack(10, 5, 2, &mut freed).unwrap();
+                for (frame, success) in [(3, true), (4, false)] {
+                    table.submit(frame, 1, true, Return::Keep).unwrap();
+                    assert_eq!(frames.finish(frame, success, &mut freed).unwrap(), None);
+                }
+                frames.pool.give_back(&mut freed);
+                frames
+            };
+            let (together, singly) = (made(), made());
+            let mut freed = Freed::default();
+            let outcomes = together.release_run(first, count, &mut freed).unwrap();
+            assert_eq!(together.release_run(first, count, &mut freed), None, "once");
+            together.pool.give_back(&mut freed);
+            let mut expected = Outcomes::default();
+            for frame in first..first + count {
+                let settled = singly.release(frame).unwrap();
+                let packets = u64::from(settled.packets);
+                match settled.outcome {
+                    PacketOutcome::Empty => assert_eq!((frame, packets), (1, 0)),
+                    PacketOutcome::Stored => expected.stored += packets,
+                    PacketOutcome::Failed => expected.failed += packets,
+                    PacketOutcome::Released => expected.released += packets,
+                }
+            }
+            assert_eq!(outcomes, expected, "{first} {count}");
+            assert_eq!(together.table.census(), singly.table.census());
+            let free = |frames: &Frames| {
+                let mut out = [0; 64];
+                let count = frames.pool.take(&mut 0, &mut out);
+                out[..count].to_vec()
+            };
+            assert_eq!(free(&together), free(&singly));
+        }
+    }
+
+    #[test]
+    fn a_run_is_released_as_a_whole_or_not_at_all() {
+        let frames = received(60, 8);
+        let mut freed = Freed::default();
+        frames.table.submit(6, 1, true, Return::Free).unwrap();
+        let before = frames.table.census();
+        // In flight, free, not there.
+        for (first, count) in [(4, 4), (6, 1), (8, 1), (59, 2), (60, 1), (u32::MAX, 1)] {
+            assert_eq!(frames.release_run(first, count, &mut freed), None);
+        }
+        assert_eq!(frames.table.census(), before);
+        let released = Outcomes {
+            released: 2,
+            ..Outcomes::default()
+        };
+        assert_eq!(frames.release_run(4, 2, &mut freed), Some(released));
+        // Its neighbours in the word are as they were.
+        assert!(frames.table.is_writing(6));
+        assert_eq!(frames.release(7).unwrap(), one(PacketOutcome::Released));
     }
 
     #[test]

@@ -55,6 +55,24 @@ pub struct LaneParts {
     pub cq: Consumer<UnifiedCqe>,
 }
 
+/// How far a batch came of which at least the first entry was accepted.
+#[derive(Debug)]
+pub struct Progress {
+    pub done: u32,
+    /// Why the entry after these was refused; `None` if all are done.
+    pub refused: Option<Error>,
+}
+
+impl Progress {
+    /// The error of the first entry is that of the batch.
+    fn new(done: u32, refused: Option<Error>) -> Result<Progress> {
+        match refused {
+            Some(error) if done == 0 => Err(error),
+            refused => Ok(Progress { done, refused }),
+        }
+    }
+}
+
 pub struct Lane {
     /// A child of fork must not touch what it shares with its parent.
     process: ProcessId,

@@ -35,6 +35,7 @@ fn the_crate_lays_out_what_c_sees_as_the_table_says() {
     of! { lines, "unified_latency", unified_latency { size count sum max buckets } }
     of! { lines, "unified_event", unified_event { timestamp src_addr dst_addr src_port dst_port payload_len vlan_tci queue ip_version flags reserved } }
     of! { lines, "unified_packet", unified_packet { data payload timestamp len payload_len frame queue l3_offset payload_offset src_port dst_port vlan_tci ip_version flags reserved } }
+    of! { lines, "unified_write", unified_write { data lba user_data len frame flags reserved } }
     of! { lines, "unified_nvme_command", unified_nvme_command { opcode reserved0 reserved1 nsid cdw2 cdw3 cdw10 cdw11 cdw12 cdw13 cdw14 cdw15 data_len timeout } }
     of! { lines, "unified_completion", unified_completion { user_data result status len frame flags reserved } }
     of! { lines, "unified_pipeline_config", unified_pipeline_config { size start_lba blocks at_end flags layout flush_writes flush_interval_ms moderation_us pack_below reserved } }

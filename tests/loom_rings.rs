@@ -241,6 +241,26 @@ fn a_frame_is_given_back_once() {
     });
 }
 
+/// The same with a run of frames in one thread: it has all of them or none.
+#[test]
+fn a_run_is_given_back_once() {
+    model(|| {
+        let frames = Arc::new(Frames::new(2));
+        assert_eq!(frames.pool.take(&mut 0, &mut [0, 0]), 2);
+        frames.table.allocate(0, 2).unwrap();
+        let other = thread::spawn({
+            let frames = frames.clone();
+            move || frames.release(1).is_ok()
+        });
+        let mut freed = Freed::default();
+        let here = frames.release_run(0, 2, &mut freed).is_some();
+        frames.pool.give_back(&mut freed);
+        assert!(here ^ other.join().unwrap());
+        let free = if here { 2 } else { 1 };
+        assert_eq!(frames.pool.take(&mut 0, &mut [0; 3]), free);
+    });
+}
+
 /// The receiver has run dry and sleeps; whoever gives a frame back wakes it.
 #[test]
 fn a_dry_receiver_is_woken() {

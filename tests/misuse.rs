@@ -121,6 +121,7 @@ mod c {
             let mut config = std::mem::zeroed::<unified_pipeline_config>();
             config.size = size_of::<unified_pipeline_config>() as u64;
             let mut path = [0 as c_char; 64];
+            let write = std::mem::zeroed::<unified_write>();
             vec![
                 unified_frame_alloc(ctx.0, &mut frame),
                 unified_ctx_info(ctx.0, &mut info),
@@ -130,6 +131,8 @@ mod c {
                 unified_events_fd(ctx.0),
                 unified_submit_flush(ctx.0, 1),
                 unified_submit_pending(ctx.0),
+                unified_submit_writes(ctx.0, &write, 1),
+                unified_frames_release(ctx.0, &frame, 1),
                 unified_submit_write_zeroes(ctx.0, 0, 1, 1, 0),
                 unified_submit_deallocate(ctx.0, 0, 1, 1),
                 unified_poll_fd(ctx.0),

@@ -193,6 +193,18 @@ type Packet struct {
 	reserved      uint32
 }
 
+// Write is one write of SubmitWrites. Packet.Write and Context.FrameWrite make one.
+type Write struct {
+	data     unsafe.Pointer
+	LBA      uint64
+	UserData uint64
+	Len      uint32
+	Frame    uint32
+	// Flags: FUA, Keep.
+	Flags    uint32
+	reserved uint32
+}
+
 // NVMeCommand is a command for SubmitRaw.
 type NVMeCommand struct {
 	Opcode    uint8
@@ -316,6 +328,11 @@ func (p *Packet) Data() []byte { return bytes(p.data, p.Len) }
 
 // Payload is the UDP payload, with the same lifetime as Data.
 func (p *Packet) Payload() []byte { return bytes(p.payload, p.PayloadLen) }
+
+// Write is a write of the payload from block lba on.
+func (p *Packet) Write(lba, userData uint64, flags uint32) Write {
+	return Write{data: p.payload, LBA: lba, UserData: userData, Len: p.PayloadLen, Frame: p.Frame, Flags: flags}
+}
 
 // Packet is the packet from its Ethernet header on: the log's memory, valid until the next call with the
 // log. Nil for ranges.

@@ -323,6 +323,17 @@ func (c *Context) FrameRelease(frame uint32) error {
 	return done(func() C.int { return C.unified_frame_release(c.ctx, C.uint32_t(frame)) })
 }
 
+// FramesRelease gives many frames back: how many, fewer than all if one of them is not held. The error is that of the first
+// frame.
+func (c *Context) FramesRelease(frames []uint32) (int, error) {
+	if len(frames) == 0 {
+		return 0, nil
+	}
+	return check(func() C.int {
+		return C.unified_frames_release(c.ctx, (*C.uint32_t)(unsafe.Pointer(&frames[0])), C.uint32_t(len(frames)))
+	})
+}
+
 // FrameData is a frame's memory, not a copy, to be used only while the frame is the caller's. Nil for a number
 // that is no frame.
 func (c *Context) FrameData(frame uint32) []byte {
@@ -354,6 +365,23 @@ func (c *Context) Write(frame, offset, length uint32, lba, userData uint64, flag
 	}
 	return done(func() C.int {
 		return C.unified_submit_write(c.ctx, C.uint32_t(frame), data, C.uint32_t(length), C.uint64_t(lba), C.uint64_t(userData), C.uint32_t(flags))
+	})
+}
+
+// FrameWrite is a write of length bytes at an offset of a frame, for SubmitWrites.
+func (c *Context) FrameWrite(frame, offset, length uint32, lba, userData uint64, flags uint32) (Write, error) {
+	data, err := c.inside(frame, offset, length)
+	return Write{data: data, LBA: lba, UserData: userData, Len: length, Frame: frame, Flags: flags}, err
+}
+
+// SubmitWrites submits many writes together: how many, fewer than all if the SQ ring became full or one was refused. The error
+// is that of the first write. Receiver.
+func (c *Context) SubmitWrites(writes []Write) (int, error) {
+	if len(writes) == 0 {
+		return 0, nil
+	}
+	return check(func() C.int {
+		return C.unified_submit_writes(c.ctx, (*C.struct_unified_write)(unsafe.Pointer(&writes[0])), C.uint32_t(len(writes)))
 	})
 }
 

@@ -41,6 +41,55 @@ func storage(t *testing.T) *Context {
 	return ctx
 }
 
+func TestBatches(t *testing.T) {
+	ctx := storage(t)
+	var frames []uint32
+	var writes []Write
+	for i, text := range []string{"one", "two"} {
+		frame, err := ctx.FrameAlloc()
+		if err != nil {
+			t.Fatal(err)
+		}
+		copy(ctx.FrameData(frame)[100:], text)
+		write, err := ctx.FrameWrite(frame, 100, 3, uint64(i), uint64(i), Keep)
+		if err != nil {
+			t.Fatal(err)
+		}
+		frames, writes = append(frames, frame), append(writes, write)
+	}
+	if _, err := ctx.FrameWrite(frames[0], 2000, 100, 0, 0, 0); !errors.Is(err, syscall.EINVAL) {
+		t.Fatal(err)
+	}
+	// A frame that is in flight, and one that is not held, end a batch; the first one's error is that of the batch.
+	if n, err := ctx.SubmitWrites(append(writes, writes[0])); n != 2 || err != nil {
+		t.Fatal(n, err)
+	}
+	if _, err := ctx.SubmitWrites(writes); !errors.Is(err, syscall.EBUSY) {
+		t.Fatal(err)
+	}
+	for range writes {
+		if done := finished(t, ctx); done.OK() != nil || done.Frame != frames[done.UserData] {
+			t.Fatalf("%+v", done)
+		}
+	}
+	if err := ctx.Read(frames[0], 0, 512, 1, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	if done := finished(t, ctx); done.OK() != nil || string(ctx.FrameData(frames[0])[:4]) != "two\x00" {
+		t.Fatalf("%+v", done)
+	}
+	if n, err := ctx.FramesRelease(append(frames, frames[0])); n != 2 || err != nil {
+		t.Fatal(n, err)
+	}
+	if _, err := ctx.FramesRelease(frames); !errors.Is(err, syscall.EINVAL) {
+		t.Fatal(err)
+	}
+	none, err := ctx.FramesRelease(nil)
+	if n, also := ctx.SubmitWrites(nil); n+none != 0 || err != nil || also != nil {
+		t.Fatal(none, err, n, also)
+	}
+}
+
 func TestADescriptorInsteadOfAPath(t *testing.T) {
 	file, err := os.Create(filepath.Join(t.TempDir(), "file"))
 	if err != nil {

@@ -34,11 +34,27 @@ assert(ctx:submit_raw { opcode = 0xff })
 assert(finished(ctx).status == 1)
 assert(ctx:release(frame))
 assert(ctx:release(frame) == nil)
+-- Batches.
+local one, two = assert(ctx:frame_alloc()), assert(ctx:frame_alloc())
+ffi.copy(ctx:frame_data(two) + 100, "second", 6)
+assert(ctx:submit_writes {
+    { one, 8, length = 512, keep = true },
+    { two, 9, offset = 100, length = 6, user_data = 9, keep = true },
+    { one, 10 },
+} == 2)
+-- They may complete in any order.
+assert(finished(ctx).user_data + finished(ctx).user_data == 9)
+assert(ctx:submit_read(two, 9, 512))
+assert(finished(ctx).status == 0 and ffi.string(ctx:frame_data(two), 7) == "second\0")
+assert(ctx:release_all { one, two, one } == 2)
+assert(select(3, ctx:release_all { one }) == 22)
+assert(select(3, ctx:submit_writes { { one, 0 } }) == 22)
+assert(ctx:release_all {} == 0 and ctx:submit_writes {} == 0)
 assert(not pcall(ctx.packets, ctx))
-assert(ctx:statistics().submitted == 4)
-assert(ctx:openmetrics():find("unified_submitted_total{[^}]*} 4\n"))
+assert(ctx:statistics().submitted == 7)
+assert(ctx:openmetrics():find("unified_submitted_total{[^}]*} 7\n"))
 local latency = ctx:latency(true)
-assert(latency.count == 4 and latency.max > 0 and unified.quantile(latency, 1) == latency.max)
+assert(latency.count == 7 and latency.max > 0 and unified.quantile(latency, 1) == latency.max)
 assert(ctx:latency().count == 0)
 assert(ctx:close() and ctx:close())
 assert(not pcall(ctx.statistics, ctx))

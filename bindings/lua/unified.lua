@@ -266,6 +266,15 @@ function Context:release(frame)
     return done(lib.unified_frame_release(handle(self), type(frame) == "number" and frame or frame.frame))
 end
 
+--- Releases a list of frames' numbers or packets: how many, fewer than all if one of them is not held.
+function Context:release_all(frames)
+    local numbers = ffi.new("uint32_t[?]", #frames)
+    for i, frame in ipairs(frames) do
+        numbers[i - 1] = type(frame) == "number" and frame or frame.frame
+    end
+    return check(lib.unified_frames_release(handle(self), numbers, #frames))
+end
+
 --- The frame's bytes, uint8_t *; nil for a number that is none.
 function Context:frame_data(frame)
     local data = lib.unified_frame_data(handle(self), frame)
@@ -279,10 +288,8 @@ local function flags(options)
         + (options.more and constants.MORE or 0)
 end
 
---- Writes a packet's payload, or `length` bytes at `offset` of a frame (by number), from block `lba` on.
---- Options: offset, length, user_data, fua, keep, more.
-function Context:submit_write(what, lba, options)
-    options = options or none
+--- The frame, the first byte and the number of bytes of a write.
+local function part(self, what, options)
     local frame, data, length
     if type(what) == "number" then
         frame, length = what, options.length or self.info.frame_size
@@ -293,7 +300,27 @@ function Context:submit_write(what, lba, options)
     if options.offset then
         data = self:frame_data(frame) + options.offset
     end
+    return frame, data, length
+end
+
+--- Writes a packet's payload, or `length` bytes at `offset` of a frame (by number), from block `lba` on.
+--- Options: offset, length, user_data, fua, keep, more.
+function Context:submit_write(what, lba, options)
+    options = options or none
+    local frame, data, length = part(self, what, options)
     return done(lib.unified_submit_write(handle(self), frame, data, length, lba, options.user_data or 0, flags(options)))
+end
+
+--- Submits a list of writes together: how many, fewer than all if the SQ ring became full or one was refused. Each is a
+--- packet or a frame's number, a block, and options: { packet, lba, fua = true }.
+function Context:submit_writes(list)
+    local writes = ffi.new("struct unified_write[?]", #list)
+    for i, one in ipairs(list) do
+        local write = writes[i - 1]
+        write.frame, write.data, write.len = part(self, one[1], one)
+        write.lba, write.user_data, write.flags = one[2], one.user_data or 0, flags(one)
+    end
+    return check(lib.unified_submit_writes(handle(self), writes, #list))
 end
 
 local function whole_blocks(submit)

@@ -159,6 +159,15 @@ struct unified_packet {
   uint8_t flags;
   uint32_t reserved;
 };
+struct unified_write {
+  const void *data;
+  uint64_t lba;
+  uint64_t user_data;
+  uint32_t len;
+  uint32_t frame;
+  uint32_t flags;
+  uint32_t reserved;
+};
 struct unified_nvme_command {
   uint8_t opcode;
   uint8_t reserved0;
@@ -294,6 +303,9 @@ int unified_frame_alloc(const unified_ctx *ctx,
                         uint32_t *frame);
 int unified_frame_release(const unified_ctx *ctx,
                           uint32_t frame);
+int unified_frames_release(const unified_ctx *ctx,
+                           const uint32_t *frames,
+                           uint32_t count);
 void *unified_frame_data(const unified_ctx *ctx,
                          uint32_t frame);
 int unified_rx_batch(const unified_ctx *ctx,
@@ -306,6 +318,9 @@ int unified_submit_write(const unified_ctx *ctx,
                          uint64_t lba,
                          uint64_t user_data,
                          uint32_t flags);
+int unified_submit_writes(const unified_ctx *ctx,
+                          const struct unified_write *writes,
+                          uint32_t count);
 int unified_submit_read(const unified_ctx *ctx,
                         uint32_t frame,
                         void *data,

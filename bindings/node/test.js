@@ -37,6 +37,26 @@ async function main() {
   assert.throws(() => ctx.submitRead(one.frame, 0, 4096), RangeError);
   one.frame.release();
   assert.throws(() => one.frame.release(), /released/);
+  // Batches.
+  const [first, second] = [ctx.frameAlloc(), ctx.frameAlloc()];
+  second.view(100).write('second');
+  assert.strictEqual(ctx.submitWrites([
+    { frame: first, lba: 8, length: 512, keep: true },
+    { frame: second, lba: 9n, offset: 100, length: 6, userData: 2n ** 63n, keep: true },
+    { frame: first, lba: 10 },
+  ]), 2);
+  assert.throws(() => ctx.submitWrites([{ frame: first, lba: 8 }]), /submitted/);
+  const [left, right] = [(await done()).check(), (await done()).check()].sort((a, b) => (a.userData < b.userData ? -1 : 1));
+  assert.deepStrictEqual([left.userData, right.userData], [0n, 2n ** 63n]);
+  ctx.submitRead(right.frame, 9, 512);
+  right.frame = (await done()).check().frame;
+  assert.strictEqual(right.frame.view(0, 7).toString(), 'second\0');
+  assert.strictEqual(ctx.framesRelease([left.frame, right.frame, left.frame]), 2);
+  assert.throws(() => ctx.framesRelease([left.frame]), /released/);
+  left.frame.held = true;
+  assert.throws(() => ctx.framesRelease([left.frame]), (error) => error.errno === 22);
+  assert.throws(() => ctx.submitWrites([{ frame: left.frame, lba: 0 }]), (error) => error.errno === 22);
+  assert.deepStrictEqual([ctx.framesRelease([]), ctx.submitWrites([])], [0, 0]);
   ctx.submitRaw({ opcode: 0xff });
   assert.strictEqual((await done()).status, 1);
   ctx.submitWriteZeroes(0, 8);
@@ -44,10 +64,10 @@ async function main() {
   ctx.submitFlush(9);
   assert.strictEqual((await done()).check().userData, 9n);
   const { submitted, frames_held: held } = ctx.statistics();
-  assert.match(ctx.openmetrics(), /unified_submitted_total\{[^}]*\} 6\n/);
-  assert.deepStrictEqual([submitted, held], [6, 0]);
+  assert.match(ctx.openmetrics(), /unified_submitted_total\{[^}]*\} 9\n/);
+  assert.deepStrictEqual([submitted, held], [9, 0]);
   const latency = ctx.latency({ commands: true });
-  assert.deepStrictEqual([latency.count, latency.buckets.length], [6, 101]);
+  assert.deepStrictEqual([latency.count, latency.buckets.length], [9, 101]);
   assert.ok(latency.max > 0 && latency.quantile(1) === latency.max);
   assert.strictEqual(ctx.latency().count, 0);
   // One who waits is told of the end.

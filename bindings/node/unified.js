@@ -70,6 +70,7 @@ function offsets(name) {
 const PACKET = offsets('packet');
 const COMPLETION = offsets('completion');
 const EVENT = offsets('event');
+const WRITE = offsets('write');
 
 const milliseconds = (ms) => (ms === undefined || ms === Infinity ? -1 : Math.max(0, Math.ceil(ms)));
 
@@ -307,6 +308,18 @@ class Context {
     return new Frame(this, number.readUInt32LE(0));
   }
 
+  /** Gives many frames back unwritten: how many, fewer than all if one of them is not held. Throws if the first is not. */
+  framesRelease(frames) {
+    const numbers = Buffer.alloc(Math.max(4 * frames.length, 4));
+    frames.forEach((frame, i) => {
+      this._check(frame);
+      numbers.writeUInt32LE(frame.number, 4 * i);
+    });
+    const count = check(call.frames_release(this._open(), numbers, frames.length));
+    for (const frame of frames.slice(0, count)) frame.held = false;
+    return count;
+  }
+
   /** Up to 64 packets that have come. */
   rxBatch(most = BATCH) {
     const count = check(call.rx_batch(this._open(), this._packets, Math.min(most, BATCH)));
@@ -319,12 +332,17 @@ class Context {
     return Array.from({ length: count }, (_, i) => new Completion(this, this._completions, i * COMPLETION.size));
   }
 
-  _transfer(submit, frame, lba, offset, length, userData, flags) {
+  /** Where bytes of a frame are. */
+  _place(frame, offset, length) {
     this._check(frame);
     if (!(offset >= 0 && length >= 0 && offset + length <= this.info.frame_size)) {
       throw new RangeError(`${length} bytes at ${offset} are not in a frame of ${this.info.frame_size}`);
     }
-    const at = this._buffers + BigInt(frame.number * this.info.frame_size + offset);
+    return this._buffers + BigInt(frame.number * this.info.frame_size + offset);
+  }
+
+  _transfer(submit, frame, lba, offset, length, userData, flags) {
+    const at = this._place(frame, offset, length);
     check(submit(this._handle, frame.number, at, length, lba, userData, flags));
     frame.held = false;
   }
@@ -334,6 +352,28 @@ class Context {
     const [start, size] = offset === undefined ? frame._part() : [offset, this.info.frame_size - offset];
     this._transfer(call.submit_write, frame, lba, start, length ?? size, userData,
       fua * constants.FUA | keep * constants.KEEP | more * constants.MORE);
+  }
+
+  /**
+   * Submits many writes together: how many, fewer than all if the SQ ring became full or one was refused. Throws if the
+   * first was not submitted. Each is an object with `frame`, `lba` and options of submitWrite, without `more`.
+   */
+  submitWrites(writes) {
+    const raw = Buffer.alloc(Math.max(writes.length, 1) * WRITE.size);
+    writes.forEach(({ frame, lba, offset, length, userData = 0, fua = false, keep = false }, i) => {
+      const [start, size] = offset === undefined ? frame._part() : [offset, this.info.frame_size - offset];
+      const bytes = length ?? size;
+      const at = i * WRITE.size;
+      raw.writeBigUInt64LE(this._place(frame, start, bytes), at + WRITE.data);
+      raw.writeBigUInt64LE(BigInt(lba), at + WRITE.lba);
+      raw.writeBigUInt64LE(BigInt(userData), at + WRITE.user_data);
+      raw.writeUInt32LE(bytes, at + WRITE.len);
+      raw.writeUInt32LE(frame.number, at + WRITE.frame);
+      raw.writeUInt32LE(fua * constants.FUA | keep * constants.KEEP, at + WRITE.flags);
+    });
+    const count = check(call.submit_writes(this._open(), raw, writes.length));
+    for (const { frame } of writes.slice(0, count)) frame.held = false;
+    return count;
   }
 
   /** Reads whole blocks into a frame, which comes back with the completion. */

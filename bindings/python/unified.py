@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any, AsyncIterator, Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
 
 __all__ = ["Completion", "Context", "Event", "Frame", "Info", "Latency", "Log", "LogInfo", "NvmeCommand", "Packet", "Pipeline",
-           "PipelineStatus", "Record", "Statistics", "Stream", "UnifiedError", "log_to", "status_string", "version"]
+           "PipelineStatus", "Record", "Statistics", "Stream", "UnifiedError", "Write", "log_to", "status_string", "version"]
 
 DRIVE_INLINE, DRIVE_THREAD = 0, 1
 XDP_AUTO, XDP_NATIVE, XDP_SKB = 0, 1, 2
@@ -99,6 +99,10 @@ class _packet(c.Structure):
         " src_port dst_port vlan_tci, u8 ip_version flags, u32 reserved")
 
 
+class _write(c.Structure):
+    _fields_ = _fields("ptr data, u64 lba user_data, u32 len frame flags reserved")
+
+
 class _nvme_command(c.Structure):
     _fields_ = _fields("u8 opcode reserved0, u16 reserved1, u32 nsid cdw2 cdw3 cdw10 cdw11 cdw12 cdw13 cdw14 cdw15"
                        " data_len timeout")
@@ -144,10 +148,10 @@ def _load() -> c.CDLL:
         "ctx_device": [p, p, u32],
         "port_add": [p, u16], "port_remove": [p, u16],
         "events_sample": [p, u32], "events": [p, p, u32], "events_fd": [p],
-        "frame_alloc": [p, p], "frame_release": [p, u32], "rx_batch": [p, p, u32],
+        "frame_alloc": [p, p], "frame_release": [p, u32], "frames_release": [p, p, u32], "rx_batch": [p, p, u32],
         "submit_write": transfer, "submit_read": transfer, "submit_compare": transfer, "submit_flush": [p, u64],
         "submit_write_zeroes": [p, u64, u32, u64, u32], "submit_deallocate": [p, u64, u32, u64],
-        "submit_raw": [p, p, u32, p, u64], "submit_pending": [p],
+        "submit_raw": [p, p, u32, p, u64], "submit_pending": [p], "submit_writes": [p, p, u32],
         "completions": [p, p, u32], "wait": [p, u32, i], "poll_fd": [p],
         "pipeline_start": [p, p], "pipeline_status": [p, p], "pipeline_stop": [p, p],
         "log_open": [p, u64, p], "log_close": [p], "log_next": [p, p, i], "log_seek": [p, u64],
@@ -510,6 +514,19 @@ class Packet(Frame):
         return self._addresses()[1]
 
 
+@dataclasses.dataclass(frozen=True)
+class Write:
+    """One write of submit_writes, as the arguments of submit_write."""
+
+    frame: Frame
+    lba: int
+    offset: Optional[int] = None
+    length: Optional[int] = None
+    user_data: int = 0
+    fua: bool = False
+    keep: bool = False
+
+
 class Completion:
     """One finished command."""
 
@@ -683,6 +700,14 @@ class Context:
         _check(_lib.unified_frame_alloc(self._handle(), c.byref(number)))
         return Frame(self, number.value)
 
+    def frames_release(self, frames: Sequence[Frame]) -> int:
+        """Gives many frames back unwritten: how many, fewer than all if one of them is not held. Raises if the first is not."""
+        numbers = (c.c_uint32 * len(frames))(*(self._own(frame).number for frame in frames))
+        count = _check(_lib.unified_frames_release(self._handle(), numbers, len(frames)))
+        for frame in frames[:count]:
+            frame._end()
+        return count
+
     def rx_batch(self, most: int = 64) -> List[Packet]:
         """Packets that have come; none where none has."""
         if most > len(self._packets):
@@ -690,10 +715,14 @@ class Context:
         count = _check(_lib.unified_rx_batch(self._handle(), self._packets, most))
         return [Packet(self, p) for p in self._packets[:count]]
 
-    def _transfer(self, function: Callable[..., int], frame: Frame, lba: int, offset: Optional[int],
-                  length: Optional[int], user_data: int, flags: int) -> None:
+    def _own(self, frame: Frame) -> Frame:
         if frame._owner() is not self:
             raise ValueError("the frame is of another context")
+        return frame
+
+    def _place(self, frame: Frame, offset: Optional[int], length: Optional[int]) -> Tuple[int, int]:
+        """The address and the number of the bytes of a transfer."""
+        self._own(frame)
         if offset is None:
             start, size = frame._part()
         else:
@@ -703,7 +732,11 @@ class Context:
         # C would take a negative number for a big one, without a word.
         if not (0 <= start <= self.info.frame_size and 0 <= size <= self.info.frame_size):
             raise ValueError(f"{size} bytes at {start} are not in a frame of {self.info.frame_size}")
-        address = self._buffers + frame.number * self.info.frame_size + start
+        return self._buffers + frame.number * self.info.frame_size + start, size
+
+    def _transfer(self, function: Callable[..., int], frame: Frame, lba: int, offset: Optional[int],
+                  length: Optional[int], user_data: int, flags: int) -> None:
+        address, size = self._place(frame, offset, length)
         _check(function(self._handle(), frame.number, address, size, _u64(lba), _u64(user_data), flags))
         frame._end()
 
@@ -713,6 +746,19 @@ class Context:
         frame and its views end here, except where this raises."""
         self._transfer(_lib.unified_submit_write, frame, lba, offset, length, user_data,
                        FUA * fua | KEEP * keep | MORE * more)
+
+    def submit_writes(self, writes: Sequence[Write]) -> int:
+        """Submits many writes together: how many, fewer than all if the SQ ring became full or one was refused. Raises if the
+        first was not submitted. The frames of those that were submitted end here."""
+        raw = (_write * len(writes))()
+        for to, write in zip(raw, writes):
+            to.data, to.len = self._place(write.frame, write.offset, write.length)
+            to.lba, to.user_data, to.frame = _u64(write.lba), _u64(write.user_data), write.frame.number
+            to.flags = FUA * write.fua | KEEP * write.keep
+        count = _check(_lib.unified_submit_writes(self._handle(), raw, len(writes)))
+        for write in writes[:count]:
+            write.frame._end()
+        return count
 
     def submit_read(self, frame: Frame, lba: int, length: int, *, offset: int = 0, user_data: int = 0,
                     more: bool = False) -> None:

@@ -115,6 +115,17 @@ int write_text(const unified_ctx *ctx, const char *text, uint64_t lba)
 	return 0;
 }
 
+/* Releases the frames of up to 64 packets. */
+void release_batch(const unified_ctx *ctx, const struct unified_packet *packets, int count)
+{
+	uint32_t frames[64];
+
+	for (int i = 0; i < count; i++)
+		frames[i] = packets[i].frame;
+	if (count > 0 && unified_frames_release(ctx, frames, count) < count)
+		fprintf(stderr, "%s\n", unified_last_error()); /* a frame that is not the caller's */
+}
+
 /* EXAMPLE unified_rx_batch */
 int count_bytes(const unified_ctx *ctx, uint64_t *bytes)
 {
@@ -123,10 +134,9 @@ int count_bytes(const unified_ctx *ctx, uint64_t *bytes)
 
 	if (count < 0)
 		fprintf(stderr, "%s\n", unified_last_error());
-	for (int i = 0; i < count; i++) {
+	for (int i = 0; i < count; i++)
 		*bytes += packets[i].len;
-		unified_frame_release(ctx, packets[i].frame);
-	}
+	release_batch(ctx, packets, count);
 	return count;
 }
 
@@ -148,19 +158,28 @@ void print_packet(const struct unified_packet *packet)
 /* EXAMPLE unified_submit_write */
 int store_batch(const unified_ctx *ctx, const struct unified_packet *packets, int count, uint64_t lba)
 {
-	for (int i = 0; i < count; i++) {
-		const struct unified_packet *p = &packets[i];
+	struct unified_write writes[64];
+	int done;
 
-		/* One block each; the engine gets all of them at once. */
-		if (unified_submit_write(ctx, p->frame, p->payload, p->payload_len, lba + i, i, UNIFIED_MORE) < 0) {
-			fprintf(stderr, "%s\n", unified_last_error()); /* -EAGAIN: take completions, then try again */
-			unified_submit_pending(ctx);
-			return i;
-		}
-	}
-	if (unified_submit_pending(ctx) < 0 || unified_submit_flush(ctx, UINT64_MAX) < 0)
+	/* At most 64 packets, one block each; the engine sees all of them together. */
+	for (int i = 0; i < count; i++)
+		writes[i] = (struct unified_write){ .data = packets[i].payload, .lba = lba + i, .user_data = lba + i,
+						    .len = packets[i].payload_len, .frame = packets[i].frame };
+	done = unified_submit_writes(ctx, writes, count);
+	if (done < count)
+		fprintf(stderr, "%s\n", unified_last_error()); /* take completions, then submit the others */
+	return done;
+}
+
+/* One packet and a flush; with UNIFIED_MORE the engine sees the write when the next call says so. */
+int store_packet(const unified_ctx *ctx, const struct unified_packet *packet, uint64_t lba)
+{
+	if (unified_submit_write(ctx, packet->frame, packet->payload, packet->payload_len, lba, lba, UNIFIED_MORE) < 0 ||
+	    unified_submit_pending(ctx) < 0 || unified_submit_flush(ctx, UINT64_MAX) < 0) {
 		fprintf(stderr, "%s\n", unified_last_error());
-	return count;
+		return -1;
+	}
+	return 0;
 }
 
 /* The other commands, on a frame of the caller's. */

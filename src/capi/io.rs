@@ -4,10 +4,10 @@ use std::ffi::{c_int, c_void};
 use std::time::Duration;
 
 use super::types::*;
-use super::{count, guard, null, unified_ctx, with, with_free};
+use super::{count, guard, null, remember, unified_ctx, with, with_free};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::lane::{Completion, Direction, Ready, Transfer};
+use crate::lane::{Completion, Direction, Progress, Ready, Transfer};
 use crate::net::rx::Received;
 use crate::sys::abi::NvmeUringCmd;
 
@@ -41,6 +41,51 @@ pub unsafe extern "C" fn unified_frame_alloc(ctx: *const unified_ctx, frame: *mu
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn unified_frame_release(ctx: *const unified_ctx, frame: u32) -> c_int {
     guard(|| with(ctx, |_, context| context.frame_release(frame)).map(|()| 0))
+}
+
+/// Releases `count` frames, in the order of the array. It does what unified_frame_release does with each, at a lower cost, which
+/// is lowest if the numbers of the frames follow each other. Returns the number of released frames. That is less than `count` if
+/// the caller does not own a frame or it is in flight: this frame and all after it stay as they were, and unified_last_error
+/// says why. If that happens with the first frame, the error is that of unified_frame_release. -EINVAL also if `frames` is NULL
+/// or not aligned. Any thread.
+///
+/// # Safety
+/// `ctx` must be a handle; `frames` must have `count` elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_frames_release(
+    ctx: *const unified_ctx,
+    frames: *const u32,
+    count: u32,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let frames = unsafe { elements(frames, count, "`frames`")? };
+        with(ctx, |_, context| context.frames_release(frames)).map(so_many)
+    })
+}
+
+/// The elements of C's array, each read once.
+///
+/// # Safety
+/// `array` must be null or have `count` elements until the iterator is gone.
+unsafe fn elements<T: Copy>(
+    array: *const T,
+    count: u32,
+    what: &str,
+) -> Result<impl Iterator<Item = T>> {
+    if array.is_null() || !array.is_aligned() {
+        return Err(null(what));
+    }
+    // SAFETY: the caller's promise; not null and aligned, as just checked, and `i` is below `count`.
+    Ok((0..count as usize).map(move |i| unsafe { array.add(i).read() }))
+}
+
+/// What a batch returns. The reason why it ended early is for `unified_last_error`.
+fn so_many(progress: Progress) -> c_int {
+    if let Some(error) = progress.refused {
+        remember(error.message());
+    }
+    count(progress.done as usize)
 }
 
 /// Returns the first byte of a frame of `frame_size` bytes, aligned to a page or half a page; NULL if there is no frame of that
@@ -247,6 +292,50 @@ pub unsafe extern "C" fn unified_submit_write(
         flags,
     };
     submit(ctx, Direction::Write, request)
+}
+
+/// Submits `count` writes, in the order of the array. It does what unified_submit_write does with each, at a lower cost. The
+/// engine sees all of them together, and with them those that were submitted with UNIFIED_MORE before. The flags of an entry are
+/// UNIFIED_FUA and UNIFIED_KEEP.
+///
+/// Returns the number of submitted writes. That is less than `count` if the SQ ring became full or an entry was refused: the
+/// caller still owns the frame of this entry and of all after it, and unified_last_error says why. If that happens with the first
+/// entry, the error is that of unified_submit_write. -EINVAL also if `writes` is NULL or not aligned. The receiver's thread.
+///
+/// # Safety
+/// `ctx` must be a handle; `writes` must have `count` elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_submit_writes(
+    ctx: *const unified_ctx,
+    writes: *const unified_write,
+    count: u32,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let writes = unsafe { elements(writes, count, "`writes`")? };
+        with_free(ctx, |context| {
+            context.submit_writes(writes.map(|write| write_of(context, &write)))
+        })
+        .map(so_many)
+    })
+}
+
+fn write_of(context: &Context, write: &unified_write) -> Result<Transfer> {
+    if write.flags & UNIFIED_MORE != 0 || write.reserved != 0 {
+        return Err(Error::new(
+            libc::EINVAL,
+            "an entry of a batch has the flag UNIFIED_MORE, or its reserved field is not zero",
+        ));
+    }
+    let request = Request {
+        frame: write.frame,
+        data: write.data,
+        len: write.len,
+        lba: write.lba,
+        user_data: write.user_data,
+        flags: write.flags,
+    };
+    transfer(context, &request)
 }
 
 /// Reads `len` bytes, whole blocks, beginning at block `lba`, to `data` inside a frame that the caller owns. The completion

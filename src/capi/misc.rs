@@ -21,8 +21,8 @@ pub extern "C" fn unified_version_string() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// Returns a message about the last function that failed in this thread: what was tried, on what, and what to do. Never NULL;
-/// empty before the first failure. Valid until the next call of this library in this thread.
+/// Returns a message about the last function of this thread that failed, or did only a part of a batch: what was tried, on what,
+/// and what to do. Never NULL; empty before the first failure. Valid until the next call of this library in this thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn unified_last_error() -> *const c_char {
     LAST_ERROR

@@ -252,6 +252,25 @@ pub struct unified_packet {
     pub reserved: u32,
 }
 
+/// One write of unified_submit_writes. This struct never changes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct unified_write {
+    /// First byte, inside the frame.
+    pub data: *const c_void,
+    /// First block on the device.
+    pub lba: u64,
+    /// Comes back with the completion.
+    pub user_data: u64,
+    /// Bytes from `data`.
+    pub len: u32,
+    pub frame: u32,
+    /// UNIFIED_FUA, UNIFIED_KEEP
+    pub flags: u32,
+    /// 0
+    pub reserved: u32,
+}
+
 /// One finished command.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]

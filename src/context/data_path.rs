@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Context;
 use crate::error::Result;
-use crate::lane::{Completion, Direction, Lane, Ready, Transfer};
+use crate::lane::{Completion, Direction, Lane, Progress, Ready, Transfer};
 use crate::net::rx::Received;
 use crate::sys::abi::NvmeUringCmd;
 
@@ -29,6 +29,10 @@ impl Context {
         self.first().frame_release(frame)
     }
 
+    pub fn frames_release(&self, frames: impl IntoIterator<Item = u32>) -> Result<Progress> {
+        self.first().frames_release(frames)
+    }
+
     pub fn blocks_of(&self, len: u32) -> u32 {
         self.first().blocks_of(len)
     }
@@ -39,6 +43,13 @@ impl Context {
 
     pub fn submit_write(&self, request: &Transfer) -> Result<()> {
         self.submit_transfer(Direction::Write, request)
+    }
+
+    pub fn submit_writes(
+        &self,
+        requests: impl IntoIterator<Item = Result<Transfer>>,
+    ) -> Result<Progress> {
+        self.first().submit_writes(requests)
     }
 
     pub fn submit_read(&self, request: &Transfer) -> Result<()> {

@@ -62,6 +62,26 @@ pub struct Settled {
     pub packets: u32,
 }
 
+/// What became of the packets of several frames.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Outcomes {
+    pub stored: u64,
+    pub failed: u64,
+    pub released: u64,
+}
+
+impl Outcomes {
+    fn add(&mut self, settled: Settled) {
+        let packets = u64::from(settled.packets);
+        match settled.outcome {
+            PacketOutcome::Empty => {}
+            PacketOutcome::Stored => self.stored += packets,
+            PacketOutcome::Failed => self.failed += packets,
+            PacketOutcome::Released => self.released += packets,
+        }
+    }
+}
+
 /// How a submitted frame comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Return {
@@ -186,7 +206,7 @@ impl FrameTable {
     fn check_run(&self, first: u32, count: u32) -> Result<()> {
         match first.checked_add(count) {
             Some(end) if end <= self.count => Ok(()),
-            _ => Err(self.no_such(first.saturating_add(count).saturating_sub(1))),
+            _ => Err(self.no_such(first.max(self.count))),
         }
     }
 
@@ -316,6 +336,51 @@ impl FrameTable {
         self.free_from(frame, State::Held, 0)
     }
 
+    /// As `release`, for frames that share a word. `None`: the caller does not hold all of them; nothing was done.
+    pub fn release_run(&self, first: u32, count: u32) -> Option<Outcomes> {
+        self.check_run(first, count).ok()?;
+        debug_assert_eq!(words_of(first, count).count(), 1);
+        let (states, mask) = self.part(first, count);
+        let mut old = states.load(Ordering::Relaxed);
+        loop {
+            if (old ^ every(State::Held as u16)) & every(STATE) & mask != 0 {
+                return None;
+            }
+            // Before the step: the frames are somebody else's after it.
+            let outcomes = self.outcomes(first, count, old, mask);
+            // AcqRel: as in `step`.
+            match states.compare_exchange_weak(
+                old,
+                old & !mask,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return Some(outcomes),
+                Err(now) => old = now,
+            }
+        }
+    }
+
+    /// The outcomes of frames that share a word, if they become free now.
+    fn outcomes(&self, first: u32, count: u32, states: u64, mask: u64) -> Outcomes {
+        if states & every(STORED | FAILED | PACKED) & mask == 0 {
+            // Frames as they were received: one packet each.
+            return Outcomes {
+                released: (states & every(PACKET) & mask).count_ones().into(),
+                ..Outcomes::default()
+            };
+        }
+        let mut all = Outcomes::default();
+        for frame in first..first + count {
+            let state = (states >> (frame % PER_WORD * BITS)) as u16;
+            all.add(Settled {
+                outcome: outcome(state),
+                packets: self.packets_in(frame, state),
+            });
+        }
+        all
+    }
+
     /// The caller has packed the packets of `count` neighbouring frames into another frame, which it holds too, and is
     /// done with them. RX thread.
     pub fn pack(&self, first: u32, count: u32, into: u32) -> Result<()> {
@@ -347,16 +412,10 @@ impl FrameTable {
         // Read before the step: the frame is somebody else's after it.
         let packets = self.packets_in(frame, self.state(frame)?);
         let old = self.step(frame, from, State::Free, 0, !STATE)? | set;
-        let outcome = if old & PACKET == 0 {
-            PacketOutcome::Empty
-        } else if old & STORED != 0 {
-            PacketOutcome::Stored
-        } else if old & FAILED != 0 {
-            PacketOutcome::Failed
-        } else {
-            PacketOutcome::Released
-        };
-        Ok(Settled { outcome, packets })
+        Ok(Settled {
+            outcome: outcome(old),
+            packets,
+        })
     }
 
     /// Whether it is in flight in a command that writes its bytes.
@@ -401,6 +460,38 @@ pub fn words_of(first: u32, count: u32) -> impl Iterator<Item = (u32, u32)> {
         at += here;
         (here > 0).then_some(part)
     })
+}
+
+/// Groups frames into runs of neighbours that share a word of the table: the first frame of each, and how many. Keeps
+/// their order.
+pub fn runs_of(frames: impl IntoIterator<Item = u32>) -> impl Iterator<Item = (u32, u32)> {
+    let mut frames = frames.into_iter();
+    let mut ahead = frames.next();
+    std::iter::from_fn(move || {
+        let first = ahead?;
+        let longest = PER_WORD - first % PER_WORD;
+        let mut count = 1;
+        ahead = frames.next();
+        // No overflow: the last frame of a word has a number.
+        while count < longest && ahead == Some(first + count) {
+            count += 1;
+            ahead = frames.next();
+        }
+        Some((first, count))
+    })
+}
+
+/// What becomes of the packets of a frame that is free from this state on.
+fn outcome(state: u16) -> PacketOutcome {
+    if state & PACKET == 0 {
+        PacketOutcome::Empty
+    } else if state & STORED != 0 {
+        PacketOutcome::Stored
+    } else if state & FAILED != 0 {
+        PacketOutcome::Failed
+    } else {
+        PacketOutcome::Released
+    }
 }
 
 #[cold]

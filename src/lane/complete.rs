@@ -4,7 +4,7 @@
 
 use super::Lane;
 use crate::error::Result;
-use crate::frame::{Freed, PacketOutcome, Settled, words_of};
+use crate::frame::{Freed, Outcomes, PacketOutcome, Settled, words_of};
 use crate::ring::Consumer;
 use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_FRAMES_SHIFT, CQE_SPILLED, UnifiedCqe};
 use crate::sys::event::monotonic_ns;
@@ -39,9 +39,9 @@ pub struct Completion {
 pub(super) struct Batch {
     /// The clock, read once if it is needed. ns; 0 before.
     now: u64,
-    freed: Freed,
+    pub(super) freed: Freed,
     /// A frame was freed.
-    has_freed: bool,
+    pub(super) has_freed: bool,
     stored: u64,
     stored_bytes: u64,
     failed: u64,
@@ -72,6 +72,22 @@ impl Batch {
             PacketOutcome::Released => {
                 self.released += packets;
                 probe::dropped(c"released", packets, frame);
+            }
+        }
+    }
+
+    /// Counts what became of the packets of neighbouring frames that the caller released.
+    #[inline(always)]
+    pub(super) fn count_run(&mut self, first: u32, outcomes: Outcomes) {
+        self.has_freed = true;
+        self.stored += outcomes.stored;
+        for (cause, packets, sum) in [
+            (c"failed", outcomes.failed, &mut self.failed),
+            (c"released", outcomes.released, &mut self.released),
+        ] {
+            if packets > 0 {
+                *sum += packets;
+                probe::dropped(cause, packets, first);
             }
         }
     }

@@ -7,9 +7,9 @@ use std::ops::{Deref, DerefMut};
 use parking_lot::MutexGuard;
 
 use super::complete::Batch;
-use super::{Lane, Role};
+use super::{Lane, Progress, Role};
 use crate::error::{Error, Result};
-use crate::frame::Freed;
+use crate::frame::{Freed, runs_of};
 use crate::log::{self, Held};
 use crate::net::rx::{Received, Receiver};
 use crate::ring::Producer;
@@ -204,6 +204,63 @@ impl Lane {
         batch.count(frame, settled, 0);
         self.give_back(batch);
         self.wake_receiver();
+        Ok(())
+    }
+
+    /// Gives many held frames back, in their order, up to the first that the caller does not hold. Any thread. Errors as
+    /// `frame_release`.
+    pub fn frames_release(&self, frames: impl IntoIterator<Item = u32>) -> Result<Progress> {
+        self.check_process()?;
+        let mut batch = Batch::default();
+        let mut done = 0;
+        let mut refused = None;
+        for (first, count) in runs_of(frames) {
+            match self.release_run(first, count, &mut batch) {
+                Ok(()) => done += count,
+                Err((before, error)) => {
+                    done += before;
+                    refused = Some(error);
+                    break;
+                }
+            }
+        }
+        self.give_back(batch);
+        Progress::new(done, refused)
+    }
+
+    /// Gives back frames that share a word of the table. With an error: how many were given back before it.
+    #[inline(always)]
+    fn release_run(
+        &self,
+        first: u32,
+        count: u32,
+        batch: &mut Batch,
+    ) -> std::result::Result<(), (u32, Error)> {
+        match self.frames.release_run(first, count, &mut batch.freed) {
+            Some(outcomes) => {
+                batch.count_run(first, outcomes);
+                Ok(())
+            }
+            None => self.release_some(first, count, batch),
+        }
+    }
+
+    /// As `release_run`, frame by frame.
+    #[cold]
+    fn release_some(
+        &self,
+        first: u32,
+        count: u32,
+        batch: &mut Batch,
+    ) -> std::result::Result<(), (u32, Error)> {
+        for i in 0..count {
+            let frame = first + i;
+            let settled = self.frames.table.release(frame);
+            let settled = settled.map_err(|error| (i, error))?;
+            self.frames.pool.put(frame, &mut batch.freed);
+            batch.has_freed = true;
+            batch.count(frame, settled, 0);
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{Lane, RxSide};
+use super::{Lane, Progress, RxSide};
 use crate::error::{Error, Result};
 use crate::frame::Return;
 use crate::storage::command::{self, DSM_RANGE, MAX_BLOCKS, entry_flags, opcode};
@@ -80,6 +80,36 @@ impl Lane {
     pub fn submit_transfer(&self, direction: Direction, request: &Transfer) -> Result<()> {
         let mut rx_side = self.lock_rx_side()?;
         self.queue_transfer(&mut rx_side, direction, request)
+    }
+
+    /// Submits writes in their order, up to the first that is refused, and publishes them together, whatever their `more`
+    /// says. Errors as `submit_transfer`. Receiver's thread.
+    pub fn submit_writes(
+        &self,
+        requests: impl IntoIterator<Item = Result<Transfer>>,
+    ) -> Result<Progress> {
+        let mut rx_side = self.lock_rx_side()?;
+        let rx_side = &mut *rx_side;
+        let mut done = 0;
+        let mut refused = None;
+        for request in requests {
+            let queued = request.and_then(|request| {
+                let request = Transfer {
+                    more: true,
+                    ..request
+                };
+                self.queue_transfer(rx_side, Direction::Write, &request)
+            });
+            if let Err(error) = queued {
+                refused = Some(error);
+                break;
+            }
+            done += 1;
+        }
+        if done > 0 {
+            self.kick(rx_side);
+        }
+        Progress::new(done, refused)
     }
 
     /// As `submit_transfer`, for whoever has the role already.

@@ -16,9 +16,7 @@ pub fn result(rc: c_int) -> Result<c_int, Refusal> {
     if rc >= 0 {
         return Ok(rc);
     }
-    // SAFETY: never NULL, ends in a zero byte, and is valid until this thread's next call.
-    let text = unsafe { CStr::from_ptr(unified_last_error()) };
-    Err(Refusal(-rc, text.to_str().unwrap().into()))
+    Err(Refusal(-rc, last_error()))
 }
 
 pub fn create(config: Option<&Grown>) -> Result<Handle, Refusal> {
@@ -55,6 +53,20 @@ pub fn info(ctx: Handle) -> unified_info {
     }
 }
 
+pub fn stats(ctx: Handle) -> unified_stats {
+    let mut stats = std::mem::MaybeUninit::<unified_stats>::zeroed();
+    // SAFETY: integers, for which zero is a value; the size is set before the call.
+    unsafe {
+        (*stats.as_mut_ptr()).size = size_of::<unified_stats>() as u64;
+        assert_eq!(unified_ctx_stats(ctx.0, stats.as_mut_ptr()), 0);
+        stats.assume_init()
+    }
+}
+
+pub fn held(ctx: Handle) -> u64 {
+    stats(ctx).frames_held
+}
+
 pub fn alloc(ctx: Handle) -> u32 {
     let mut frame = u32::MAX;
     // SAFETY: a handle and a live place.
@@ -65,6 +77,54 @@ pub fn alloc(ctx: Handle) -> u32 {
 pub fn release(ctx: Handle, frame: u32) -> Result<c_int, Refusal> {
     // SAFETY: a handle.
     result(unsafe { unified_frame_release(ctx.0, frame) })
+}
+
+pub fn release_all(ctx: Handle, frames: &[u32]) -> Result<c_int, Refusal> {
+    // SAFETY: a handle, and as many elements as said.
+    result(unsafe { unified_frames_release(ctx.0, frames.as_ptr(), frames.len() as u32) })
+}
+
+/// A write of 512 bytes at the beginning of a frame.
+pub fn entry(ctx: Handle, frame: u32, lba: u64, flags: u32) -> unified_write {
+    let info = info(ctx);
+    let at = info.buffers as usize + frame as usize * info.frame_size as usize;
+    unified_write {
+        data: info.region.wrapping_byte_add(at),
+        lba,
+        user_data: lba,
+        len: 512,
+        frame,
+        flags,
+        reserved: 0,
+    }
+}
+
+pub fn submit_all(ctx: Handle, writes: &[unified_write]) -> Result<c_int, Refusal> {
+    // SAFETY: a handle, and as many elements as said; the library checks where the data lies.
+    result(unsafe { unified_submit_writes(ctx.0, writes.as_ptr(), writes.len() as u32) })
+}
+
+/// Both batches at addresses that no array can have.
+pub fn misplaced(ctx: Handle) -> [Result<c_int, Refusal>; 4] {
+    let words = [0u64; 16];
+    let at: *const u64 = words.as_ptr();
+    // SAFETY: a handle; what is NULL or not aligned is refused unread.
+    unsafe {
+        [
+            unified_frames_release(ctx.0, null(), 0),
+            unified_frames_release(ctx.0, at.byte_add(2).cast(), 1),
+            unified_submit_writes(ctx.0, null(), 0),
+            unified_submit_writes(ctx.0, at.byte_add(4).cast(), 1),
+        ]
+    }
+    .map(result)
+}
+
+/// The message of this thread's last call that failed, or did only a part of a batch.
+pub fn last_error() -> String {
+    // SAFETY: never NULL, ends in a zero byte, and is valid until this thread's next call.
+    let text = unsafe { CStr::from_ptr(unified_last_error()) };
+    text.to_str().unwrap().into()
 }
 
 /// Writes, reads or compares (by `opcode`) `len` bytes at `at` of the data buffers.
@@ -230,8 +290,10 @@ pub fn every(ctx: Handle) -> Vec<(&'static str, Result<c_int, Refusal>)> {
         unified_events_fd();
         unified_frame_alloc(place.cast());
         unified_frame_release(0);
+        unified_frames_release(place.cast(), 1);
         unified_rx_batch(place.cast(), 1);
         unified_submit_write(0, place.cast(), 1, 0, 0, 0);
+        unified_submit_writes(place.cast(), 1);
         unified_submit_read(0, place.cast(), 512, 0, 0, 0);
         unified_submit_compare(0, place.cast(), 512, 0, 0, 0);
         unified_submit_flush(0);
@@ -270,6 +332,14 @@ pub fn every_null(ctx: Handle) -> Vec<(&'static str, Result<c_int, Refusal>)> {
             (
                 "submit_write",
                 result(unified_submit_write(ctx.0, 0, null(), 1, 0, 0, 0)),
+            ),
+            (
+                "frames_release",
+                result(unified_frames_release(ctx.0, null(), 1)),
+            ),
+            (
+                "submit_writes",
+                result(unified_submit_writes(ctx.0, null(), 1)),
             ),
             (
                 "submit_raw",

@@ -99,11 +99,6 @@ fn transfers_that_cannot_be_are_refused_and_the_frame_stays_the_callers() {
     let frame = c::alloc(ctx);
     c::release(ctx, first).unwrap();
     let at = i64::from(frame) * 2048;
-    let refused = |result: Result<i32, Refusal>, errno: i32, words: &str| {
-        let Refusal(got, message) = result.unwrap_err();
-        assert_eq!(got, errno, "{words}: {message}");
-        assert!(message.contains(words), "{words}: {message}");
-    };
     let (write, read, compare) = (1, 2, 5);
     use libc::{EBUSY, EINVAL, ENOTCONN};
     let named = format!("frame {frame} ");
@@ -198,6 +193,168 @@ fn transfers_that_cannot_be_are_refused_and_the_frame_stays_the_callers() {
     assert_eq!(done[1].status, 0x80, "LBA Out of Range");
     c::release(ctx, frame).unwrap();
     refused(c::release(ctx, frame), EINVAL, &format!("frame {frame}"));
+    c::destroy(ctx).unwrap();
+}
+
+/// A batch that ended early: how many it did, and why it did no more.
+fn cut_short(result: Result<i32, Refusal>, done: i32, words: &str) {
+    assert_eq!(result, Ok(done), "{words}");
+    assert!(c::last_error().contains(words), "{}", c::last_error());
+}
+
+fn refused(result: Result<i32, Refusal>, errno: i32, words: &str) {
+    let Refusal(got, message) = result.unwrap_err();
+    assert_eq!(got, errno, "{words}: {message}");
+    assert!(message.contains(words), "{words}: {message}");
+}
+
+fn frames_of(done: &[unified_completion]) -> Vec<u32> {
+    done.iter().map(|one| one.frame).collect()
+}
+
+#[test]
+fn a_batch_of_frames_ends_at_the_first_that_is_not_held() {
+    use libc::{EBUSY, EINVAL};
+    let _alone = alone();
+    let ctx = storage_only();
+    for result in c::misplaced(ctx) {
+        refused(result, EINVAL, "is NULL or not aligned");
+    }
+    assert_eq!(c::release_all(ctx, &[]), Ok(0));
+    let mut frames: Vec<u32> = (0..100).map(|_| c::alloc(ctx)).collect();
+    assert!(frames.is_sorted());
+    let mut next = |count: usize| frames.drain(..count).collect::<Vec<u32>>();
+    // Free, and not there: in the middle, and first.
+    for (foreign, is) in [
+        (200, "is free"),
+        (256, "does not exist"),
+        (u32::MAX, "does"),
+    ] {
+        let words = format!("frame {foreign} {is}");
+        let mine = next(9);
+        let list = [&mine[..6], &[foreign], &mine[6..]].concat();
+        cut_short(c::release_all(ctx, &list), 6, &words);
+        for (i, frame) in mine[..6].iter().enumerate() {
+            let words = format!("frame {frame} is free");
+            refused(c::release_all(ctx, &list[i..]), EINVAL, &words);
+        }
+        refused(c::release_all(ctx, &list[6..]), EINVAL, &words);
+        // What comes after it is still the caller's.
+        assert_eq!(c::release_all(ctx, &mine[6..]), Ok(3));
+    }
+    // The same frame twice, at once and later; neighbours in another order.
+    let mine = next(8);
+    let words = format!("frame {} is free", mine[1]);
+    cut_short(c::release_all(ctx, &[mine[1], mine[1], mine[2]]), 1, &words);
+    cut_short(c::release_all(ctx, &[mine[3], mine[2], mine[1]]), 2, &words);
+    cut_short(c::release_all(ctx, &[mine[0], mine[1]]), 1, &words);
+    assert_eq!(
+        c::release_all(ctx, &[mine[7], mine[4], mine[6], mine[5]]),
+        Ok(4)
+    );
+    // In flight: among its neighbours, and first.
+    let mine = next(8);
+    c::submit_all(ctx, &[c::entry(ctx, mine[5], 0, UNIFIED_KEEP)]).unwrap();
+    let words = format!("frame {} is in flight", mine[5]);
+    cut_short(c::release_all(ctx, &mine), 5, &words);
+    refused(c::release_all(ctx, &mine[5..]), EBUSY, &words);
+    assert_eq!(frames_of(&c::completions(ctx)), [mine[5]]);
+    assert_eq!(c::release_all(ctx, &mine[5..]), Ok(3));
+    let rest = next(57);
+    assert_eq!(c::release_all(ctx, &rest), Ok(57));
+    assert_eq!(c::held(ctx), 0);
+    c::destroy(ctx).unwrap();
+}
+
+#[test]
+fn a_batch_of_writes_ends_at_the_first_that_is_refused() {
+    use libc::{EAGAIN, EBUSY, EINVAL};
+    let _alone = alone();
+    let ctx = storage_only();
+    assert_eq!(c::submit_all(ctx, &[]), Ok(0));
+    let frames: Vec<u32> = (0..100).map(|_| c::alloc(ctx)).collect();
+    let entry = |i: usize| c::entry(ctx, frames[i], i as u64, UNIFIED_KEEP);
+    // What an entry can have wrong: second of three, and first.
+    type Change = fn(&mut unified_write);
+    let named = format!("frame {} ", frames[1]);
+    let wrong: [(Change, i32, &str); 9] = [
+        (|w| w.flags = UNIFIED_MORE, EINVAL, "UNIFIED_MORE"),
+        (|w| w.flags = 8, EINVAL, "flags 0x8"),
+        (|w| w.reserved = 1, EINVAL, "reserved"),
+        (|w| w.len = 0, EINVAL, &named),
+        (|w| w.len = 2049, EINVAL, &named),
+        (|w| w.data = std::ptr::null(), EINVAL, "data buffers"),
+        (|w| w.data = w.data.wrapping_byte_sub(1), EINVAL, &named),
+        (|w| w.frame = 200, EINVAL, "frame 200 "),
+        (|w| w.frame = u32::MAX, EINVAL, "4294967295"),
+    ];
+    let mut submitted = 0;
+    for (change, errno, words) in wrong {
+        let mut list = [entry(0), entry(1), entry(2)];
+        change(&mut list[1]);
+        cut_short(c::submit_all(ctx, &list), 1, words);
+        refused(c::submit_all(ctx, &list[1..]), errno, words);
+        submitted += 1;
+        assert_eq!(frames_of(&c::completions(ctx)), frames[..1]);
+    }
+    // A frame that is not the caller's, one twice in one call, and one in flight.
+    let free = c::entry(ctx, 200, 1, 0);
+    cut_short(
+        c::submit_all(ctx, &[entry(0), free]),
+        1,
+        "frame 200 is free",
+    );
+    cut_short(
+        c::submit_all(ctx, &[entry(1), entry(1), entry(2)]),
+        1,
+        "in flight",
+    );
+    refused(
+        c::submit_all(ctx, &[entry(0), entry(2)]),
+        EBUSY,
+        "in flight",
+    );
+    submitted += 2;
+    assert_eq!(frames_of(&c::completions(ctx)), frames[..2]);
+    // What was submitted with UNIFIED_MORE before goes along, first.
+    let at = i64::from(frames[5]) * 2048;
+    let more = UNIFIED_KEEP | UNIFIED_MORE;
+    c::transfer(ctx, 1, frames[5], at, 512, 5, more).unwrap();
+    assert_eq!(c::completions(ctx).len(), 0);
+    assert_eq!(c::submit_all(ctx, &[entry(4)]), Ok(1));
+    assert_eq!(frames_of(&c::completions(ctx)), [frames[5], frames[4]]);
+    submitted += 2;
+    // More than the ring has room for: 64 of 100, then none, then the others.
+    let all: Vec<unified_write> = (0..100).map(entry).collect();
+    cut_short(c::submit_all(ctx, &all), 64, "SQ ring is full");
+    refused(c::submit_all(ctx, &all[64..]), EAGAIN, "SQ ring is full");
+    refused(c::release(ctx, frames[63]), EBUSY, "in flight");
+    let taken = |count: usize| {
+        let mut done = Vec::new();
+        while done.len() < count {
+            done.extend(c::completions(ctx));
+        }
+        assert!(done.iter().all(|one| one.status == 0));
+        frames_of(&done)
+    };
+    assert_eq!(taken(64), frames[..64]);
+    assert_eq!(c::submit_all(ctx, &all[64..]), Ok(36));
+    assert_eq!(taken(36), frames[64..]);
+    submitted += 100;
+    let stats = c::stats(ctx);
+    assert_eq!((stats.submitted, stats.completed), (submitted, submitted));
+    assert_eq!((stats.sq_full, stats.errors), (2, 0));
+    // Without UNIFIED_KEEP they come back free.
+    let consumed = all[..10].iter().map(|write| unified_write {
+        flags: UNIFIED_FUA,
+        ..*write
+    });
+    let consumed: Vec<_> = consumed.collect();
+    assert_eq!(c::submit_all(ctx, &consumed), Ok(10));
+    assert_eq!(taken(10).len(), 10);
+    refused(c::submit_all(ctx, &consumed), EINVAL, "is free");
+    assert_eq!(c::held(ctx), 90);
+    assert_eq!(c::release_all(ctx, &frames[10..]), Ok(90));
     c::destroy(ctx).unwrap();
 }
 

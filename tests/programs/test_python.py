@@ -114,6 +114,39 @@ def test_a_submission_that_fails_leaves_the_frame(storage):
     frame.release()
 
 
+def test_batches(storage):
+    frames = [storage.frame_alloc() for _ in range(3)]
+    view = frames[1].view()
+    view[100:106] = b"second"
+    writes = [unified.Write(frames[0], 8, length=512, keep=True),
+              unified.Write(frames[1], 9, offset=100, length=6, user_data=9, keep=True)]
+    assert storage.submit_writes([*writes, writes[0]]) == 2
+    assert [frame.held for frame in frames] == [False, False, True]
+    with pytest.raises(ValueError):
+        view[0]
+    with pytest.raises(ValueError, match="submitted"):
+        storage.submit_writes(writes)
+    for wrong in ({"length": -1}, {"offset": storage.info.frame_size + 1}, {"lba": -1}, {"user_data": 1 << 64}):
+        with pytest.raises(ValueError):
+            storage.submit_writes([unified.Write(**{"frame": frames[2], "lba": 0} | wrong)])
+    done = sorted((finished(storage).check() for _ in writes), key=lambda one: one.user_data)
+    assert [one.user_data for one in done] == [0, 9]
+    storage.submit_read(done[1].frame, 9, storage.info.block_size)
+    back = finished(storage).check().frame
+    assert bytes(back.view(0, 7)) == b"second\0"
+    # The last one is there twice.
+    assert storage.frames_release([done[0].frame, back, frames[2], frames[2]]) == 3
+    assert not frames[2].held and not back.held
+    gone = unified.Frame(storage, back.number)
+    for call in (lambda: storage.frames_release([gone]), lambda: storage.submit_writes([unified.Write(gone, 0)])):
+        with pytest.raises(unified.UnifiedError, match=f"frame {back.number} is free") as caught:
+            call()
+        assert caught.value.errno == errno.EINVAL
+    gone._end()
+    assert storage.frames_release([]) == storage.submit_writes([]) == 0
+    assert storage.statistics().frames_held == 0
+
+
 def test_every_field_of_the_configuration_can_be_given():
     """But for those that C needs and Python has by itself."""
     fields = {name for name, _ in unified._config._fields_} - {"size", "ifname", "port_count", "reserved"}

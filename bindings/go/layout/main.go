@@ -12,7 +12,7 @@ import (
 
 func main() {
 	for name, value := range map[string]any{
-		"info": unified.Info{}, "stats": unified.Stats{}, "latency": unified.Latency{}, "event": unified.Event{}, "packet": unified.Packet{},
+		"info": unified.Info{}, "stats": unified.Stats{}, "latency": unified.Latency{}, "event": unified.Event{}, "packet": unified.Packet{}, "write": unified.Write{},
 		"nvme_command": unified.NVMeCommand{}, "completion": unified.Completion{},
 		"pipeline_config": unified.PipelineConfig{}, "pipeline_status": unified.PipelineStatus{},
 		"log_record": unified.LogRecord{}, "log_info": unified.LogInfo{},
