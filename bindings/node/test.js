@@ -46,7 +46,9 @@ async function main() {
     { frame: first, lba: 10 },
   ]), 2);
   assert.throws(() => ctx.submitWrites([{ frame: first, lba: 8 }]), /submitted/);
-  const [left, right] = [(await done()).check(), (await done()).check()].sort((a, b) => (a.userData < b.userData ? -1 : 1));
+  const both = [];
+  for (; both.length < 2; both.push(...ctx.takeCompletions())) ctx.waitSync({ completions: true });
+  const [left, right] = both.sort((a, b) => (a.userData < b.userData ? -1 : 1)).map((each) => each.check());
   assert.deepStrictEqual([left.userData, right.userData], [0n, 2n ** 63n]);
   ctx.submitRead(right.frame, 9, 512);
   right.frame = (await done()).check().frame;

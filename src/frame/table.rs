@@ -262,6 +262,12 @@ impl FrameTable {
                 Return::Keep => KEEP,
                 Return::KeepFailed => KEEP_FAILED,
             };
+        if count == 1 {
+            // Most submissions, and cheaper than a run of one.
+            return self
+                .step(first, State::Held, State::InFlight, set, 0)
+                .map(drop);
+        }
         self.step_run(first, count, State::Held, State::InFlight, set, 0)
     }
 

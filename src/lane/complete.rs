@@ -57,6 +57,7 @@ impl Batch {
     }
 
     /// Counts what became of the packets of a frame. `bytes`: that were written of them.
+    #[inline(always)]
     pub(super) fn count(&mut self, frame: u32, settled: Settled, bytes: u32) {
         let packets = settled.packets.into();
         match settled.outcome {
@@ -157,15 +158,22 @@ impl Lane {
 
     /// Counts what a batch of completions has decided, and frees what it has freed.
     pub(super) fn give_back(&self, mut batch: Batch) {
+        self.add_outcomes(&batch);
+        if batch.has_freed {
+            self.frames.pool.give_back(&mut batch.freed);
+            self.wake_receiver();
+        }
+    }
+
+    /// Counts what a batch has decided.
+    // Inline: for a single frame, most of it is known to be zero.
+    #[inline(always)]
+    pub(super) fn add_outcomes(&self, batch: &Batch) {
         let outcomes = &self.outcomes;
         outcomes.stored.add(batch.stored);
         outcomes.stored_bytes.add(batch.stored_bytes);
         outcomes.failed.add(batch.failed);
         outcomes.released.add(batch.released);
-        if batch.has_freed {
-            self.frames.pool.give_back(&mut batch.freed);
-            self.wake_receiver();
-        }
     }
 
     /// What a completion means for its frames.

@@ -202,7 +202,7 @@ impl Lane {
         let settled = self.frames.release(frame)?;
         let mut batch = Batch::default();
         batch.count(frame, settled, 0);
-        self.give_back(batch);
+        self.add_outcomes(&batch);
         self.wake_receiver();
         Ok(())
     }

@@ -169,7 +169,7 @@ impl Lane {
         if beyond {
             sqe.flags |= entry_flags::PAD_IN_BOUNCE;
             sqe.pad = request.len;
-        } else {
+        } else if u64::from(padded) > len {
             self.data
                 .zero((offset + len) as usize, (padded - request.len) as usize);
         }
