@@ -21,7 +21,7 @@ use std::hash::{BuildHasher, Hasher};
 use disk::Disk;
 
 use crate::error::{Error, Result};
-use crate::log_scan::READ_BATCH;
+use crate::log_scan::{READ_BATCH, is_unreadable};
 use crate::record::NAME_LEN;
 use crate::storage::device::Kind;
 
@@ -84,7 +84,7 @@ fn check_empty(disk: &Disk, count: u64, lba: impl Fn(u64) -> u64) -> Result<()> 
                 break;
             };
             for slot in &slots {
-                if slot.iter().any(|byte| *byte != 0) {
+                if !is_unreadable(slot) && slot.iter().any(|byte| *byte != 0) {
                     return Err(Error::new(
                         libc::EEXIST,
                         format!(

@@ -257,7 +257,7 @@ fn what_was_durable_survives_every_power_cut() {
         .filter(|i| {
             matches!(entries[*i], Entry::Flush)
                 || note_of(&entries[*i]).is_some()
-                || random.random_ratio(1, 16)
+                || random.random_ratio(1, 2)
                 || *i + 1 == entries.len()
         })
         .collect();

@@ -79,7 +79,8 @@ def test_dashboard_and_document_name_what_there_is(network, device, start):
     document = (ROOT / "docs/monitoring.md").read_text()
     shown, told = (set(re.findall(r"\bunified_[a-z_]+", text)) for text in (expressions, document))
     assert len(shown) > 10 and shown <= names, shown - names
-    functions = {"unified_stats", "unified_ctx_stats", "unified_stats_render", "unified_ctx_latency", "unified_latency_quantile"}
+    functions = {"unified_stats", "unified_ctx_stats", "unified_stats_render", "unified_ctx_latency", "unified_latency_quantile",
+                 "unified_frames_release"}
     plain = {re.sub("_seconds_(bucket|count|sum)$", "_seconds", name) for name in names}
     assert told - functions == plain | {"unified_packet_latency_seconds_bucket"}, told ^ plain
 
