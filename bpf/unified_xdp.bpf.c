@@ -267,15 +267,10 @@ static __always_inline void leave_metadata(struct xdp_md *ctx, const struct foun
 	meta->timestamp = now;
 	meta->payload_offset = f->payload;
 	meta->payload_len = f->payload_len;
-	meta->l3_offset = f->l3;
 	meta->vlan_tci = f->vlan_tci;
-	meta->src_port = f->src_port;
-	meta->dst_port = f->dst_port;
-	meta->ip_version = f->version;
-	meta->flags = f->vlan ? UNIFIED_META_VLAN : 0;
-	meta->reserved = 0;
+	meta->l3_offset = f->l3;
+	meta->flags = (f->vlan ? UNIFIED_META_VLAN : 0) | (f->version == 6 ? UNIFIED_META_IPV6 : 0);
 	meta->marker = UNIFIED_META_MARKER;
-	meta->marker2 = UNIFIED_META_MARKER2;
 #endif
 }
 
@@ -350,7 +345,6 @@ int unified_xdp(struct xdp_md *ctx)
 	struct unified_counters *count;
 	__u32 zero = 0, queue = ctx->rx_queue_index;
 	__u64 now;
-	int action;
 
 	count = bpf_map_lookup_elem(&unified_stats, &zero);
 	if (!count)
@@ -384,18 +378,16 @@ int unified_xdp(struct xdp_md *ctx)
 		return pass(count);
 	}
 	count->matched++;
-	if (!bpf_map_lookup_elem(&unified_xsks, &queue)) {
+	/* First, for a packet that is passed must be left as it was. */
+	if (bpf_redirect_map(&unified_xsks, queue, XDP_PASS) != XDP_REDIRECT) {
 		count->no_socket++;
 		return pass(count);
 	}
 	now = bpf_ktime_get_ns();
 	leave_metadata(ctx, &f, now, count);
-	action = bpf_redirect_map(&unified_xsks, queue, XDP_PASS);
-	if (action != XDP_REDIRECT)
-		return pass(count);
 	count->redirected++;
 	log_event(ctx, &f, now, count);
-	return action;
+	return XDP_REDIRECT;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

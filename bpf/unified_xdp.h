@@ -3,25 +3,23 @@
 #ifndef UNIFIED_XDP_H
 #define UNIFIED_XDP_H
 
-/* Stands directly before the packet, its marker next to the first byte of the Ethernet header. */
+/*
+ * Stands directly before the packet, its marker next to the first byte of the Ethernet header. So short that it lies in the
+ * cache line in which the packet begins, if the payload begins at the next block.
+ */
 struct unified_meta {
 	__u64 timestamp; /* ns, CLOCK_MONOTONIC */
-	__u16 payload_offset; /* from the Ethernet header */
+	__u16 payload_offset; /* from the Ethernet header; the UDP header ends there */
 	__u16 payload_len;
-	__u16 l3_offset;
 	__u16 vlan_tci; /* outermost tag; valid with UNIFIED_META_VLAN */
-	__u16 src_port; /* host order */
-	__u16 dst_port;
-	__u8 ip_version;
+	__u8 l3_offset;
 	__u8 flags;
-	__u16 reserved;
 	__u32 marker;
-	__u32 marker2;
-};
+} __attribute__((packed, aligned(4)));
 
 #define UNIFIED_META_VLAN 1
-#define UNIFIED_META_MARKER 0x31464e55
-#define UNIFIED_META_MARKER2 0x9e3779b9
+#define UNIFIED_META_IPV6 2 /* else IPv4 */
+#define UNIFIED_META_MARKER 0x32464e55
 
 /* One record of the events ring buffer. */
 struct unified_event {
@@ -69,7 +67,7 @@ struct unified_settings {
 	__u32 events_unread;
 };
 
-_Static_assert(sizeof(struct unified_meta) == 32, "at most 32 bytes fit before a packet on older kernels");
+_Static_assert(sizeof(struct unified_meta) == 20, "at most 32 bytes fit before a packet on older kernels");
 _Static_assert(sizeof(struct unified_event) == 56, "src/net/wire.rs");
 _Static_assert(sizeof(struct unified_counters) == 96, "src/net/wire.rs");
 _Static_assert(sizeof(struct unified_settings) == 40, "src/net/wire.rs");

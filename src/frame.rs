@@ -117,6 +117,34 @@ mod tests {
         assert_eq!(pool.take_run(&mut cursor, 1), None);
     }
 
+    #[test]
+    fn runs_have_frames_of_their_own_as_long_as_there_are_any() {
+        let frames = Frames::new(256);
+        let pool = &frames.pool;
+        pool.keep_for_runs(130);
+        let (mut cursor, mut run_cursor) = (0, 0);
+        let mut out = [0; 100];
+        assert_eq!(pool.take(&mut cursor, &mut out), 100);
+        assert_eq!((out[0], out[99]), (128, 227));
+        assert_eq!(pool.take_run(&mut run_cursor, 64), Some((0, 64)));
+        assert_eq!(pool.take_run(&mut run_cursor, 64), Some((64, 64)));
+        // Each takes what the other has left.
+        assert_eq!(pool.take_run(&mut run_cursor, 4), Some((228, 4)));
+        let mut freed = Freed::default();
+        pool.put_run(10, 10, &mut freed);
+        pool.give_back(&mut freed);
+        assert_eq!(pool.take(&mut cursor, &mut out), 34);
+        assert_eq!((out[0], out[23], out[24], out[33]), (232, 255, 10, 19));
+        assert_eq!(pool.take(&mut cursor, &mut out), 0);
+        // Single frames come from everywhere again.
+        pool.keep_for_runs(0);
+        pool.put_run(0, 5, &mut freed);
+        pool.give_back(&mut freed);
+        let mut cursor = 0;
+        assert_eq!(pool.take(&mut cursor, &mut out), 5);
+        assert_eq!(out[..5], [0, 1, 2, 3, 4]);
+    }
+
     const EMPTY: Settled = Settled {
         outcome: PacketOutcome::Empty,
         packets: 0,

@@ -5,10 +5,12 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 #[cfg(loom)]
-use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
 /// Frames that are given back together: those of one word at a time.
 #[derive(Debug, Default)]
@@ -23,6 +25,8 @@ pub struct FramePool {
     count: u32,
     /// Set by the RX thread when it found no free frame. Whoever gives one back then wakes it.
     dry: AtomicBool,
+    /// Words at the start whose frames are kept for runs.
+    for_runs: AtomicU32,
 }
 
 impl FramePool {
@@ -39,36 +43,48 @@ impl FramePool {
             free: free.collect(),
             count,
             dry: AtomicBool::new(false),
+            for_runs: AtomicU32::new(0),
+        }
+    }
+
+    /// From now on, runs come from the first `frames` frames as long as there are any, and single frames from the others. A run
+    /// is written to and soon free again: in few frames, this stays in the processor's cache. RX thread only.
+    pub fn keep_for_runs(&self, frames: u32) {
+        self.for_runs
+            .store(frames.min(self.count) / 64, Ordering::Relaxed);
+    }
+
+    /// The words of the frames that are kept for runs, and those of the others.
+    fn parts(&self) -> (Range<usize>, Range<usize>) {
+        let words = self.free.len();
+        let kept = self.for_runs.load(Ordering::Relaxed) as usize;
+        match kept < words {
+            true => (0..kept, kept..words),
+            false => (0..0, 0..words),
         }
     }
 
     /// Takes up to `out.len()` free frames in address order from `cursor` on, and returns how many. RX thread only.
     pub fn take(&self, cursor: &mut u32, out: &mut [u32]) -> usize {
-        let words = self.free.len();
+        let (kept, others) = self.parts();
+        let from = (*cursor as usize / 64).max(others.start);
+        let from_bit = match from == *cursor as usize / 64 {
+            true => *cursor % 64,
+            false => 0,
+        };
         let mut taken = 0;
-        let mut word = (*cursor as usize / 64) % words.max(1);
-        let mut from_bit = *cursor % 64;
-        // One word more than there are: the bits before the cursor in the first word come last.
-        for _ in 0..=words {
+        // The bits before the cursor in the first word come last.
+        let first = std::iter::once((from, u64::MAX << from_bit));
+        let rest = (from + 1..others.end).chain(others.start..from + 1);
+        for (word, mask) in first.chain(rest.chain(kept).map(|word| (word, u64::MAX))) {
             if taken == out.len() {
                 break;
             }
-            let mut bits = self.free[word].load(Ordering::Relaxed) & (u64::MAX << from_bit);
-            let mut mask = 0u64;
-            while bits != 0 && taken < out.len() {
-                let bit = bits.trailing_zeros();
-                bits &= bits - 1;
-                mask |= 1 << bit;
-                out[taken] = word as u32 * 64 + bit;
-                taken += 1;
+            let count = self.take_of(word, mask, &mut out[taken..]);
+            if count > 0 {
+                taken += count;
                 *cursor = out[taken - 1] + 1;
             }
-            if mask != 0 {
-                // Acquire: pairs with `give_back`; whoever gave these frames back has finished with them.
-                self.free[word].fetch_and(!mask, Ordering::Acquire);
-            }
-            from_bit = 0;
-            word = (word + 1) % words;
         }
         if *cursor >= self.count {
             *cursor = 0;
@@ -76,14 +92,40 @@ impl FramePool {
         taken
     }
 
+    /// Takes the free frames of a word that are in `mask`, as many as `out` has room for.
+    fn take_of(&self, word: usize, mask: u64, out: &mut [u32]) -> usize {
+        let mut bits = self.free[word].load(Ordering::Relaxed) & mask;
+        let mut mask = 0u64;
+        let mut taken = 0;
+        while bits != 0 && taken < out.len() {
+            let bit = bits.trailing_zeros();
+            bits &= bits - 1;
+            mask |= 1 << bit;
+            out[taken] = word as u32 * 64 + bit;
+            taken += 1;
+        }
+        if mask != 0 {
+            // Acquire: pairs with `give_back`; whoever gave these frames back has finished with them.
+            self.free[word].fetch_and(!mask, Ordering::Acquire);
+        }
+        taken
+    }
+
     /// Takes neighbouring free frames from `cursor` on: `most` of them (at most 64) if there are so many together, else the
     /// first ones that are free. Returns the first and how many. RX thread only.
     pub fn take_run(&self, cursor: &mut u32, most: u32) -> Option<(u32, u32)> {
-        let words = self.free.len();
+        let (kept, others) = self.parts();
         let from = *cursor as usize / 64;
+        let within = |part: Range<usize>| {
+            let from = if part.contains(&from) {
+                from
+            } else {
+                part.start
+            };
+            (from..part.end).chain(part.start..from)
+        };
         let mut found = None;
-        for place in 0..words {
-            let word = (from + place) % words;
+        for word in within(kept).chain(within(others)) {
             let bits = self.free[word].load(Ordering::Relaxed);
             if bits == 0 {
                 continue;

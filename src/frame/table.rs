@@ -242,7 +242,13 @@ impl FrameTable {
         }
     }
 
-    /// That time, if the frame is in flight with the first write of its packet, and the number of its packets. Before
+    /// When the last packet that was received in this frame, or packed into it first, arrived; 0: there was none.
+    pub fn arrival(&self, frame: u32) -> u64 {
+        let arrival = self.arrivals.get(frame as usize);
+        arrival.map_or(0, |arrival| arrival.load(Ordering::Relaxed))
+    }
+
+    /// When the packet in a frame arrived, if it is in flight with the first write of its packet, and the number of its packets. Before
     /// `finish`.
     pub fn first_write(&self, frame: u32) -> Option<(u64, u32)> {
         let state = self.state(frame).ok()?;

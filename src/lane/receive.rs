@@ -167,6 +167,11 @@ impl Lane {
         Ok(Some((first, count)))
     }
 
+    /// `allocate_run` takes from the first `frames` frames as long as it can. For whoever has the role.
+    pub fn keep_for_runs(&self, _rx_side: &mut RxSide, frames: u32) {
+        self.frames.pool.keep_for_runs(frames);
+    }
+
     /// When the packet in a held frame arrived is when those arrived that will be packed into another one.
     pub fn arrive_with(&self, packet: u32, frame: u32) {
         let table = &self.frames.table;

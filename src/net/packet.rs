@@ -112,19 +112,27 @@ fn walk(packet: &[u8]) -> Option<Result<Headers, Unusable>> {
 }
 
 /// Uses the XDP program's record, after checking that it stays inside the packet: the record is in memory that others
-/// can write to.
-pub fn from_meta(meta: &Meta, packet_len: usize) -> Option<Headers> {
-    let end = usize::from(meta.payload_offset) + usize::from(meta.payload_len);
-    let sane = end <= packet_len
-        && usize::from(meta.l3_offset) + 20 <= usize::from(meta.payload_offset)
-        && matches!(meta.ip_version, 4 | 6);
-    sane.then_some(Headers {
-        l3_offset: meta.l3_offset,
+/// can write to. `read` copies bytes of the packet out.
+pub fn from_meta(
+    meta: &Meta,
+    packet_len: usize,
+    read: impl FnOnce(usize, &mut [u8; 4]),
+) -> Option<Headers> {
+    let payload = usize::from(meta.payload_offset);
+    let sane = payload + usize::from(meta.payload_len) <= packet_len
+        && usize::from(meta.l3_offset) + 20 <= payload;
+    if !sane {
+        return None;
+    }
+    let mut ports = [0; 4];
+    read(payload - UDP_LEN, &mut ports);
+    Some(Headers {
+        l3_offset: meta.l3_offset.into(),
         payload_offset: meta.payload_offset,
         payload_len: meta.payload_len,
         vlan_tci: meta.vlan_tci,
-        src_port: meta.src_port,
-        dst_port: meta.dst_port,
+        src_port: u16::from_be_bytes([ports[0], ports[1]]),
+        dst_port: u16::from_be_bytes([ports[2], ports[3]]),
         ip_version: meta.ip_version,
     })
 }

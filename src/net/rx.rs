@@ -212,7 +212,8 @@ impl Receiver {
         if start != self.expected_start {
             self.misplaced(start);
         }
-        let (headers, timestamp) = match self.headers(addr as usize, start, len as usize) {
+        let found = self.headers(frame, addr as usize, start, len as usize);
+        let (headers, timestamp) = match found {
             Some(found) => found,
             None => {
                 // Whoever knows what the frames hold has not seen this packet.
@@ -251,17 +252,13 @@ impl Receiver {
         }
     }
 
-    /// Locates the headers of a packet and reads its timestamp. `start`: its place in its frame.
-    fn headers(&mut self, at: usize, start: u32, len: usize) -> Option<(Headers, u64)> {
+    /// Locates the headers of a packet and reads its timestamp. `at`: its place; `start`: the same in its frame.
+    fn headers(&mut self, frame: u32, at: usize, start: u32, len: usize) -> Option<(Headers, u64)> {
         if start as usize >= META_LEN {
-            let mut record = [0; META_LEN];
-            self.data.read(at - META_LEN, &mut record);
-            if let Some(meta) = Meta::parse(&record) {
-                // The frame will be used again: a record must not outlive its packet.
-                self.data.zero(at - 8, 8);
-                if let Some(headers) = packet::from_meta(&meta, len) {
-                    return Some((headers, self.stamps.apply(meta.timestamp)));
-                }
+            let earlier = self.frames.table.arrival(frame);
+            let found = record_of(&self.data, at, len, self.stamps, earlier);
+            if found.is_some() {
+                return found;
             }
         }
         let whole = &mut self.whole[..len];
@@ -320,5 +317,56 @@ impl Receiver {
             return true;
         }
         self.frames.pool.prepare_sleep()
+    }
+}
+
+/// What the XDP program's record says of the packet at `at`. `earlier`: when the packet before it in this frame arrived.
+/// `None`: there is no record, or it is that of a packet before, which nothing has overwritten.
+fn record_of(
+    data: &Shared,
+    at: usize,
+    len: usize,
+    stamps: StampOffset,
+    earlier: u64,
+) -> Option<(Headers, u64)> {
+    let mut record = [0; META_LEN];
+    data.read(at - META_LEN, &mut record);
+    let meta = Meta::parse(&record)?;
+    let timestamp = stamps.apply(meta.timestamp);
+    if timestamp <= earlier {
+        return None;
+    }
+    let headers = packet::from_meta(&meta, len, |place, to| data.read(at + place, to))?;
+    Some((headers, timestamp))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::mmap::Mapping;
+
+    #[test]
+    fn a_record_counts_for_one_packet_only() {
+        let mapping = Arc::new(Mapping::anonymous(4096, false).unwrap());
+        let data = Shared::new(mapping, 0, 4096).unwrap();
+        let at = 512;
+        let mut record = [0; META_LEN];
+        record[..8].copy_from_slice(&1000u64.to_ne_bytes());
+        record[8..10].copy_from_slice(&42u16.to_ne_bytes());
+        record[10..12].copy_from_slice(&100u16.to_ne_bytes());
+        record[14] = 14;
+        record[16..].copy_from_slice(b"UNF2");
+        data.write(at - META_LEN, &record);
+        data.write(at + 34, &[0x04, 0x00, 0x27, 0x0f]);
+        let found = |len, earlier| record_of(&data, at, len, StampOffset::default(), earlier);
+        let (headers, timestamp) = found(142, 0).unwrap();
+        assert_eq!(timestamp, 1000);
+        assert_eq!((headers.src_port, headers.dst_port), (1024, 9999));
+        assert_eq!((headers.payload_offset, headers.payload_len), (42, 100));
+        assert!(found(142, 999).is_some());
+        assert!(found(142, 1000).is_none(), "of the packet before");
+        assert!(found(141, 0).is_none(), "beyond the packet");
+        data.write(at - 1, &[0]);
+        assert!(found(142, 0).is_none(), "no marker");
     }
 }

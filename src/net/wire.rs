@@ -67,9 +67,10 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// Bytes of the record before the packet.
-pub const META_LEN: usize = 32;
-const META_MARKERS: [u32; 2] = [0x3146_4e55, 0x9e37_79b9];
+pub const META_LEN: usize = 20;
+const META_MARKER: u32 = 0x3246_4e55;
 const FLAG_VLAN: u8 = 1;
+const FLAG_IPV6: u8 = 2;
 
 /// The record that the XDP program leaves before a packet; not yet checked against the packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,28 +78,25 @@ pub struct Meta {
     pub timestamp: u64,
     pub payload_offset: u16,
     pub payload_len: u16,
-    pub l3_offset: u16,
     pub vlan_tci: Option<u16>,
-    pub src_port: u16,
-    pub dst_port: u16,
+    pub l3_offset: u8,
     pub ip_version: u8,
 }
 
 impl Meta {
     /// `None` if the marker is missing: the driver has no metadata area.
     pub fn parse(bytes: &[u8; META_LEN]) -> Option<Meta> {
-        if [u32_at(bytes, 24), u32_at(bytes, 28)] != META_MARKERS {
+        if u32_at(bytes, 16) != META_MARKER {
             return None;
         }
+        let flags = bytes[15];
         Some(Meta {
             timestamp: u64_at(bytes, 0),
             payload_offset: u16_at(bytes, 8),
             payload_len: u16_at(bytes, 10),
-            l3_offset: u16_at(bytes, 12),
-            vlan_tci: (bytes[21] & FLAG_VLAN != 0).then(|| u16_at(bytes, 14)),
-            src_port: u16_at(bytes, 16),
-            dst_port: u16_at(bytes, 18),
-            ip_version: bytes[20],
+            vlan_tci: (flags & FLAG_VLAN != 0).then(|| u16_at(bytes, 12)),
+            l3_offset: bytes[14],
+            ip_version: if flags & FLAG_IPV6 != 0 { 6 } else { 4 },
         })
     }
 }

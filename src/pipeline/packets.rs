@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::filling::Filling;
 use super::runs::{FailedRun, Runs};
+use super::units;
 use super::write_target::WriteTarget;
 use super::{BATCH, FLUSH, PipelineConfig, Progress, SUPERBLOCK, TICK};
 use crate::context::Context;
@@ -128,6 +129,11 @@ impl<'a> Packets<'a> {
     }
 
     pub fn run(&mut self) -> Result<()> {
+        if matches!(self.target, WriteTarget::Units(_)) {
+            let mut rx_side = self.lane.lock_rx_side()?;
+            let frames = self.context.info().frame_count / units::RESERVED;
+            self.lane.keep_for_runs(&mut rx_side, frames);
+        }
         let result = match self.take_packets() {
             // The interface is gone. Store what was received, then report the error.
             Err(error) if error.errno() == libc::ENODEV => self.settle().and(Err(error)),
@@ -135,6 +141,7 @@ impl<'a> Packets<'a> {
         };
         if let Ok(mut rx_side) = self.lane.lock_rx_side() {
             rx_side.fill_at_most(u32::MAX);
+            self.lane.keep_for_runs(&mut rx_side, 0);
         }
         result
     }

@@ -18,7 +18,7 @@ use crate::recorder::UnitRecorder;
 /// until less than half of that is.
 const BOUND: u64 = 4;
 /// This part of all frames is for units.
-const RESERVED: u64 = 16;
+pub(super) const RESERVED: u32 = 16;
 /// Packets that are published together, at most.
 const PUBLISH: usize = 1024;
 
@@ -131,7 +131,7 @@ impl<'a> Packets<'a> {
         let spare = frames - u64::from(info.network.map_or(0, |network| network.backlog));
         let limit = (frames / BOUND).min(spare / 2).max(BATCH as u64);
         self.filling.bound = in_flight > if self.filling.bound { limit / 2 } else { limit };
-        let most = frames.saturating_sub(in_flight + frames / RESERVED);
+        let most = frames.saturating_sub(in_flight + frames / u64::from(RESERVED));
         rx_side.fill_at_most((most as u32).max(BATCH as u32));
     }
 

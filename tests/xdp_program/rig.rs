@@ -174,10 +174,8 @@ impl Rig {
             timestamp,
             payload_offset: flow.payload_offset as u16,
             payload_len: flow.payload_len as u16,
-            l3_offset: flow.l3_offset as u16,
             vlan_tci: flow.vlan_tci,
-            src_port: flow.src_port,
-            dst_port: flow.dst_port,
+            l3_offset: flow.l3_offset as u8,
             ip_version: flow.ip_version,
         };
         assert_eq!(got.meta, Some(meta), "{context}");
