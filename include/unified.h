@@ -1061,6 +1061,14 @@ struct unified_log_info {
    * Name of the last recorder's interface, ended by a zero; empty if it is not known.
    */
   char interface[16];
+  /**
+   * Of the log's format: 1 (UNIFIED_LAYOUT_SLOT) or 2 (UNIFIED_LAYOUT_LOG).
+   */
+  uint32_t version;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
 };
 
 #ifdef __cplusplus

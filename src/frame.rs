@@ -145,6 +145,23 @@ mod tests {
         assert_eq!(out[..5], [0, 1, 2, 3, 4]);
     }
 
+    #[test]
+    fn a_frame_that_was_allocated_says_so_until_a_packet_comes() {
+        let table = FrameTable::new(8);
+        assert_eq!(table.arrival(3), Some(0));
+        table.allocate(2, 2).unwrap();
+        assert_eq!((table.arrival(1), table.arrival(3)), (Some(0), None));
+        table.packed_since(2, 70);
+        assert_eq!(table.arrival(2), None);
+        assert_eq!(table.arrivals(2, 1).next(), Some(70));
+        table.release(2).unwrap();
+        table.fill(2, 1).unwrap();
+        assert_eq!(table.arrival(2), None);
+        table.receive(2, 1).unwrap();
+        table.arrived(2, 90);
+        assert_eq!(table.arrival(2), Some(90));
+    }
+
     const EMPTY: Settled = Settled {
         outcome: PacketOutcome::Empty,
         packets: 0,

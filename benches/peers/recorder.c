@@ -10,6 +10,7 @@
  *     --layout payload|slot|log         of the pipeline (default slot)
  *     --drive inline|thread             (default inline)
  *     --frames N --frame-size N --rings N --sq N --moderation US --pack-below BYTES
+ *     --unchecked                       no checksum of packets (layout log)
  *     --reserved-pages                  reserved huge pages
  *     --small-pages                     no transparent huge pages for this process
  *     --events                          of the pipeline: an event of each packet, read by this program
@@ -156,7 +157,7 @@ static void await(void)
 		check(count, "Taking events");
 }
 
-static uint32_t moderation_us, pack_below;
+static uint32_t moderation_us, pack_below, log_flags = UNIFIED_LOG_NEW;
 
 static void pipeline(uint32_t layout)
 {
@@ -164,7 +165,7 @@ static void pipeline(uint32_t layout)
 		.size = sizeof(config),
 		.at_end = UNIFIED_AT_END_WRAP,
 		.layout = layout,
-		.flags = layout == UNIFIED_LAYOUT_PAYLOAD ? 0 : UNIFIED_LOG_NEW,
+		.flags = layout == UNIFIED_LAYOUT_PAYLOAD ? 0 : log_flags,
 		.moderation_us = moderation_us,
 		.pack_below = pack_below,
 	};
@@ -261,7 +262,7 @@ int main(int argc, char **argv)
 		{ "sq", required_argument, NULL, 'q' },		{ "moderation", required_argument, NULL, 'M' },
 		{ "pack-below", required_argument, NULL, 'P' },
 		{ "reserved-pages", no_argument, NULL, 'H' },	{ "small-pages", no_argument, NULL, 'S' },
-		{ "events", no_argument, NULL, 'e' },
+		{ "events", no_argument, NULL, 'e' },		{ "unchecked", no_argument, NULL, 'u' },
 		{ NULL, 0, NULL, 0 },
 	};
 	struct unified_config config = {
@@ -310,6 +311,9 @@ int main(int argc, char **argv)
 			break;
 		case 'P':
 			pack_below = strtoul(optarg, NULL, 10);
+			break;
+		case 'u':
+			log_flags |= UNIFIED_LOG_UNCHECKED;
 			break;
 		case 'e':
 			config.flags &= ~UNIFIED_NO_EVENTS;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""The part "rival": this library against the copying recorder, pair by pair, round by round."""
+"""The parts "rival" and "rates": this library against the copying recorder, pair by pair, round by round."""
 
 import statistics
 import struct
@@ -7,18 +7,22 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+import report
 from lab import PORT, Lab
 from recorders import FRAME_HEADERS, Drop, Ours, OursNull, OursReceive, Recorder, Rival
 
-# Layout and drive of ours, and what the rival stores beside it. A new layout of the pipeline needs one line here.
-STORING = [("log", "inline", "frame"), ("log", "thread", "frame"), ("slot", "inline", "frame"),
-           ("payload", "inline", "payload")]
-NULL_LAYOUTS = [("log", "frame"), ("slot", "frame"), ("payload", "payload")]
+# Layout, drive and more arguments of ours, and what the rival stores beside it. A new layout of the pipeline needs one line
+# here. The rival computes no checksum, as ours does not if it is unchecked.
+LOG, UNCHECKED = ("log", "inline", "frame"), ("log", "inline", "frame", "--unchecked")
+STORING = [LOG, UNCHECKED, ("log", "thread", "frame"), ("slot", "inline", "frame"), ("payload", "inline", "payload")]
+NULL_LAYOUTS = [LOG, UNCHECKED, ("slot", "inline", "frame"), ("payload", "inline", "payload")]
 # For the short form.
-STORING_SHORT = [("log", "inline", "frame"), ("slot", "inline", "frame")]
-NULL_SHORT = [("log", "frame")]
+STORING_SHORT = NULL_SHORT = [LOG, UNCHECKED]
 # As much memory as the rival has: 64 MiB of frames, all of which may wait in its rings, and 16 MiB of buffers.
 MEMORY = ("--rings", "32768", "--frames", "40960")
+# Offered in the part "rates", packets a second; 0: as many as can be sent.
+RATES = (50e3, 250e3, 500e3, 750e3, 1e6, 1.25e6, 1.5e6, 0)
+RATES_SIZES = (64, 300, 1024, 1472)
 IMIX_FRAMES = (60, 590, 1514)
 RECORD = struct.Struct("=IIQ")
 BLOCK = 4096
@@ -32,10 +36,10 @@ class Pair:
 
 def pairs(lab: Lab, writer: dict[str, str], short: bool) -> list[Pair]:
     """`writer`: the rival's best one for frames and for payloads."""
-    found = [Pair(Ours(lab, layout, drive, *MEMORY), Rival(lab, stored, writer[stored]))
-             for layout, drive, stored in (STORING_SHORT if short else STORING)]
-    found += [Pair(OursNull(lab, layout, *MEMORY), Rival(lab, stored, "null"))
-              for layout, stored in (NULL_SHORT if short else NULL_LAYOUTS)]
+    found = [Pair(Ours(lab, layout, drive, *MEMORY, *more), Rival(lab, stored, writer[stored]))
+             for layout, drive, stored, *more in (STORING_SHORT if short else STORING)]
+    found += [Pair(OursNull(lab, layout, *MEMORY, *more), Rival(lab, stored, "null"))
+              for layout, _, stored, *more in (NULL_SHORT if short else NULL_LAYOUTS)]
     return found if short else [*found, Pair(OursReceive(lab), Rival(lab, "frame", "null"))]
 
 
@@ -162,6 +166,46 @@ def table(rows: list[dict]) -> str:
     text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
     text.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
     return "\n".join(text) + "\n"
+
+
+def picture(runs: list[dict], path: Path) -> None:
+    """What each recorder stores of what is offered: a panel for each size."""
+    runs = [run for run in runs if run["part"] == "rates"]
+    names = list({run["recorder"]: None for run in runs})
+    sizes = list({run["size"]: None for run in runs})
+    figure, panels = report.plt.subplots(1, len(sizes), figsize=(3.2 * len(sizes), 3.4), squeeze=False, sharey=True)
+    for panel, size in zip(panels[0], sizes):
+        most = 0
+        for name in names:
+            asked = defaultdict(list)
+            for run in runs:
+                if (run["recorder"], run["size"]) == (name, size):
+                    asked[run["asked_rate"]].append((run["offered_rate"] / 1e6, run["stored_rate"] / 1e6))
+            points = sorted(tuple(map(statistics.median, zip(*found))) for found in asked.values())
+            most = max([most, *(offered for offered, _ in points)])
+            panel.plot(*zip(*points), marker="o", markersize=3, label=name,
+                       linestyle="--" if name.startswith("rival") else "-")
+        panel.plot([0, most], [0, most], color="lightgrey", linewidth=1, zorder=0)
+        panel.set(title=f"{size} bytes", xlabel="offered, million/s", xlim=(0, None), ylim=(0, None))
+    panels[0][0].set_ylabel("stored, million/s")
+    panels[0][-1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    report.save(figure, path)
+
+
+def rates_table(runs: list[dict]) -> str:
+    """Medians at each rate. CPU time is that of the process."""
+    kinds = defaultdict(list)
+    for run in runs:
+        if run["part"] == "rates":
+            kinds[run["size"], run["asked_rate"] or float("inf"), run["recorder"]].append(run)
+    rows = []
+    for (size, rate, name), found in sorted(kinds.items()):
+        offered, stored, lost, spent = (statistics.median(map(value, found)) for value in
+                                        (lambda run: run["offered_rate"], stored_rate, loss, cpu_per_packet))
+        rows.append([str(size), "most" if rate == float("inf") else f"{rate / 1e3:.0f}", name, f"{offered / 1e3:.0f}",
+                     f"{stored / 1e3:.0f}", f"{lost:.1f}", f"{spent * 1e9:.0f}"])
+    return report.table(["payload", "asked, thousand/s", "recorder", "offered", "stored", "lost, %", "CPU, ns/packet"],
+                        rows)
 
 
 def noise(runs: list[dict]) -> str:

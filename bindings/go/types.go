@@ -312,6 +312,8 @@ type LogInfo struct {
 	FirstLoss   uint64
 	LastLoss    uint64
 	Interface   Name
+	Version     uint32
+	reserved    uint32
 }
 
 // Name is an interface's name, ended by a zero; empty if it is not known.

@@ -261,6 +261,8 @@ struct unified_log_info {
   uint64_t first_loss;
   uint64_t last_loss;
   char interface[16];
+  uint32_t version;
+  uint32_t reserved;
 };
 uint32_t unified_version(void);
 const char *unified_version_string(void);

@@ -307,6 +307,8 @@ exports.structs = {
     first_loss: 'uint64_t',
     last_loss: 'uint64_t',
     interface: koffi.array('char', 16),
+    version: 'uint32_t',
+    reserved: 'uint32_t',
   }),
 };
 

@@ -129,7 +129,8 @@ class _log_record(c.Structure):
 
 class _log_info(c.Structure):
     _fields_ = _fields("u64 size log_id created slots, u32 slot_size block_size, u64 oldest end position records"
-                       " missing damaged overwritten dropped unrecorded first_loss last_loss, name interface")
+                       " missing damaged overwritten dropped unrecorded first_loss last_loss, name interface,"
+                       " u32 version reserved")
 
 
 _log_fn = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
@@ -381,6 +382,7 @@ class LogInfo:
     first_loss: int
     last_loss: int
     interface: str
+    version: int
 
 
 @dataclasses.dataclass(frozen=True)

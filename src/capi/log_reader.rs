@@ -262,6 +262,8 @@ pub unsafe extern "C" fn unified_log_info(
                 first_loss: superblock.losses.first,
                 last_loss: superblock.losses.last,
                 interface: interface_of(&superblock),
+                version: reader.version().into(),
+                reserved: 0,
             })
         })?;
         // SAFETY: the caller's promise.

@@ -612,4 +612,8 @@ pub struct unified_log_info {
     pub last_loss: u64,
     /// Name of the last recorder's interface, ended by a zero; empty if it is not known.
     pub interface: [c_char; 16],
+    /// Of the log's format: 1 (UNIFIED_LAYOUT_SLOT) or 2 (UNIFIED_LAYOUT_LOG).
+    pub version: u32,
+    /// 0.
+    pub reserved: u32,
 }

@@ -244,7 +244,10 @@ fn open_network(
         zero_copy,
         program_id: found.program_id,
         backlog: config.rx_ring.min(config.fill_ring).min(config.frame_count),
-        writes_are_delivered: !zero_copy && config.rx_ring >= config.fill_ring,
+        // Somebody else's program may leave more before a packet than ours does.
+        writes_are_delivered: !zero_copy
+            && config.rx_ring >= config.fill_ring
+            && config.xsk_map.is_none(),
     };
     Ok(Network {
         receiver,

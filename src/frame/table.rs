@@ -36,6 +36,9 @@ const PACKED: u16 = 0x80;
 /// In flight, and the caller gets it back if the command fails.
 const KEEP_FAILED: u16 = 0x100;
 
+/// In an arrival: the frame may hold other bytes than the kernel left there.
+const FOREIGN: u64 = 1 << 63;
+
 /// A word holds the states of so many neighbouring frames.
 const PER_WORD: u32 = 4;
 const BITS: u32 = 16;
@@ -227,7 +230,11 @@ impl FrameTable {
 
     /// Frames that were taken from a pool are handed to the caller, empty.
     pub fn allocate(&self, first: u32, count: u32) -> Result<()> {
-        self.step_run(first, count, State::Free, State::Held, 0, 0)
+        self.step_run(first, count, State::Free, State::Held, 0, 0)?;
+        for arrival in &self.arrivals[first as usize..(first + count) as usize] {
+            arrival.store(FOREIGN, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// The kernel delivered a packet in each of them.
@@ -242,10 +249,17 @@ impl FrameTable {
         }
     }
 
-    /// When the last packet that was received in this frame, or packed into it first, arrived; 0: there was none.
-    pub fn arrival(&self, frame: u32) -> u64 {
+    /// Sets when the first of the packets arrived that are packed into it.
+    pub fn packed_since(&self, frame: u32, ns: u64) {
+        self.arrived(frame, ns | FOREIGN);
+    }
+
+    /// When the packet that was last received in this frame arrived; 0: none was. `None`: it was allocated since, and may hold
+    /// other bytes than the kernel left there.
+    pub fn arrival(&self, frame: u32) -> Option<u64> {
         let arrival = self.arrivals.get(frame as usize);
-        arrival.map_or(0, |arrival| arrival.load(Ordering::Relaxed))
+        let arrival = arrival.map_or(0, |arrival| arrival.load(Ordering::Relaxed));
+        (arrival & FOREIGN == 0).then_some(arrival)
     }
 
     /// When the packet in a frame arrived, if it is in flight with the first write of its packet, and the number of its packets. Before
@@ -255,7 +269,7 @@ impl FrameTable {
         let first = State::InFlight as u16 | WRITES | PACKET;
         (state & !(KEEP | KEEP_FAILED | PACKED) == first).then(|| {
             let arrival = self.arrivals[frame as usize].load(Ordering::Relaxed);
-            (arrival, self.packets_in(frame, state))
+            (arrival & !FOREIGN, self.packets_in(frame, state))
         })
     }
 
@@ -334,7 +348,8 @@ impl FrameTable {
     pub fn arrivals(&self, first: u32, count: u32) -> impl Iterator<Item = u64> {
         let frames = self.arrivals.get(first as usize..(first + count) as usize);
         let frames = frames.unwrap_or_default();
-        frames.iter().map(|arrival| arrival.load(Ordering::Relaxed))
+        let time = |arrival: &AtomicU64| arrival.load(Ordering::Relaxed) & !FOREIGN;
+        frames.iter().map(time)
     }
 
     /// The word of frames that share one, and their bits in it.

@@ -176,7 +176,7 @@ impl Lane {
     pub fn arrive_with(&self, packet: u32, frame: u32) {
         let table = &self.frames.table;
         for arrival in table.arrivals(packet, 1) {
-            table.arrived(frame, arrival);
+            table.packed_since(frame, arrival);
         }
     }
 

@@ -220,7 +220,7 @@ impl UnitReader {
                 at -= 1;
             }
             match found {
-                Some(unit) if before(&unit) => low = middle,
+                Some(unit) if before(&unit) => low = at + 1,
                 _ => high = at.max(low),
             }
         }
@@ -458,10 +458,18 @@ impl UnitReader {
             if self.at.1 >= self.log.segment_slots {
                 let next = self.at.0 + 1;
                 if next > self.newest {
-                    if !self.is_begun(next)? {
+                    if self.is_begun(next)? {
+                        self.newest = next;
+                    } else if following && self.has_scanned() {
                         return Ok(false);
+                    } else {
+                        // Its first slots may be missing.
+                        self.scanned = Some(Instant::now());
+                        self.find_end()?;
+                        if next > self.newest {
+                            return Ok(false);
+                        }
                     }
-                    self.newest = next;
                 }
                 self.at = (next, 0);
                 continue;
@@ -473,9 +481,11 @@ impl UnitReader {
             }
             match found {
                 Ok(unit) => {
+                    if !self.take_whole(&unit, following)? {
+                        return Ok(false);
+                    }
                     self.waiting = None;
                     self.scanned = None;
-                    self.take(&unit);
                     if !self.records.is_empty() || self.cut_short {
                         return Ok(true);
                     }
@@ -500,6 +510,36 @@ impl UnitReader {
         }
     }
 
+    /// As `take`, but not before the unit is whole, which a recorder may be writing now. `false`: a follower must wait.
+    fn take_whole(&mut self, unit: &Unit, following: bool) -> Result<bool> {
+        let place = self.at;
+        self.take(unit);
+        if !self.cut_short {
+            return Ok(true);
+        }
+        // The buffer may be older than the last write.
+        self.go_back(place);
+        let Ok(unit) = self.look(place, true)? else {
+            // Overwritten since: the caller looks again.
+            return Ok(true);
+        };
+        self.take(&unit);
+        let waits = self.cut_short
+            && following
+            && self.waiting.get_or_insert_with(Instant::now).elapsed() < PATIENCE;
+        if waits {
+            self.go_back(place);
+        }
+        Ok(!waits)
+    }
+
+    /// Nothing was taken at this place.
+    fn go_back(&mut self, place: Place) {
+        self.at = place;
+        self.records.clear();
+        self.cut_short = false;
+    }
+
     /// Takes the records of the unit at `at`, and goes on to what follows it.
     fn take(&mut self, unit: &Unit) {
         let (mut stream, mut records) = (
@@ -517,10 +557,14 @@ impl UnitReader {
         self.at.1 += unit.slots;
     }
 
+    /// Look beyond the current read only every `SCAN`; otherwise followers keep rereading an idle log.
+    fn has_scanned(&self) -> bool {
+        self.scanned.is_some_and(|at| at.elapsed() < SCAN)
+    }
+
     /// There is no unit where one should be: where to go on, if something follows.
     fn beyond(&mut self, damaged: bool, following: bool) -> Result<Option<Place>> {
-        // Look beyond the current read only every `SCAN`; otherwise followers keep rereading an idle log.
-        if following && self.scanned.is_some_and(|at| at.elapsed() < SCAN) {
+        if following && self.has_scanned() {
             return Ok(None);
         }
         self.scanned = Some(Instant::now());

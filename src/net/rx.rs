@@ -255,8 +255,13 @@ impl Receiver {
     /// Locates the headers of a packet and reads its timestamp. `at`: its place; `start`: the same in its frame.
     fn headers(&mut self, frame: u32, at: usize, start: u32, len: usize) -> Option<(Headers, u64)> {
         if start as usize >= META_LEN {
-            let earlier = self.frames.table.arrival(frame);
-            let found = record_of(&self.data, at, len, self.stamps, earlier);
+            let earlier = match self.frames.table.arrival(frame) {
+                // `refill` has cleared the place.
+                None if start == self.expected_start => Some(0),
+                earlier => earlier,
+            };
+            let found =
+                earlier.and_then(|earlier| record_of(&self.data, at, len, self.stamps, earlier));
             if found.is_some() {
                 return found;
             }
@@ -288,6 +293,15 @@ impl Receiver {
                 debug_assert!(step.is_ok());
             }
             let map = self.map;
+            for frame in &frames[..count] {
+                if self.frames.table.arrival(*frame).is_none() {
+                    // Bytes of a packet that was copied there must not pass for a record.
+                    let start = map.start(*frame) + u64::from(self.expected_start);
+                    if let Some(at) = (start as usize).checked_sub(META_LEN) {
+                        self.data.zero(at, META_LEN);
+                    }
+                }
+            }
             let filled = self
                 .fill
                 .fill(frames[..count].iter().map(|frame| map.start(*frame)));

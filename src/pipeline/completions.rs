@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use super::runs::FailedRun;
 use super::{BATCH, FLUSH, Progress, SEGMENT, SUPERBLOCK, TICK, WINDOW};
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lane::{Completion, Ready};
 use crate::log::{self, Level};
 use crate::storage::command::status;
@@ -98,6 +98,16 @@ pub(super) fn completions(context: &Context, progress: &Progress) -> Result<()> 
                 progress.failed_runs.push(FailedRun::of(completion));
             } else {
                 let packets = completion.packets.max(1);
+                let end = completion.user_data.saturating_add(packets.into());
+                if completion.result == -libc::EBADMSG
+                    || completion.user_data < window.first
+                    || end > progress.submitted.load(Ordering::Acquire)
+                {
+                    return Err(Error::new(
+                        libc::EBADMSG,
+                        "CQ ring: a completion of what was not submitted; something outside the library wrote to the region",
+                    ));
+                }
                 match good {
                     true => stored += u64::from(packets),
                     false => failed += u64::from(packets),

@@ -37,11 +37,13 @@ impl Filling {
 
     /// The copied frames join their unit.
     pub fn settle(&mut self, lane: &Lane) -> Result<()> {
-        let copied = std::mem::take(&mut self.copied);
-        if copied.is_empty() {
+        let (first, count) = (self.copied.start, self.copied.len() as u32);
+        if count == 0 {
             return Ok(());
         }
-        let (count, bytes) = (copied.len() as u32, std::mem::take(&mut self.bytes));
-        lane.pack(copied.start, count, bytes, self.into, &mut self.freed)
+        lane.pack(first, count, self.bytes, self.into, &mut self.freed)?;
+        self.copied = 0..0;
+        self.bytes = 0;
+        Ok(())
     }
 }

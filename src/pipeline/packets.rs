@@ -133,12 +133,21 @@ impl<'a> Packets<'a> {
             let mut rx_side = self.lane.lock_rx_side()?;
             let frames = self.context.info().frame_count / units::RESERVED;
             self.lane.keep_for_runs(&mut rx_side, frames);
+            drop(rx_side);
+            self.weigh_idle()?;
         }
         let result = match self.take_packets() {
             // The interface is gone. Store what was received, then report the error.
             Err(error) if error.errno() == libc::ENODEV => self.settle().and(Err(error)),
             result => result.and_then(|()| self.settle()),
         };
+        if result.is_err() {
+            // What is submitted is carried out, and the rest is given back.
+            if matches!(self.target, WriteTarget::Units(_)) {
+                self.abandon_units();
+            }
+            let _ = self.lane.submit_pending();
+        }
         if let Ok(mut rx_side) = self.lane.lock_rx_side() {
             rx_side.fill_at_most(u32::MAX);
             self.lane.keep_for_runs(&mut rx_side, 0);
@@ -212,7 +221,7 @@ impl<'a> Packets<'a> {
                 log.wants_checkpoint(failed) | (look && log.look_at_losses(self.context))
             }
             WriteTarget::Units(log) => {
-                log.wants_checkpoint() | (look && log.look_at_losses(self.context))
+                log.wants_checkpoint(failed) | (look && log.look_at_losses(self.context))
             }
         };
         if due {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::packets::{PREFETCH, Packets};
 use super::write_target::WriteTarget;
-use super::{BATCH, Progress, SEGMENT, WINDOW};
+use super::{BATCH, Progress, SEGMENT, SUPERBLOCK, WINDOW};
 use crate::error::{Error, Result};
 use crate::lane::{FrameRun, RxSideGuard};
 use crate::net::rx::Received;
@@ -124,15 +124,15 @@ impl<'a> Packets<'a> {
     /// Looks at how much the device has to do, and keeps some frames out of the fill ring: without a free one, nothing can be
     /// packed, least of all when the device is the bound.
     fn weigh(&mut self, rx_side: &mut RxSideGuard<'_>) {
-        let done = self.progress.frames_done.load(Ordering::Relaxed);
-        let in_flight = self.filling.submitted.saturating_sub(done);
+        let in_flight = self.filling.submitted.saturating_sub(self.frames_done());
         let info = self.context.info();
         let frames = u64::from(info.frame_count);
-        let spare = frames - u64::from(info.network.map_or(0, |network| network.backlog));
-        let limit = (frames / BOUND).min(spare / 2).max(BATCH as u64);
-        self.filling.bound = in_flight > if self.filling.bound { limit / 2 } else { limit };
-        let most = frames.saturating_sub(in_flight + frames / u64::from(RESERVED));
-        rx_side.fill_at_most((most as u32).max(BATCH as u32));
+        let backlog = info.network.map_or(0, |network| network.backlog);
+        self.filling.bound = is_bound(in_flight, frames, backlog.into(), self.filling.bound);
+        // Besides those that a batch takes out of the RX ring at once.
+        let kept = in_flight + frames / u64::from(RESERVED) + BATCH as u64;
+        let most = frames.saturating_sub(kept);
+        rx_side.fill_at_most((most as u32).max(info.frame_count.min(4 * BATCH as u32) / 4));
     }
 
     /// The same while no packets come.
@@ -222,6 +222,7 @@ impl<'a> Packets<'a> {
         let lane = self.lane;
         let wanted = self.units().frames_of_unit().min(lane.longest_run(0));
         loop {
+            let done = self.frames_done();
             if let Some((first, count)) = lane.allocate_run(&mut rx_side, wanted)? {
                 if self.units().fits(packet, count) {
                     lane.arrive_with(packet.frame, first);
@@ -234,14 +235,22 @@ impl<'a> Packets<'a> {
             if self.units().takes_in_place(packet) {
                 return Ok((rx_side, false));
             }
-            rx_side = self.wait_for_frames(rx_side)?;
+            rx_side = self.wait_for_frames(rx_side, done)?;
         }
     }
 
-    /// No frame is free, or none that will do: waits until the device has done something. `ENOBUFS` if it has nothing to do.
-    fn wait_for_frames(&mut self, mut rx_side: RxSideGuard<'a>) -> Result<RxSideGuard<'a>> {
+    fn frames_done(&self) -> u64 {
+        self.progress.frames_done.load(Ordering::Acquire)
+    }
+
+    /// No frame was free, or none that will do: waits until the device has done more than `before`, which was read before that
+    /// look. `ENOBUFS` if it had nothing to do.
+    fn wait_for_frames(
+        &mut self,
+        mut rx_side: RxSideGuard<'a>,
+        before: u64,
+    ) -> Result<RxSideGuard<'a>> {
         rx_side = self.end_run(rx_side)?;
-        let before = self.progress.frames_done.load(Ordering::Relaxed);
         if before == self.filling.submitted {
             return Err(Error::new(
                 libc::ENOBUFS,
@@ -249,7 +258,7 @@ impl<'a> Packets<'a> {
                  more frames",
             ));
         }
-        self.wait_unlocked(rx_side, |p| p.frames_done.load(Ordering::Relaxed) != before)
+        self.wait_unlocked(rx_side, |p| p.frames_done.load(Ordering::Acquire) != before)
     }
 
     /// Begins a segment, if the one that is being written has no slot left. No unit is open. `false`: the log is full.
@@ -272,10 +281,11 @@ impl<'a> Packets<'a> {
     /// A free frame, as soon as there is one.
     fn take_frame(&mut self, mut rx_side: RxSideGuard<'a>) -> Result<(RxSideGuard<'a>, u32)> {
         loop {
+            let done = self.frames_done();
             if let Some((frame, _)) = self.lane.allocate_run(&mut rx_side, 1)? {
                 return Ok((rx_side, frame));
             }
-            rx_side = self.wait_for_frames(rx_side)?;
+            rx_side = self.wait_for_frames(rx_side, done)?;
         }
     }
 
@@ -335,7 +345,8 @@ impl<'a> Packets<'a> {
         let rx_side = self.lane.lock_rx_side()?;
         let (rx_side, frame) = self.take_frame(rx_side)?;
         let write = self.units().checkpoint(frame);
-        let mut rx_side = self.submit_marked(rx_side, write, SEGMENT)?;
+        let mark = SUPERBLOCK | self.progress.failed.get();
+        let mut rx_side = self.submit_marked(rx_side, write, mark)?;
         self.lane.kick(&mut rx_side);
         Ok(())
     }
@@ -360,12 +371,14 @@ impl<'a> Packets<'a> {
     }
 
     /// After an error: gives back all that was not submitted.
-    fn abandon_units(&mut self) {
+    pub(super) fn abandon_units(&mut self) {
         let run = std::mem::take(&mut self.runs.open);
         self.release(run.first..run.first + run.frames);
         let copied = self.filling.copied.clone();
         if self.filling.settle(self.lane).is_err() {
             self.release(copied);
+            self.filling.copied = 0..0;
+            self.filling.bytes = 0;
         }
         self.lane.free(&mut self.filling.freed);
         self.filling.unsubmitted = 0;
@@ -380,5 +393,32 @@ impl<'a> Packets<'a> {
             // A frame that is not held was given back already.
             let _ = self.lane.frame_release(frame);
         }
+    }
+}
+
+/// Whether the device is slower than the packets, if so many of all frames are in flight. `backlog`: frames that may wait in
+/// the rings. `was`: the answer before.
+fn is_bound(in_flight: u64, frames: u64, backlog: u64, was: bool) -> bool {
+    let spare = frames - backlog;
+    let limit = (frames / BOUND).min(spare / 2).max(BATCH as u64);
+    in_flight > if was { limit / 2 } else { limit }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_device_is_the_bound_when_many_frames_are_in_flight() {
+        // A quarter of all frames, and then an eighth.
+        assert!(!is_bound(8192, 32768, 16384, false));
+        assert!(is_bound(8193, 32768, 16384, false));
+        assert!(is_bound(4097, 32768, 16384, true));
+        assert!(!is_bound(4096, 32768, 16384, true));
+        // Half of the few that the rings leave over.
+        assert!(!is_bound(4096, 40960, 32768, false));
+        assert!(is_bound(4097, 40960, 32768, false));
+        // One batch is in flight also with a fast device.
+        assert!(!is_bound(BATCH as u64, 512, 512, false));
     }
 }

@@ -515,9 +515,11 @@ impl UnitRecorder {
         self.unit.is_some()
     }
 
-    /// Whether a superblock is due.
-    pub fn wants_checkpoint(&self) -> bool {
-        self.generation - self.checkpointed >= CHECKPOINT
+    /// Whether a superblock is due. `failed`: writes that failed since the superblock on the device, which may have failed too.
+    /// After many segments without a unit, the log would be taken to end before them.
+    pub fn wants_checkpoint(&self, failed: u64) -> bool {
+        let often = if failed == 0 { CHECKPOINT } else { 1 };
+        self.generation - self.checkpointed >= often
     }
 
     /// Reads the loss counters. `true` if more was lost than the superblock on the device says. If they cannot be

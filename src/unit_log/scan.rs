@@ -48,7 +48,15 @@ pub fn find_end(
     let mut at = log.newest.max(1);
     let mut last = at + patience;
     while at < last {
-        let slots = read(log.slot_of(at, 0), batch)?;
+        let mut slots = Vec::new();
+        while (slots.len() as u64) < batch {
+            let got = slots.len() as u64;
+            let more = read(log.slot_of(at, 0) + got, batch - got)?;
+            if more.is_empty() {
+                break;
+            }
+            slots.extend(more);
+        }
         if let Some(found) = generation_of(log, &slots, at) {
             // The log may have come round since the superblock was written: then this segment is of a later lap.
             newest = found;

@@ -480,3 +480,133 @@ fn units_are_found_by_number_and_time_and_while_they_are_written() {
     reader.seek(5000);
     assert_eq!(reader.next_item().unwrap(), None);
 }
+
+/// Where each unit of a log lies in the file, that has not come round: the generation of its segment, the byte, and the unit.
+fn places_of(bytes: &[u8]) -> Vec<(u64, u64, Unit)> {
+    let log = Superblock::read(bytes)
+        .into_iter()
+        .chain(Superblock::read(&bytes[FRAME as usize..]))
+        .max_by_key(|log| log.generation)
+        .unwrap();
+    let slots = (1..=log.segments).flat_map(|generation| {
+        let slots = 0..log.segment_slots;
+        slots.map(move |slot| (generation, slot))
+    });
+    slots
+        .filter_map(|(generation, slot)| {
+            let at = log.slot_of(generation, slot) * FRAME;
+            let unit = Unit::read(&log, generation, slot, &bytes[at as usize..]);
+            unit.ok().map(|unit| (generation, at, unit))
+        })
+        .collect()
+}
+
+/// A unit whose headers are on the device before its packets are.
+#[test]
+fn a_follower_waits_for_a_unit_that_is_half_written() {
+    if !is_root("a_follower_waits_for_a_unit_that_is_half_written") {
+        return;
+    }
+    let veth = Veth::new();
+    let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "half");
+    let config = config(&veth.host, file.path(), 2000, Drive::Inline);
+    let context = Arc::new(Context::open(&config).unwrap());
+    let pipeline = Pipeline::start(context.clone(), units()).unwrap();
+    let mut sent: Vec<Vec<u8>> = (0..200).map(|i| payload(i, 100)).collect();
+    sent.extend((200..220).map(|i| payload(i, 1400)));
+    veth.send(9999, sent.clone(), 50_000).join().unwrap();
+    assert_eq!(finish(pipeline, 220).stored, 220);
+    drop(context);
+    let bytes = std::fs::read(file.path()).unwrap();
+    let device = std::fs::File::options()
+        .write(true)
+        .open(file.path())
+        .unwrap();
+    let places = places_of(&bytes);
+    let last_of = |kind| places.iter().rfind(|(_, _, unit)| unit.kind == kind);
+    for kind in [kind::PACKET, kind::PACKED] {
+        let (_, at, unit) = last_of(kind).unwrap();
+        // The packets end before the slot does.
+        let from = at + u64::from(unit.header.data_offset) + 60;
+        let half = from as usize..(at + FRAME) as usize;
+        let before = unit.header.first_sequence;
+        device.write_all_at(&vec![0; half.len()], from).unwrap();
+        let mut reader = LogReader::open(Path::new(file.path()), 0).unwrap();
+        let mut next = 0;
+        let mut read = |reader: &mut LogReader, wait: u64| {
+            while let Some(item) = reader.follow(Duration::from_millis(wait)).unwrap() {
+                let Item::Record { header, .. } = item else {
+                    panic!("{item:?}");
+                };
+                assert_eq!(header.sequence, next);
+                next += 1;
+            }
+            next
+        };
+        assert_eq!(read(&mut reader, 100), before);
+        device.write_all_at(&bytes[half], from).unwrap();
+        assert_eq!(read(&mut reader, 500), 220);
+        assert_eq!(reader.tally().damaged, 0);
+    }
+}
+
+#[test]
+fn a_record_is_found_before_a_segment_whose_start_is_lost() {
+    if !is_root("a_record_is_found_before_a_segment_whose_start_is_lost") {
+        return;
+    }
+    let veth = Veth::new();
+    let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "start");
+    let config = config(&veth.host, file.path(), 700, Drive::Inline);
+    let context = Arc::new(Context::open(&config).unwrap());
+    let pipeline = Pipeline::start(context.clone(), units()).unwrap();
+    let sent: Vec<Vec<u8>> = (0..500).map(|i| payload(i, 1400)).collect();
+    veth.send(9999, sent, 20_000).join().unwrap();
+    assert_eq!(finish(pipeline, 500).stored, 500);
+    drop(context);
+    let bytes = std::fs::read(file.path()).unwrap();
+    let places = places_of(&bytes);
+    let newest = places.iter().map(|(generation, ..)| *generation).max();
+    let newest = newest.unwrap();
+    assert!(newest > 4, "{newest} segments");
+    let device = std::fs::File::options()
+        .write(true)
+        .open(file.path())
+        .unwrap();
+    let lost = newest / 2 + 1;
+    for (_, at, _) in places.iter().filter(|(of, ..)| *of == lost).take(16) {
+        device.write_all_at(&[0; FRAME as usize], *at).unwrap();
+    }
+    let before = places.iter().rfind(|(of, ..)| *of == lost - 1).unwrap();
+    let sequence = before.2.header.first_sequence;
+    let mut reader = LogReader::open(Path::new(file.path()), 0).unwrap();
+    for sequence in [sequence, 499, 0] {
+        reader.seek(sequence);
+        let item = reader.next_item().unwrap();
+        assert!(
+            matches!(item, Some(Item::Record { header, .. }) if header.sequence == sequence),
+            "{sequence}: {item:?}"
+        );
+    }
+}
+
+/// The RX ring holds as many packets as one batch takes, and the fill ring as many frames as are left.
+#[test]
+fn a_pipeline_starts_with_its_ring_full() {
+    if !is_root("a_pipeline_starts_with_its_ring_full") {
+        return;
+    }
+    let veth = Veth::new();
+    for len in [50, 1400] {
+        let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "full-ring");
+        let mut config = config(&veth.host, file.path(), 2000, Drive::Inline);
+        (config.frame_count, config.fill_ring, config.rx_ring) = (512, 256, 256);
+        let context = Arc::new(Context::open(&config).unwrap());
+        let sent: Vec<Vec<u8>> = (0..400).map(|i| payload(i, len)).collect();
+        veth.send(9999, sent, 20_000).join().unwrap();
+        let pipeline = Pipeline::start(context.clone(), units()).unwrap();
+        let status = finish(pipeline, 256);
+        assert_eq!((status.stored, status.failed, status.error), (256, 0, 0));
+        common::check_sums(&context.statistics().unwrap(), 512);
+    }
+}

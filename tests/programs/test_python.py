@@ -262,9 +262,10 @@ def test_packets_their_fields_and_events(network, device):
         assert (stats.received, stats.stored, stats.released, stats.frames_held) == (4, 1, 3, 0)
 
 
-def test_a_pipeline_writes_a_log_and_the_log_reads_back(network, device):
+@pytest.mark.parametrize("layout, version", [(unified.LAYOUT_SLOT, 1), (unified.LAYOUT_LOG, 2)])
+def test_a_pipeline_writes_a_log_and_the_log_reads_back(network, device, layout, version):
     with unified.Context(interface=network.near, device=device, file_size=4 << 20) as ctx:
-        with ctx.pipeline(layout=unified.LAYOUT_SLOT, flush_writes=50) as pipeline:
+        with ctx.pipeline(layout=layout, flush_writes=50) as pipeline:
             assert pipeline.status().running
             with pytest.raises(unified.UnifiedError) as caught:
                 ctx.rx_batch()
@@ -289,7 +290,7 @@ def test_a_pipeline_writes_a_log_and_the_log_reads_back(network, device):
         log.seek_time(0)
         assert log.next().sequence == 0
         info = log.info()
-        assert (info.end, info.missing, info.damaged) == (COUNT, 0, 0)
+        assert (info.version, info.end, info.missing, info.damaged) == (version, COUNT, 0, 0)
         assert (info.interface, info.dropped, info.unrecorded) == (network.near, 0, 0)
     with pytest.raises(ValueError, match="closed"):
         log.next()

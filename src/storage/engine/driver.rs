@@ -25,6 +25,13 @@ const BUSY: u32 = 8;
 const WAIT_BATCH: u32 = 32;
 const WAIT_BATCH_TIME: Duration = Duration::from_micros(200);
 
+/// Whoever takes completions often submits more at once. The thread lets others run for this time, so that it finds those
+/// entries before it sleeps.
+const ANSWER_TIME: Duration = Duration::from_micros(20);
+/// After so many times in vain it does so only once in `ANSWER_AGAIN` times.
+const ANSWER_TRIES: u32 = 4;
+const ANSWER_AGAIN: u32 = 64;
+
 /// Who calls `pump`.
 pub enum Driver {
     /// Whoever takes completions.
@@ -178,6 +185,31 @@ fn run(engine: &mut Engine, pace: &mut impl Pace, control: &Control) -> Result<(
 #[derive(Debug, Default)]
 struct Doorbell {
     stuck_since: Option<Instant>,
+    /// Times in a row that nobody answered completions with entries.
+    unanswered: u32,
+}
+
+impl Doorbell {
+    /// Whether there are entries, after those who wait for the completions of a turn had time to submit some.
+    fn is_answered(&mut self, engine: &mut Engine, turn: Turn) -> Result<bool> {
+        if turn.completed == 0 {
+            return Ok(false);
+        }
+        if self.unanswered >= ANSWER_TRIES && !self.unanswered.is_multiple_of(ANSWER_AGAIN) {
+            self.unanswered = self.unanswered.wrapping_add(1);
+            return Ok(false);
+        }
+        let begin = Instant::now();
+        while !engine.has_entries()? {
+            if begin.elapsed() >= ANSWER_TIME {
+                self.unanswered = self.unanswered.wrapping_add(1);
+                return Ok(false);
+            }
+            std::thread::yield_now();
+        }
+        self.unanswered = 0;
+        Ok(true)
+    }
 }
 
 fn no_room_left() -> Error {
@@ -188,7 +220,10 @@ fn no_room_left() -> Error {
 }
 
 impl Pace for Doorbell {
-    fn rest(&mut self, engine: &mut Engine, _: Turn) -> Result<()> {
+    fn rest(&mut self, engine: &mut Engine, turn: Turn) -> Result<()> {
+        if self.is_answered(engine, turn)? {
+            return Ok(());
+        }
         if engine.in_flight() >= BUSY && engine.has_room()? {
             // Busy: no doorbell wanted. New entries wait for the next completion and go in one batch.
             let want = (engine.operating() / 4).clamp(1, WAIT_BATCH);

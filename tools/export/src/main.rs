@@ -330,8 +330,9 @@ fn report(log: &Log) -> Outcome<bool> {
     let mut out = Output::stdout();
     let superblock = *reader.superblock();
     out.line(format_args!(
-        "log {:016x}: {} slots of {} bytes, blocks of {}, {}",
+        "log {:016x}: version {}, {} slots of {} bytes, blocks of {}, {}",
         superblock.log_id,
+        reader.version(),
         superblock.slots,
         superblock.slot_size,
         superblock.block_size,
