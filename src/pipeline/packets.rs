@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use super::filling::Filling;
 use super::runs::{FailedRun, Runs};
-use super::units;
 use super::write_target::WriteTarget;
 use super::{BATCH, FLUSH, PipelineConfig, Progress, SUPERBLOCK, TICK};
 use crate::context::Context;
@@ -130,11 +129,7 @@ impl<'a> Packets<'a> {
 
     pub fn run(&mut self) -> Result<()> {
         if matches!(self.target, WriteTarget::Units(_)) {
-            let mut rx_side = self.lane.lock_rx_side()?;
-            let frames = self.context.info().frame_count / units::RESERVED;
-            self.lane.keep_for_runs(&mut rx_side, frames);
-            drop(rx_side);
-            self.weigh_idle()?;
+            self.prepare_units()?;
         }
         let result = match self.take_packets() {
             // The interface is gone. Store what was received, then report the error.

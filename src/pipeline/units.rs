@@ -18,7 +18,7 @@ use crate::recorder::UnitRecorder;
 /// until less than half of that is.
 const BOUND: u64 = 4;
 /// This part of all frames is for units.
-pub(super) const RESERVED: u32 = 16;
+const RESERVED: u32 = 16;
 /// Packets that are published together, at most.
 const PUBLISH: usize = 1024;
 
@@ -135,7 +135,16 @@ impl<'a> Packets<'a> {
         rx_side.fill_at_most((most as u32).max(info.frame_count.min(4 * BATCH as u32) / 4));
     }
 
-    /// The same while no packets come.
+    /// Before the first packet: sets frames aside.
+    pub(super) fn prepare_units(&mut self) -> Result<()> {
+        let mut rx_side = self.lane.lock_rx_side()?;
+        let frames = self.context.info().frame_count / RESERVED;
+        self.lane.keep_for_runs(&mut rx_side, frames);
+        self.weigh(&mut rx_side);
+        Ok(())
+    }
+
+    /// As `weigh`, while no packets come.
     pub(super) fn weigh_idle(&mut self) -> Result<()> {
         if matches!(self.target, WriteTarget::Units(_)) {
             let mut rx_side = self.lane.lock_rx_side()?;
