@@ -18,30 +18,34 @@ fn units() -> PipelineConfig {
     }
 }
 
-/// Every unit of a log that has not come round, with the slots of each.
-fn units_of(path: &str) -> Vec<(Unit, Vec<u8>)> {
-    let bytes = std::fs::read(path).unwrap();
-    let log = Superblock::read(&bytes)
+/// Every unit of a log that has not come round: the generation of its segment, its first byte in the file, and the unit.
+fn places_of(bytes: &[u8]) -> Vec<(u64, u64, Unit)> {
+    let log = Superblock::read(bytes)
         .into_iter()
         .chain(Superblock::read(&bytes[FRAME as usize..]))
         .max_by_key(|log| log.generation)
         .unwrap();
-    let mut all = Vec::new();
-    for generation in 1..=log.segments {
-        let mut slot = 0;
-        while slot < log.segment_slots {
-            let at = (log.slot_of(generation, slot) * FRAME) as usize;
-            match Unit::read(&log, generation, slot, &bytes[at..]) {
-                Ok(unit) => {
-                    let len = unit.slots as usize * FRAME as usize;
-                    all.push((unit, bytes[at..at + len].to_vec()));
-                    slot += unit.slots;
-                }
-                Err(_) => slot += 1,
-            }
-        }
-    }
-    all
+    let slots = (1..=log.segments).flat_map(|generation| {
+        let slots = 0..log.segment_slots;
+        slots.map(move |slot| (generation, slot))
+    });
+    slots
+        .filter_map(|(generation, slot)| {
+            let at = log.slot_of(generation, slot) * FRAME;
+            let unit = Unit::read(&log, generation, slot, &bytes[at as usize..]);
+            unit.ok().map(|unit| (generation, at, unit))
+        })
+        .collect()
+}
+
+/// The same, with the slots of each.
+fn units_of(path: &str) -> Vec<(Unit, Vec<u8>)> {
+    let bytes = std::fs::read(path).unwrap();
+    let slots = |(_, at, unit): (u64, u64, Unit)| {
+        let slots = &bytes[at as usize..][..unit.slots as usize * FRAME as usize];
+        (unit, slots.to_vec())
+    };
+    places_of(&bytes).into_iter().map(slots).collect()
 }
 
 /// Nothing but headers and packets is in a unit: no byte of a packet that is not stored in it.
@@ -479,26 +483,6 @@ fn units_are_found_by_number_and_time_and_while_they_are_written() {
     }
     reader.seek(5000);
     assert_eq!(reader.next_item().unwrap(), None);
-}
-
-/// Where each unit of a log lies in the file, that has not come round: the generation of its segment, the byte, and the unit.
-fn places_of(bytes: &[u8]) -> Vec<(u64, u64, Unit)> {
-    let log = Superblock::read(bytes)
-        .into_iter()
-        .chain(Superblock::read(&bytes[FRAME as usize..]))
-        .max_by_key(|log| log.generation)
-        .unwrap();
-    let slots = (1..=log.segments).flat_map(|generation| {
-        let slots = 0..log.segment_slots;
-        slots.map(move |slot| (generation, slot))
-    });
-    slots
-        .filter_map(|(generation, slot)| {
-            let at = log.slot_of(generation, slot) * FRAME;
-            let unit = Unit::read(&log, generation, slot, &bytes[at as usize..]);
-            unit.ok().map(|unit| (generation, at, unit))
-        })
-        .collect()
 }
 
 /// A unit whose headers are on the device before its packets are.
