@@ -106,7 +106,11 @@ class Ours(Recorder):
     def __init__(self, lab: Lab, layout: str, drive: str, *arguments: str):
         super().__init__(lab)
         self.layout, self.drive, self.arguments = layout, drive, arguments
-        self.name = f"unified {layout} {drive}" + (" unchecked" if "--unchecked" in arguments else "")
+        self.name = self.name_of(drive)
+
+    def name_of(self, what: str) -> str:
+        unchecked = " unchecked" if "--unchecked" in self.arguments else ""
+        return f"unified {self.layout} {what}{unchecked}"
 
     def command(self, target):
         return [f"{self.lab.programs}/recorder", *self.arguments, "--layout", self.layout, "--drive", self.drive,
@@ -152,7 +156,7 @@ class OursNull(Ours):
 
     def __init__(self, lab, layout, *arguments):
         super().__init__(lab, layout, "inline", *arguments)
-        self.name = f"unified {layout} null" + (" unchecked" if "--unchecked" in arguments else "")
+        self.name = self.name_of("null")
 
     def command(self, target):
         return super().command("null:68719476736")

@@ -68,10 +68,7 @@ impl FramePool {
     pub fn take(&self, cursor: &mut u32, out: &mut [u32]) -> usize {
         let (kept, others) = self.parts();
         let from = (*cursor as usize / 64).max(others.start);
-        let from_bit = match from == *cursor as usize / 64 {
-            true => *cursor % 64,
-            false => 0,
-        };
+        let from_bit = (*cursor).max(from as u32 * 64) % 64;
         let mut taken = 0;
         // The bits before the cursor in the first word come last.
         let first = std::iter::once((from, u64::MAX << from_bit));

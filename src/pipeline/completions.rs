@@ -4,10 +4,10 @@
 
 use std::sync::atomic::Ordering;
 
-use super::runs::FailedRun;
+use super::runs::{FailedRun, not_submitted};
 use super::{BATCH, FLUSH, Progress, SEGMENT, SUPERBLOCK, TICK, WINDOW};
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::lane::{Completion, Ready};
 use crate::log::{self, Level};
 use crate::storage::command::status;
@@ -103,10 +103,7 @@ pub(super) fn completions(context: &Context, progress: &Progress) -> Result<()> 
                     || completion.user_data < window.first
                     || end > progress.submitted.load(Ordering::Acquire)
                 {
-                    return Err(Error::new(
-                        libc::EBADMSG,
-                        "CQ ring: a completion of what was not submitted; something outside the library wrote to the region",
-                    ));
+                    return Err(not_submitted());
                 }
                 match good {
                     true => stored += u64::from(packets),

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::filling::Filling;
-use super::runs::{FailedRun, Runs};
+use super::runs::{FailedRun, Runs, not_submitted};
 use super::write_target::WriteTarget;
 use super::{BATCH, FLUSH, PipelineConfig, Progress, SUPERBLOCK, TICK};
 use crate::context::Context;
@@ -450,21 +450,16 @@ impl<'a> Packets<'a> {
             let found = self.runs.find(failed.number);
             let run = found.filter(|run| (run.first, run.frames) == (failed.first, failed.frames));
             let mut done = 0;
-            run.ok_or_else(|| {
-                Error::new(
-                    libc::EBADMSG,
-                    "a completion of what was not submitted; something outside the library wrote to the region",
-                )
-            })
-            .and_then(|run| self.submit_parts(&run, &mut done))
-            .inspect_err(|_| {
-                // The storage thread gives up what is left.
-                self.progress.failed_runs.push(FailedRun {
-                    number: failed.number + u64::from(done),
-                    first: failed.first + done,
-                    frames: failed.frames - done,
-                });
-            })?;
+            run.ok_or_else(not_submitted)
+                .and_then(|run| self.submit_parts(&run, &mut done))
+                .inspect_err(|_| {
+                    // The storage thread gives up what is left.
+                    self.progress.failed_runs.push(FailedRun {
+                        number: failed.number + u64::from(done),
+                        first: failed.first + done,
+                        frames: failed.frames - done,
+                    });
+                })?;
         }
         Ok(())
     }

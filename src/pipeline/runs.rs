@@ -9,7 +9,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use crate::context::Context;
+use crate::error::Error;
 use crate::lane::{Completion, FrameRun};
+
+/// `EBADMSG`: a completion that no write of the pipeline can have.
+#[cold]
+pub(super) fn not_submitted() -> Error {
+    Error::new(
+        libc::EBADMSG,
+        "CQ ring: a completion of what was not submitted; something outside the library wrote to the region",
+    )
+}
 
 /// A run that failed. Its frames are held again.
 #[derive(Debug, Clone, Copy)]

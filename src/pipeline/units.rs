@@ -383,11 +383,10 @@ impl<'a> Packets<'a> {
     pub(super) fn abandon_units(&mut self) {
         let run = std::mem::take(&mut self.runs.open);
         self.release(run.first..run.first + run.frames);
-        let copied = self.filling.copied.clone();
         if self.filling.settle(self.lane).is_err() {
-            self.release(copied);
-            self.filling.copied = 0..0;
             self.filling.bytes = 0;
+            let copied = std::mem::take(&mut self.filling.copied);
+            self.release(copied);
         }
         self.lane.free(&mut self.filling.freed);
         self.filling.unsubmitted = 0;

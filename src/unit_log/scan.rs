@@ -48,15 +48,7 @@ pub fn find_end(
     let mut at = log.newest.max(1);
     let mut last = at + patience;
     while at < last {
-        let mut slots = Vec::new();
-        while (slots.len() as u64) < batch {
-            let got = slots.len() as u64;
-            let more = read(log.slot_of(at, 0) + got, batch - got)?;
-            if more.is_empty() {
-                break;
-            }
-            slots.extend(more);
-        }
+        let slots = first_slots(log, at, batch, &mut read)?;
         if let Some(found) = generation_of(log, &slots, at) {
             // The log may have come round since the superblock was written: then this segment is of a later lap.
             newest = found;
@@ -85,6 +77,25 @@ pub fn find_end(
         }
     }
     Ok(end)
+}
+
+/// The first `count` slots of a segment, or as many as can be read.
+fn first_slots(
+    log: &Superblock,
+    generation: u64,
+    count: u64,
+    read: &mut impl FnMut(u64, u64) -> Result<Vec<Vec<u8>>>,
+) -> Result<Vec<Vec<u8>>> {
+    let mut slots = Vec::new();
+    while (slots.len() as u64) < count {
+        let got = slots.len() as u64;
+        let more = read(log.slot_of(generation, 0) + got, count - got)?;
+        if more.is_empty() {
+            break;
+        }
+        slots.extend(more);
+    }
+    Ok(slots)
 }
 
 /// The sequence number after the last packet of a segment; `None` if it has no unit.

@@ -48,6 +48,24 @@ fn units_of(path: &str) -> Vec<(Unit, Vec<u8>)> {
     places_of(&bytes).into_iter().map(slots).collect()
 }
 
+/// Records these packets into a new file, which is closed again.
+fn recorded(name: &str, slots: u64, sent: &[Vec<u8>], rate: u32) -> Scratch {
+    let veth = Veth::new();
+    let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), name);
+    let config = config(&veth.host, file.path(), slots, Drive::Inline);
+    let context = Arc::new(Context::open(&config).unwrap());
+    let pipeline = Pipeline::start(context, units()).unwrap();
+    let count = sent.len() as u64;
+    veth.send(9999, sent.to_vec(), rate).join().unwrap();
+    assert_eq!(finish(pipeline, count).stored, count);
+    file
+}
+
+fn writable(file: &Scratch) -> std::fs::File {
+    let options = std::fs::File::options().write(true).open(file.path());
+    options.unwrap()
+}
+
 /// Nothing but headers and packets is in a unit: no byte of a packet that is not stored in it.
 fn check_rest_is_zero(unit: &Unit, bytes: &[u8]) {
     let zero = |range: std::ops::Range<usize>| {
@@ -314,22 +332,12 @@ fn damage_costs_one_unit() {
     if !is_root("damage_costs_one_unit") {
         return;
     }
-    let veth = Veth::new();
-    let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "damage");
-    let config = config(&veth.host, file.path(), 4000, Drive::Inline);
-    let context = Arc::new(Context::open(&config).unwrap());
-    let pipeline = Pipeline::start(context.clone(), units()).unwrap();
     let mut sent: Vec<Vec<u8>> = (0..300).map(|i| payload(i, 100)).collect();
     sent.extend((300..320).map(|i| payload(i, 1400)));
     sent.extend((320..400).map(|i| payload(i, 100)));
-    veth.send(9999, sent.clone(), 50_000).join().unwrap();
-    assert_eq!(finish(pipeline, 400).stored, 400);
-    drop(context);
+    let file = recorded("damage", 4000, &sent, 50_000);
     let bytes = std::fs::read(file.path()).unwrap();
-    let whole = std::fs::File::options()
-        .write(true)
-        .open(file.path())
-        .unwrap();
+    let whole = writable(&file);
     let log = Superblock::read(&bytes)
         .or(Superblock::read(&bytes[FRAME as usize..]))
         .unwrap();
@@ -491,21 +499,11 @@ fn a_follower_waits_for_a_unit_that_is_half_written() {
     if !is_root("a_follower_waits_for_a_unit_that_is_half_written") {
         return;
     }
-    let veth = Veth::new();
-    let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "half");
-    let config = config(&veth.host, file.path(), 2000, Drive::Inline);
-    let context = Arc::new(Context::open(&config).unwrap());
-    let pipeline = Pipeline::start(context.clone(), units()).unwrap();
     let mut sent: Vec<Vec<u8>> = (0..200).map(|i| payload(i, 100)).collect();
     sent.extend((200..220).map(|i| payload(i, 1400)));
-    veth.send(9999, sent.clone(), 50_000).join().unwrap();
-    assert_eq!(finish(pipeline, 220).stored, 220);
-    drop(context);
+    let file = recorded("half", 2000, &sent, 50_000);
     let bytes = std::fs::read(file.path()).unwrap();
-    let device = std::fs::File::options()
-        .write(true)
-        .open(file.path())
-        .unwrap();
+    let device = writable(&file);
     let places = places_of(&bytes);
     let last_of = |kind| places.iter().rfind(|(_, _, unit)| unit.kind == kind);
     for kind in [kind::PACKET, kind::PACKED] {
@@ -539,24 +537,14 @@ fn a_record_is_found_before_a_segment_whose_start_is_lost() {
     if !is_root("a_record_is_found_before_a_segment_whose_start_is_lost") {
         return;
     }
-    let veth = Veth::new();
-    let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "start");
-    let config = config(&veth.host, file.path(), 700, Drive::Inline);
-    let context = Arc::new(Context::open(&config).unwrap());
-    let pipeline = Pipeline::start(context.clone(), units()).unwrap();
     let sent: Vec<Vec<u8>> = (0..500).map(|i| payload(i, 1400)).collect();
-    veth.send(9999, sent, 20_000).join().unwrap();
-    assert_eq!(finish(pipeline, 500).stored, 500);
-    drop(context);
+    let file = recorded("start", 700, &sent, 20_000);
     let bytes = std::fs::read(file.path()).unwrap();
     let places = places_of(&bytes);
     let newest = places.iter().map(|(generation, ..)| *generation).max();
     let newest = newest.unwrap();
     assert!(newest > 4, "{newest} segments");
-    let device = std::fs::File::options()
-        .write(true)
-        .open(file.path())
-        .unwrap();
+    let device = writable(&file);
     let lost = newest / 2 + 1;
     for (_, at, _) in places.iter().filter(|(of, ..)| *of == lost).take(16) {
         device.write_all_at(&[0; FRAME as usize], *at).unwrap();
