@@ -19,8 +19,8 @@ const BATCH: usize = 64;
 fn ring(c: &mut Criterion) {
     let layout = Layout::new(256, 256, 1 << 20).unwrap();
     let region = Region::create(layout, false).unwrap();
-    let mut producer = Producer::new(region.sq.clone(), "SQ");
-    let mut consumer = Consumer::new(region.sq, "SQ");
+    let mut producer = Producer::new(region.rings[0].sq.clone(), "SQ");
+    let mut consumer = Consumer::new(region.rings[0].sq.clone(), "SQ");
     let mut group = c.benchmark_group("ring");
     group.throughput(Throughput::Elements(BATCH as u64));
     group.bench_function("push and pop 64 entries", |b| {

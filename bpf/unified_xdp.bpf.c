@@ -45,7 +45,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 1); /* queues that are counted apart; whoever loads the program may give it more */
 	__type(key, __u32);
 	__type(value, struct unified_counters);
 } unified_stats SEC(".maps");
@@ -346,7 +346,9 @@ int unified_xdp(struct xdp_md *ctx)
 	__u32 zero = 0, queue = ctx->rx_queue_index;
 	__u64 now;
 
-	count = bpf_map_lookup_elem(&unified_stats, &zero);
+	count = bpf_map_lookup_elem(&unified_stats, &queue);
+	if (!count)
+		count = bpf_map_lookup_elem(&unified_stats, &zero);
 	if (!count)
 		return XDP_PASS;
 	count->seen++;

@@ -4,7 +4,10 @@
 
 use std::os::fd::RawFd;
 
+use crate::cpus::Cpus;
 use crate::error::{Error, Result};
+use crate::frame::MAX_LANES;
+use crate::net::link::Link;
 use crate::net::socket::ZeroCopy;
 use crate::net::xdp::XdpMode;
 use crate::region::MAX_ENTRIES;
@@ -21,6 +24,14 @@ pub const DEFAULT_PORT: u16 = 9999;
 /// bytes, and the 320 bytes that multi-buffer reserves at the end.
 const FRAME_OVERHEAD: u32 = KERNEL_HEADROOM + 320 + 128;
 
+/// All queues of the interface, from the first one on.
+pub const ALL_QUEUES: u32 = u32::MAX;
+/// Frames of each lane, if their number is not given.
+pub const FRAMES_PER_LANE: u32 = 4096;
+/// Lanes exchange so many at once, and none can do with less.
+const FRAMES_PER_BLOCK: u32 = 64;
+const MOST_FRAMES: u32 = 1 << 22;
+
 /// Who moves SQ entries to the device.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Drive {
@@ -36,7 +47,11 @@ pub enum Drive {
 pub struct Config {
     /// `None`: storage only, frames come from `frame_alloc`.
     pub ifname: Option<String>,
+    /// The first queue.
     pub queue: u32,
+    /// How many queues, each of them a lane: 0 is 1, `ALL_QUEUES` is all from the first one on. Without an interface: how
+    /// many lanes.
+    pub queues: u32,
     /// UDP destination ports.
     pub ports: Vec<u16>,
     pub xdp_mode: XdpMode,
@@ -49,6 +64,7 @@ pub struct Config {
     pub drive: Drive,
     /// 2048 or 4096 bytes.
     pub frame_size: u32,
+    /// Of all lanes together. 0: `FRAMES_PER_LANE` for each.
     pub frame_count: u32,
     pub headroom: u32,
     pub sq_entries: u32,
@@ -69,6 +85,8 @@ pub struct Config {
     pub xsk_map: Option<RawFd>,
     /// For processes without CAP_NET_RAW: an AF_XDP socket that is not bound yet. As `xsk_map`.
     pub xsk: Option<RawFd>,
+    /// Where the library's threads run.
+    pub cpus: Cpus,
     /// First index of the SQ and CQ rings; for tests of their wrap.
     #[doc(hidden)]
     pub first_index: u32,
@@ -79,6 +97,7 @@ impl Default for Config {
         Config {
             ifname: None,
             queue: 0,
+            queues: 0,
             ports: vec![DEFAULT_PORT],
             xdp_mode: XdpMode::Auto,
             zero_copy: ZeroCopy::Auto,
@@ -88,7 +107,7 @@ impl Default for Config {
             device: DeviceConfig::default(),
             drive: Drive::Inline,
             frame_size: 2048,
-            frame_count: 4096,
+            frame_count: 0,
             headroom: DEFAULT_HEADROOM,
             sq_entries: 256,
             cq_entries: 256,
@@ -100,6 +119,7 @@ impl Default for Config {
             spill: None,
             xsk_map: None,
             xsk: None,
+            cpus: Cpus::default(),
             first_index: 0,
         }
     }
@@ -123,9 +143,9 @@ impl Config {
                 self.frame_size
             )));
         }
-        if !(64..=1 << 22).contains(&self.frame_count) {
+        if self.frame_count != 0 && !(FRAMES_PER_BLOCK..=MOST_FRAMES).contains(&self.frame_count) {
             return Err(invalid(format!(
-                "{} frames: 64 to 4194304 are possible",
+                "{} frames: {FRAMES_PER_BLOCK} to {MOST_FRAMES} are possible",
                 self.frame_count
             )));
         }
@@ -186,7 +206,55 @@ impl Config {
         Ok(())
     }
 
-    /// Most commands in flight.
+    /// How many lanes there are, on an interface that has so many receive queues; `None`: without one. `EINVAL` if they cannot
+    /// be, or not with that many frames.
+    pub fn lanes(&self, link: Option<&Link>) -> Result<u32> {
+        let lanes = match (self.queues, link) {
+            (0, _) => 1,
+            (ALL_QUEUES, Some(link)) => link.rx_queues.saturating_sub(self.queue),
+            (ALL_QUEUES, None) => {
+                return Err(invalid(
+                    "all queues of an interface are asked for, but no interface is named".into(),
+                ));
+            }
+            (queues, _) => queues,
+        };
+        if let Some(link) = link
+            && u64::from(self.queue) + u64::from(lanes) > u64::from(link.rx_queues)
+        {
+            return Err(invalid(format!(
+                "{lanes} queues of '{}' from queue {} on: it has {}; take fewer, or give it more (ethtool -L)",
+                link.name, self.queue, link.rx_queues
+            )));
+        }
+        if !(1..=MAX_LANES).contains(&lanes) {
+            return Err(invalid(format!(
+                "{lanes} queues: a context has 1 to {MAX_LANES} lanes; name how many queues it takes, or make several contexts"
+            )));
+        }
+        if lanes > 1 && self.xsk.is_some() {
+            return Err(invalid(format!(
+                "xsk_fd is one socket, and {lanes} queues need one each: take one queue, or run with CAP_NET_RAW"
+            )));
+        }
+        let frames = self.frames(lanes);
+        if !(lanes * FRAMES_PER_BLOCK..=MOST_FRAMES).contains(&frames) {
+            return Err(invalid(format!(
+                "{frames} frames for {lanes} lanes: at least {FRAMES_PER_BLOCK} for each and at most {MOST_FRAMES} are possible"
+            )));
+        }
+        Ok(lanes)
+    }
+
+    /// How many frames so many lanes have together.
+    pub fn frames(&self, lanes: u32) -> u32 {
+        match self.frame_count {
+            0 => lanes * FRAMES_PER_LANE,
+            count => count,
+        }
+    }
+
+    /// Most commands in flight, of each lane.
     pub fn depth(&self) -> u32 {
         self.sq_entries.min(self.cq_entries).min(1024)
     }
@@ -234,5 +302,49 @@ mod tests {
             assert_eq!(error.errno(), libc::EINVAL);
             assert!(error.message().contains(name), "{error}");
         }
+    }
+
+    #[test]
+    fn lanes_are_counted_by_the_queues_that_there_are() {
+        let link = |rx_queues| Link {
+            name: "eth0".into(),
+            index: 7,
+            rx_queues,
+        };
+        let config = |queue, queues| Config {
+            queue,
+            queues,
+            ..Config::default()
+        };
+        let lanes = |queue, queues, of| config(queue, queues).lanes(Some(&link(of)));
+        assert_eq!(lanes(0, 0, 4).unwrap(), 1);
+        assert_eq!(lanes(3, 1, 4).unwrap(), 1);
+        assert_eq!(lanes(1, ALL_QUEUES, 4).unwrap(), 3);
+        assert_eq!(lanes(0, 64, 96).unwrap(), 64);
+        assert_eq!(config(0, 5).lanes(None).unwrap(), 5);
+        for (queue, queues, of, text) in [
+            (0, 5, 4, "5 queues of 'eth0' from queue 0 on: it has 4"),
+            (2, 3, 4, "from queue 2 on"),
+            (0, ALL_QUEUES, 96, "96 queues: a context has 1 to 64 lanes"),
+            (1, u32::MAX - 1, 4, "it has 4"),
+        ] {
+            let error = lanes(queue, queues, of).unwrap_err();
+            assert_eq!(error.errno(), libc::EINVAL);
+            assert!(error.message().contains(text), "{error}");
+        }
+        assert!(config(0, ALL_QUEUES).lanes(None).is_err());
+        assert_eq!(config(0, 3).frames(3), 3 * 4096);
+        let mut few = config(0, 3);
+        few.frame_count = 191;
+        assert!(
+            few.lanes(None)
+                .unwrap_err()
+                .message()
+                .contains("191 frames for 3 lanes")
+        );
+        few.frame_count = 192;
+        assert_eq!((few.lanes(None).unwrap(), few.frames(3)), (3, 192));
+        few.xsk = Some(3);
+        assert!(few.lanes(None).unwrap_err().message().contains("xsk_fd"));
     }
 }

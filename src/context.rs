@@ -11,8 +11,10 @@ mod open;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 pub use info::{Info, NetworkInfo};
 
@@ -22,12 +24,13 @@ use crate::latency::Latency;
 use crate::locked::Charge;
 use crate::log::{self, Level};
 use crate::net::interface::Interface;
-use crate::net::wire::Event;
+use crate::net::watch::LinkState;
+use crate::net::wire::{Event, XdpCounters};
 use crate::net::xdp::Xdp;
 use crate::region::Region;
 use crate::stats::Statistics;
 use crate::storage::command::status_text;
-use crate::storage::engine::EngineShared;
+use crate::sys::event::Epoll;
 use crate::sys::fork::ProcessId;
 use crate::sys::shm::Shared;
 
@@ -46,8 +49,12 @@ pub struct Context {
     lanes: Vec<Lane>,
     /// Somebody waits to destroy the context: calls that take long give up.
     leaving: AtomicBool,
-    /// A pipeline has the roles.
-    pipelined: AtomicBool,
+    /// Where the next look at all lanes begins.
+    turn: AtomicUsize,
+    /// The lanes are used one by one.
+    apart: AtomicBool,
+    /// The pollable descriptor of several lanes, made when first asked for.
+    poll: Mutex<Option<Epoll>>,
     /// The teardown was done.
     ended: bool,
     // Everything above may still reach into it.
@@ -61,14 +68,32 @@ impl Context {
         &self.info
     }
 
-    /// The lane of a number; all of them have the same data buffers and devices.
-    pub fn lane(&self, number: usize) -> Option<&Lane> {
-        self.lanes.get(number)
+    /// All of them have the same data buffers and devices. At least one.
+    pub fn lanes(&self) -> &[Lane] {
+        &self.lanes
     }
 
-    /// What the engine of the first lane shares with those who feed and empty it: its counters, its end.
-    pub fn engine_shared(&self) -> &EngineShared {
-        self.lanes[0].engine_shared()
+    /// The lane of a number. `EINVAL`, saying how many there are.
+    pub fn lane(&self, number: u32) -> Result<&Lane> {
+        self.lanes.get(number as usize).ok_or_else(|| {
+            Error::new(
+                libc::EINVAL,
+                format!(
+                    "lane {number} does not exist: this context has {}, numbered from 0",
+                    self.lanes.len()
+                ),
+            )
+        })
+    }
+
+    /// From now on the lanes are used one by one, each by threads of its own.
+    pub fn set_apart(&self) {
+        self.apart.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the lanes are used one by one.
+    pub fn is_apart(&self) -> bool {
+        self.apart.load(Ordering::Relaxed)
     }
 
     /// The data buffers, for those who look at packets.
@@ -76,18 +101,9 @@ impl Context {
         &self.region.data
     }
 
-    /// Whether a pipeline has the roles of this context.
+    /// Whether a pipeline has the roles of one of the lanes.
     pub fn is_pipelined(&self) -> bool {
-        self.pipelined.load(Ordering::Relaxed)
-    }
-
-    /// Gives the roles of this context to a pipeline. `false` if one has them.
-    pub(crate) fn claim_for_pipeline(&self) -> bool {
-        !self.pipelined.swap(true, Ordering::AcqRel)
-    }
-
-    pub(crate) fn release_from_pipeline(&self) {
-        self.pipelined.store(false, Ordering::Release);
+        self.lanes.iter().any(Lane::is_pipelined)
     }
 
     /// Whether the caller is in the process that opened it, not in a forked child.
@@ -137,14 +153,28 @@ impl Context {
         }
     }
 
-    /// All counters. Any thread; the sums hold at quiet moments.
+    /// All counters, of all lanes together. Any thread; the sums hold at quiet moments.
     pub fn statistics(&self) -> Result<Statistics> {
+        let (total, _) = self.all_statistics()?;
+        Ok(total)
+    }
+
+    /// All counters of one lane.
+    pub fn lane_statistics(&self, lane: u32) -> Result<Statistics> {
+        let index = self.lane(lane)?.number() as usize;
+        let (_, mut lanes) = self.all_statistics()?;
+        Ok(lanes.swap_remove(index))
+    }
+
+    /// All counters, of all lanes together and of each.
+    pub fn all_statistics(&self) -> Result<(Statistics, Vec<Statistics>)> {
         self.check_process()?;
         let _held = log::hold();
         let mut stats = self.count()?;
         // A packet that comes between two of the counters is in one of them only. That is rare, so look again.
         for _ in 0..RECOUNTS {
-            if stats.accounted_for() <= stats.xdp.redirected {
+            let is_right = |stats: &Statistics| stats.accounted_for() <= stats.xdp.redirected;
+            if stats.1.iter().all(is_right) {
                 break;
             }
             stats = self.count()?;
@@ -152,28 +182,53 @@ impl Context {
         Ok(stats)
     }
 
-    fn count(&self) -> Result<Statistics> {
-        let mut stats = Statistics::default();
+    fn count(&self) -> Result<(Statistics, Vec<Statistics>)> {
+        let (mut queues, mut link) = (Vec::new(), LinkState::default());
         for interface in &self.interfaces {
             // An interface that is gone is counted all the same.
             let _ = interface.watch.check();
-            stats.link = interface.watch.state();
-            stats.xdp = interface.counters()?;
+            link = interface.watch.state();
+            queues = interface.counters()?;
         }
+        let first = self.info.network.map_or(0, |network| network.queue);
+        let mut total = Statistics::default();
+        let mut lanes = Vec::with_capacity(self.lanes.len());
         for lane in &self.lanes {
-            lane.count(&mut stats)?;
+            let queue = (first + lane.number()) as usize;
+            let xdp = queues.get(queue).copied().unwrap_or_default();
+            let mut stats = lane.statistics(xdp)?;
+            total += &stats;
+            stats.link = link;
+            lanes.push(stats);
         }
-        Ok(stats)
+        // Those of all queues: packets of queues without a lane are counted, too.
+        total.xdp = XdpCounters::default();
+        for queue in queues {
+            total.xdp += queue;
+        }
+        total.link = link;
+        let reserve = u64::from(self.lanes[0].frames_in_reserve());
+        total.frames.free += reserve;
+        total.frames_reserve = reserve;
+        Ok((total, lanes))
     }
 
     /// From a packet's arrival until the completion of its first write was taken.
     pub fn packet_latency(&self) -> Latency {
-        self.lanes[0].packet_latency()
+        self.sum_of(Lane::packet_latency)
     }
 
     /// From a command's submission to its completion in the CQ ring.
     pub fn command_latency(&self) -> Latency {
-        self.engine_shared().stats.latency.snapshot()
+        self.sum_of(Lane::command_latency)
+    }
+
+    fn sum_of(&self, latency: impl Fn(&Lane) -> Latency) -> Latency {
+        let mut sum = Latency::default();
+        for lane in &self.lanes {
+            sum += &latency(lane);
+        }
+        sum
     }
 
     /// The interface's name, if there is one.

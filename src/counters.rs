@@ -66,7 +66,7 @@ pub struct RxStats {
     pub packed_bytes: Counter,
 }
 
-/// Outcomes of packets, counted when their frame becomes free.
+/// Outcomes of the packets that a lane received, counted when their frame becomes free.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct OutcomeStats {
@@ -74,6 +74,8 @@ pub struct OutcomeStats {
     pub stored_bytes: Counter,
     pub failed: Counter,
     pub released: Counter,
-    /// From a packet's arrival until the completion of its first write was taken. Written by the taker.
+    /// From a packet's arrival until the completion of its first write was taken. Written by the lane's taker.
     pub latency: Histogram,
+    /// The same, written by the takers of other lanes, where the packet was submitted.
+    pub latency_elsewhere: Histogram,
 }

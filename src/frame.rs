@@ -1,6 +1,6 @@
 //! Frames: the pieces of the data buffers that hold a packet each.
 //!
-//! `map` is their arithmetic, `table` says who owns each of them, `pool` has those of a lane that are free.
+//! `map` is their arithmetic, `table` says who owns each of them, `pool` has those that are free, of each lane.
 
 #![forbid(unsafe_code)]
 
@@ -9,7 +9,7 @@ mod pool;
 mod table;
 
 pub use map::FrameMap;
-pub use pool::{FramePool, Freed};
+pub use pool::{FramePool, Freed, MAX_LANES};
 pub use table::{Census, FrameTable, Outcomes, PacketOutcome, Return, Settled, runs_of, words_of};
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use crate::error::Result;
 
 /// The frames of a lane: the table of all frames, and the lane's own pool. A frame that was received on one lane may be
-/// given back on another, and is free there.
+/// given back on another. It is free on the lane that it belongs to.
 #[derive(Debug)]
 pub struct Frames {
     pub table: Arc<FrameTable>,
@@ -29,8 +29,21 @@ impl Frames {
     pub fn new(count: u32) -> Frames {
         Frames {
             table: Arc::new(FrameTable::new(count)),
-            pool: FramePool::full(count),
+            pool: FramePool::alone(count),
         }
+    }
+
+    /// The same table for each of `lanes` lanes, with a pool for each.
+    pub fn of_lanes(count: u32, lanes: u32) -> Vec<Frames> {
+        let table = Arc::new(FrameTable::new(count));
+        let frames = |pool| Frames {
+            table: table.clone(),
+            pool,
+        };
+        FramePool::of_lanes(count, lanes)
+            .into_iter()
+            .map(frames)
+            .collect()
     }
 
     /// The caller is done with a frame.
@@ -438,6 +451,133 @@ mod tests {
     }
 
     #[test]
+    fn lanes_exchange_blocks_through_the_reserve() {
+        let lanes = Frames::of_lanes(200, 2);
+        let (a, b) = (&lanes[0], &lanes[1]);
+        assert_eq!(a.pool.in_reserve(), 200);
+        let mut out = [0; 200];
+        let (mut at_a, mut at_b) = (a.pool.first_cursor(), b.pool.first_cursor());
+        assert_eq!(a.pool.take(&mut at_a, &mut out[..10]), 10);
+        assert_eq!(b.pool.take(&mut at_b, &mut out[10..20]), 10);
+        assert_eq!((out[0], out[9], out[10], out[19]), (0, 9, 128, 137));
+        let owners = [0, 63, 64, 128, 191].map(|frame| a.pool.owner(frame));
+        assert_eq!(owners, [Some(0), Some(0), None, Some(1), Some(1)]);
+        assert_eq!(a.pool.owner(200), None);
+        // The block of 8 frames at the end too, but nothing of the other lane's.
+        assert_eq!(a.pool.take(&mut at_a, &mut out[20..]), 54 + 64 + 8);
+        assert_eq!(a.pool.take(&mut at_a, &mut [0]), 0);
+        assert!(a.pool.prepare_sleep());
+        let mut freed = Freed::default();
+        // Given back by the other lane: it is of the lane that it belongs to.
+        b.pool.put(3, &mut freed);
+        b.pool.give_back(&mut freed);
+        assert_eq!((freed.lanes, b.pool.to_wake(freed.lanes)), (1, 1));
+        assert!(!a.pool.prepare_sleep());
+        a.pool.awake();
+        let mut one = [0; 64];
+        assert_eq!(b.pool.take(&mut at_b, &mut one), 54, "of its own block");
+        assert_eq!(b.pool.take(&mut at_b, &mut one), 0);
+        assert!(b.pool.prepare_sleep());
+        assert_eq!(a.pool.take(&mut at_a, &mut one[..1]), 1);
+        assert_eq!(one[0], 3);
+        // A whole block goes to the reserve, which is empty: both can have it.
+        let mut freed = Freed::default();
+        b.pool.put_run(64, 64, &mut freed);
+        b.pool.give_back(&mut freed);
+        assert_eq!((a.pool.owner(64), a.pool.in_reserve()), (None, 64));
+        assert_eq!(a.pool.to_wake(freed.lanes), 2);
+        assert!(!b.pool.prepare_sleep());
+        b.pool.awake();
+        assert_eq!(b.pool.take(&mut at_b, &mut one), 64);
+        assert_eq!((one[0], one[63], b.pool.owner(100)), (64, 127, Some(1)));
+    }
+
+    #[test]
+    fn an_idle_lane_keeps_no_whole_block() {
+        let lanes = Frames::of_lanes(64 * 8, 2);
+        let (a, b) = (&lanes[0], &lanes[1]);
+        let (mut at, mut out) = (0, [0; 256]);
+        assert_eq!(a.pool.take(&mut at, &mut out), 256);
+        let mut freed = Freed::default();
+        a.pool.put_run(0, 130, &mut freed);
+        a.pool.give_back(&mut freed);
+        // It works, and the reserve is not empty: it keeps them.
+        assert_eq!((a.pool.owner(0), a.pool.in_reserve()), (Some(0), 256));
+        a.pool.rest();
+        assert_eq!((a.pool.owner(0), a.pool.owner(64)), (None, None));
+        assert_eq!((a.pool.owner(128), a.pool.in_reserve()), (Some(0), 384));
+        // While it rests, whoever completes a block moves it.
+        b.pool.put_run(130, 62, &mut freed);
+        b.pool.give_back(&mut freed);
+        assert_eq!((a.pool.owner(128), a.pool.in_reserve()), (None, 448));
+        a.pool.works();
+        a.pool.put_run(192, 64, &mut freed);
+        a.pool.give_back(&mut freed);
+        assert_eq!((a.pool.owner(192), a.pool.in_reserve()), (Some(0), 448));
+        let mut cursor = 192;
+        assert_eq!(a.pool.take_run(&mut cursor, 64), Some((192, 64)));
+        assert_eq!(a.pool.take_run(&mut cursor, 64), Some((256, 64)));
+        assert_eq!(a.pool.in_reserve(), 384);
+    }
+
+    #[test]
+    fn frames_of_many_lanes_are_never_lost_or_handed_out_twice() {
+        const COUNT: u32 = 64 * 20 + 5;
+        const LANES: u32 = 4;
+        let lanes = Frames::of_lanes(COUNT, LANES);
+        let (sender, receiver) = std::sync::mpsc::sync_channel::<u32>(200);
+        let receiver = parking_lot::Mutex::new(receiver);
+        std::thread::scope(|scope| {
+            for (number, lane) in lanes.iter().enumerate() {
+                let (sender, receiver) = (sender.clone(), &receiver);
+                scope.spawn(move || {
+                    let (mut cursor, mut random) = (0, number as u32 * 77 + 1);
+                    for round in 0..20_000 {
+                        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        let mut out = [0; 100];
+                        let want = (random >> 24) as usize % 100;
+                        let count = lane.pool.take(&mut cursor, &mut out[..want]);
+                        for frame in &out[..count] {
+                            // The table knows who has it.
+                            lane.table.allocate(*frame, 1).unwrap();
+                            assert_eq!(lane.pool.owner(*frame), Some(number as u32));
+                        }
+                        // Some go to whichever lane gives them back.
+                        let mut freed = Freed::default();
+                        let mut own = out[..count].to_vec();
+                        own.retain(|frame| frame % 3 != 0 || sender.try_send(*frame).is_err());
+                        own.extend(receiver.lock().try_iter().take(50));
+                        for frame in own {
+                            lane.table.release(frame).unwrap();
+                            lane.pool.put(frame, &mut freed);
+                        }
+                        lane.pool.give_back(&mut freed);
+                        match round % 50 {
+                            0 => lane.pool.rest(),
+                            5 => lane.pool.works(),
+                            _ => {}
+                        }
+                    }
+                    lane.pool.rest();
+                });
+            }
+        });
+        let mut freed = Freed::default();
+        for frame in receiver.lock().try_iter() {
+            lanes[0].table.release(frame).unwrap();
+            lanes[0].pool.put(frame, &mut freed);
+        }
+        lanes[0].pool.give_back(&mut freed);
+        assert_eq!(lanes[0].table.census().free, u64::from(COUNT));
+        assert_eq!(lanes[0].pool.in_reserve(), COUNT);
+        let (mut cursor, mut all) = (0, vec![0; COUNT as usize + 1]);
+        assert_eq!(lanes[2].pool.take(&mut cursor, &mut all), COUNT as usize);
+        all.truncate(COUNT as usize);
+        all.sort_unstable();
+        assert!(all.iter().copied().eq(0..COUNT));
+    }
+
+    #[test]
     fn the_dry_side_is_woken() {
         let frames = Frames::new(64);
         let mut cursor = 0;
@@ -446,9 +586,9 @@ mod tests {
         assert!(frames.pool.prepare_sleep());
         frames.table.allocate(9, 1).unwrap();
         frames.release(9).unwrap();
-        assert!(frames.pool.wants_wakeup());
+        assert_eq!(frames.pool.to_wake(1), 1);
         assert!(!frames.pool.prepare_sleep(), "one is free");
         frames.pool.awake();
-        assert!(!frames.pool.wants_wakeup());
+        assert_eq!(frames.pool.to_wake(1), 0);
     }
 }

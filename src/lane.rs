@@ -14,6 +14,7 @@ mod submit;
 mod wait;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -21,7 +22,7 @@ pub use complete::Completion;
 pub use end::Unfinished;
 pub use receive::{RxSide, RxSideGuard};
 pub use submit::{Direction, FrameRun, Transfer};
-pub use wait::Ready;
+pub use wait::{Ready, wait};
 
 use crate::counters::{OutcomeStats, RxStats};
 use crate::error::{Error, Result};
@@ -29,6 +30,7 @@ use crate::frame::{FrameMap, Frames};
 use crate::latency::Latency;
 use crate::net::interface::Interface;
 use crate::net::rx::Receiver;
+use crate::net::wire::XdpCounters;
 use crate::ring::{Consumer, Producer};
 use crate::stats::Statistics;
 use crate::storage::device::Limits;
@@ -38,9 +40,30 @@ use crate::sys::event::Doorbell;
 use crate::sys::fork::ProcessId;
 use crate::sys::shm::Shared;
 
+/// What a lane has that other lanes of its context use too, for the frames that belong to it.
+#[derive(Debug)]
+pub struct Peer {
+    pub outcomes: Arc<OutcomeStats>,
+    /// Rung by whoever gives frames back to a receiver that has none.
+    pub rx_bell: Doorbell,
+}
+
+impl Peer {
+    pub fn new() -> Result<Peer> {
+        Ok(Peer {
+            outcomes: Arc::default(),
+            rx_bell: Doorbell::new().map_err(|e| Error::os(&e, "creating an eventfd"))?,
+        })
+    }
+}
+
 /// What a lane is made of. Its context opened all of it.
 pub struct LaneParts {
     pub process: ProcessId,
+    /// Of this lane in `peers`.
+    pub number: u32,
+    /// All lanes of the context.
+    pub peers: Arc<[Peer]>,
     pub interface: Option<Arc<Interface>>,
     pub receiver: Option<Receiver>,
     pub driver: Driver,
@@ -50,7 +73,6 @@ pub struct LaneParts {
     pub data: Shared,
     pub limits: Limits,
     pub rx_stats: Arc<RxStats>,
-    pub outcomes: Arc<OutcomeStats>,
     pub sq: Producer<UnifiedSqe>,
     pub cq: Consumer<UnifiedCqe>,
 }
@@ -65,7 +87,7 @@ pub struct Progress {
 
 impl Progress {
     /// The error of the first entry is that of the batch.
-    fn new(done: u32, refused: Option<Error>) -> Result<Progress> {
+    pub(crate) fn new(done: u32, refused: Option<Error>) -> Result<Progress> {
         match refused {
             Some(error) if done == 0 => Err(error),
             refused => Ok(Progress { done, refused }),
@@ -88,11 +110,12 @@ pub struct Lane {
     map: FrameMap,
     data: Shared,
     limits: Limits,
-    /// Rung by whoever gives frames back to a receiver that has none.
-    rx_bell: Doorbell,
+    number: u32,
+    peers: Arc<[Peer]>,
     rx_stats: Arc<RxStats>,
-    outcomes: Arc<OutcomeStats>,
     poll: wait::PollState,
+    /// A pipeline has the roles.
+    pipelined: AtomicBool,
 }
 
 /// The roles of a lane.
@@ -123,13 +146,13 @@ impl Role {
 }
 
 impl Lane {
-    pub fn new(parts: LaneParts) -> Result<Lane> {
-        let rx_bell = Doorbell::new().map_err(|e| Error::os(&e, "creating an eventfd"))?;
-        Ok(Lane {
+    pub fn new(parts: LaneParts) -> Lane {
+        let cursor = parts.frames.pool.first_cursor();
+        Lane {
             process: parts.process,
             interface: parts.interface,
             receiving: Mutex::new(()),
-            rx_side: Mutex::new(RxSide::new(parts.receiver, parts.sq)),
+            rx_side: Mutex::new(RxSide::new(parts.receiver, parts.sq, cursor)),
             taking: Mutex::new(parts.cq),
             driver: parts.driver,
             shared: parts.shared,
@@ -137,11 +160,45 @@ impl Lane {
             map: parts.map,
             data: parts.data,
             limits: parts.limits,
-            rx_bell,
+            number: parts.number,
+            peers: parts.peers,
             rx_stats: parts.rx_stats,
-            outcomes: parts.outcomes,
             poll: wait::PollState::default(),
-        })
+            pipelined: AtomicBool::new(false),
+        }
+    }
+
+    /// Its number in its context.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Whether a pipeline has the roles of this lane.
+    pub fn is_pipelined(&self) -> bool {
+        self.pipelined.load(Ordering::Relaxed)
+    }
+
+    /// Gives the roles of this lane to a pipeline. `false` if one has them.
+    pub(crate) fn claim_for_pipeline(&self) -> bool {
+        !self.pipelined.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn release_from_pipeline(&self) {
+        self.pipelined.store(false, Ordering::Release);
+    }
+
+    fn peer(&self) -> &Peer {
+        &self.peers[self.number as usize]
+    }
+
+    /// The number of the lane that a frame belongs to, which is where its packet was received. This one's if the frame is
+    /// nobody's.
+    #[inline(always)]
+    pub fn owner(&self, frame: u32) -> u32 {
+        match self.frames.pool.is_shared() {
+            true => self.frames.pool.owner(frame).unwrap_or(self.number),
+            false => 0,
+        }
     }
 
     /// What the engine shares with those who feed and empty it: its counters, its end.
@@ -202,11 +259,24 @@ impl Lane {
 
     /// From a packet's arrival until the completion of its first write was taken.
     pub fn packet_latency(&self) -> Latency {
-        self.outcomes.latency.snapshot()
+        let outcomes = &self.peer().outcomes;
+        let mut latency = outcomes.latency.snapshot();
+        latency += &outcomes.latency_elsewhere.snapshot();
+        latency
     }
 
-    /// Fills in what this lane counts. May make a receiver wait for one system call.
-    pub fn count(&self, stats: &mut Statistics) -> Result<()> {
+    /// From a command's submission to its completion in the CQ ring.
+    pub fn command_latency(&self) -> Latency {
+        self.shared.stats.latency.snapshot()
+    }
+
+    /// What this lane counts. `xdp`: what the XDP program has counted of its queue. May make a receiver wait for one system
+    /// call.
+    pub fn statistics(&self, xdp: XdpCounters) -> Result<Statistics> {
+        let mut stats = Statistics {
+            xdp,
+            ..Statistics::default()
+        };
         {
             let mut rx_side = self.rx_side.lock();
             if let Some(receiver) = &mut rx_side.receiver {
@@ -217,13 +287,27 @@ impl Lane {
                 rx_side.trace_dropped(stats.xsk);
             }
         }
+        let pool = &self.frames.pool;
+        let census = match pool.is_shared() {
+            true => self
+                .frames
+                .table
+                .census_of(|frame| pool.owner(frame) == Some(self.number)),
+            false => self.frames.table.census(),
+        };
         stats.fill(
             &self.rx_stats,
-            &self.outcomes,
+            &self.peer().outcomes,
             &self.shared.stats,
-            self.frames.table.census(),
+            census,
         );
-        Ok(())
+        stats.packet_latency = self.packet_latency();
+        Ok(stats)
+    }
+
+    /// Free frames that no lane of the context has.
+    pub fn frames_in_reserve(&self) -> u32 {
+        self.frames.pool.in_reserve()
     }
 
     /// Makes every waiting call return `ESHUTDOWN`, now and later.

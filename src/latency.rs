@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Buckets: four of a microsecond each, four for every further power of two, and one for what took longer.
@@ -33,7 +34,7 @@ pub fn bound(index: usize) -> Option<u64> {
     Some(us * NS_PER_US)
 }
 
-/// Written by one thread at a time, whose turns are ordered by the lock of its role.
+/// Written by one thread at a time, whose turns are ordered by the lock of its role; or by many (`record_among_others`).
 #[derive(Debug)]
 pub struct Histogram {
     buckets: [AtomicU64; BUCKETS],
@@ -66,6 +67,14 @@ impl Histogram {
         if ns > self.max.load(Ordering::Relaxed) {
             self.max.store(ns, Ordering::Relaxed);
         }
+    }
+
+    /// As `record`, for a histogram that many threads write to, all of them with this function.
+    pub fn record_among_others(&self, ns: u64, count: u64) {
+        self.buckets[bucket(ns)].fetch_add(count, Ordering::Relaxed);
+        self.sum
+            .fetch_add(ns.wrapping_mul(count), Ordering::Relaxed);
+        self.max.fetch_max(ns, Ordering::Relaxed);
     }
 
     pub fn snapshot(&self) -> Latency {
@@ -117,6 +126,16 @@ impl Latency {
             }
         }
         0
+    }
+}
+
+impl AddAssign<&Latency> for Latency {
+    fn add_assign(&mut self, other: &Latency) {
+        for (to, from) in self.buckets.iter_mut().zip(&other.buckets) {
+            *to += from;
+        }
+        self.sum = self.sum.wrapping_add(other.sum);
+        self.max = self.max.max(other.max);
     }
 }
 

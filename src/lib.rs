@@ -33,6 +33,7 @@ pub mod capi;
 pub mod config;
 pub mod context;
 pub mod counters;
+pub mod cpus;
 pub mod end;
 pub mod error;
 pub mod frame;

@@ -19,7 +19,7 @@ pub struct Locked {
 }
 
 impl Locked {
-    /// `umem`: the data buffers become a UMEM. `others`: what the engine locks besides, in base pages. `huge`: the
+    /// `umem`: the data buffers become a UMEM. `others`: what the engines lock besides, in base pages. `huge`: the
     /// region lies in huge pages and begins on one.
     pub fn of(layout: &Layout, umem: bool, others: usize, huge: bool) -> Locked {
         let page = if huge { HUGE_PAGE } else { PAGE };
@@ -30,7 +30,8 @@ impl Locked {
                 true => layout.buffers_len.next_multiple_of(PAGE),
                 false => 0,
             },
-            registered: data + others.next_multiple_of(PAGE),
+            // Each lane's engine registers the data buffers for itself.
+            registered: data * layout.lanes as usize + others.next_multiple_of(PAGE),
         }
     }
 

@@ -11,7 +11,7 @@ use std::fmt;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -22,77 +22,111 @@ use crate::error::{Error, Result};
 use crate::latency::{self, Latency};
 use crate::stats::Statistics;
 
+/// Labels of a sample.
+type Labels = Vec<(&'static str, String)>;
+
+/// What was counted, with the labels that say by whom: once without labels, or once for each lane.
 #[derive(Debug)]
-struct Snapshot(Statistics);
+struct Snapshot(Vec<(Labels, Statistics)>);
 
-struct Encoder<'a>(DescriptorEncoder<'a>);
+/// A number out of the statistics.
+type Value = fn(&Statistics) -> u64;
 
-impl Encoder<'_> {
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        let metric = ConstCounter::new(value);
+struct Encoder<'a, 'b> {
+    descriptors: DescriptorEncoder<'a>,
+    counted: &'b [(Labels, Statistics)],
+}
+
+/// Encodes a sample for each of those who counted.
+fn samples(
+    mut encoder: MetricEncoder<'_>,
+    counted: &[(Labels, Statistics)],
+    mut sample: impl FnMut(MetricEncoder<'_>, &Statistics) -> fmt::Result,
+) -> fmt::Result {
+    for (labels, s) in counted {
+        if labels.is_empty() {
+            return sample(encoder, s);
+        }
+        sample(encoder.encode_family(labels)?, s)?;
+    }
+    Ok(())
+}
+
+impl Encoder<'_, '_> {
+    fn counter(&mut self, name: &str, help: &str, value: Value) -> fmt::Result {
         // The encoder appends the unit to the metric's name.
         let (name, unit) = match name.strip_suffix("_bytes") {
             Some(name) => (name, Some(&Unit::Bytes)),
             None => (name, None),
         };
         let encoder = self
-            .0
-            .encode_descriptor(name, help, unit, metric.metric_type())?;
-        metric.encode(encoder)
+            .descriptors
+            .encode_descriptor(name, help, unit, MetricType::Counter)?;
+        samples(encoder, self.counted, |encoder, s| {
+            ConstCounter::new(value(s)).encode(encoder)
+        })
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        let metric = ConstGauge::new(value as i64);
+    fn gauge(&mut self, name: &str, help: &str, value: Value) -> fmt::Result {
         let encoder = self
-            .0
-            .encode_descriptor(name, help, None, metric.metric_type())?;
-        metric.encode(encoder)
+            .descriptors
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        samples(encoder, self.counted, |encoder, s| {
+            ConstGauge::new(value(s) as i64).encode(encoder)
+        })
     }
 
     /// A histogram, and the longest time, which a histogram does not contain.
-    fn latency(&mut self, what: &str, help: &str, latency: &Latency) -> fmt::Result {
+    fn latency(&mut self, what: &str, help: &str, of: fn(&Statistics) -> &Latency) -> fmt::Result {
         const NS: f64 = 1e9;
-        let buckets: [(f64, u64); latency::BUCKETS] = std::array::from_fn(|i| {
-            let bound = latency::bound(i).map_or(f64::MAX, |ns| ns as f64 / NS);
-            (bound, latency.buckets[i])
-        });
-        self.0
-            .encode_descriptor(what, help, Some(&Unit::Seconds), MetricType::Histogram)?
-            .encode_histogram::<NoLabelSet>(
+        let encoder = self.descriptors.encode_descriptor(
+            what,
+            help,
+            Some(&Unit::Seconds),
+            MetricType::Histogram,
+        )?;
+        samples(encoder, self.counted, |mut encoder, s| {
+            let latency = of(s);
+            let buckets: [(f64, u64); latency::BUCKETS] = std::array::from_fn(|i| {
+                let bound = latency::bound(i).map_or(f64::MAX, |ns| ns as f64 / NS);
+                (bound, latency.buckets[i])
+            });
+            encoder.encode_histogram::<NoLabelSet>(
                 latency.sum as f64 / NS,
                 latency.count(),
                 &buckets,
                 None,
-            )?;
-        let max = ConstGauge::new(latency.max as f64 / NS);
+            )
+        })?;
         let name = format!("{what}_max");
-        let encoder = self.0.encode_descriptor(
+        let encoder = self.descriptors.encode_descriptor(
             &name,
             "The longest of these times",
             Some(&Unit::Seconds),
-            max.metric_type(),
+            MetricType::Gauge,
         )?;
-        max.encode(encoder)
+        samples(encoder, self.counted, |encoder, s| {
+            ConstGauge::new(of(s).max as f64 / NS).encode(encoder)
+        })
     }
 
     /// One metric with a label for each value.
     fn family(
         &mut self,
-        (name, help, label): (&str, &str, &str),
-        values: &[(&str, u64)],
-        counts: bool,
+        (name, help, label): (&str, &str, &'static str),
+        values: &[(&str, Value)],
+        kind: MetricType,
     ) -> fmt::Result {
-        let kind = match counts {
-            true => ConstCounter::new(0u64).metric_type(),
-            false => ConstGauge::new(0i64).metric_type(),
-        };
-        let mut encoder = self.0.encode_descriptor(name, help, None, kind)?;
-        for (which, value) in values {
-            let labels = [(label, *which)];
-            let labelled = encoder.encode_family(&labels)?;
-            match counts {
-                true => ConstCounter::new(*value).encode(labelled)?,
-                false => ConstGauge::new(*value as i64).encode(labelled)?,
+        let mut encoder = self.descriptors.encode_descriptor(name, help, None, kind)?;
+        for (labels, s) in self.counted {
+            for (which, value) in values {
+                let mut labels = labels.clone();
+                labels.push((label, (*which).into()));
+                let sample = encoder.encode_family(&labels)?;
+                match kind {
+                    MetricType::Counter => ConstCounter::new(value(s)).encode(sample)?,
+                    _ => ConstGauge::new(value(s) as i64).encode(sample)?,
+                }
             }
         }
         Ok(())
@@ -101,137 +135,127 @@ impl Encoder<'_> {
 
 impl Collector for Snapshot {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
-        let (s, mut to) = (&self.0, Encoder(encoder));
-        for (name, help, value) in [
-            ("xdp_seen", "Packets that the XDP program saw", s.xdp.seen),
+        let mut to = Encoder {
+            descriptors: encoder,
+            counted: &self.0,
+        };
+        let counters: &[(&str, &str, Value)] = &[
+            ("xdp_seen", "Packets that the XDP program saw", |s| {
+                s.xdp.seen
+            }),
             (
                 "xdp_passed",
                 "Packets handed on to the kernel's stack",
-                s.xdp.passed,
+                |s| s.xdp.passed,
             ),
-            (
-                "xdp_redirected",
-                "Packets sent to the AF_XDP socket",
-                s.xdp.redirected,
-            ),
-            (
-                "xdp_matched",
-                "UDP packets to one of the ports",
-                s.xdp.matched,
-            ),
+            ("xdp_redirected", "Packets sent to the AF_XDP socket", |s| {
+                s.xdp.redirected
+            }),
+            ("xdp_matched", "UDP packets to one of the ports", |s| {
+                s.xdp.matched
+            }),
             (
                 "xdp_no_socket",
                 "Matching packets on a queue without a socket, passed",
-                s.xdp.no_socket,
+                |s| s.xdp.no_socket,
             ),
             (
                 "xdp_malformed",
                 "Matching packets with invalid lengths, passed",
-                s.xdp.malformed,
+                |s| s.xdp.malformed,
             ),
-            ("xdp_fragments", "IP fragments, passed", s.xdp.fragments),
+            ("xdp_fragments", "IP fragments, passed", |s| s.xdp.fragments),
             (
                 "xdp_merged",
                 "Packets that are several merged datagrams to the ports, passed",
-                s.xdp.merged,
+                |s| s.xdp.merged,
             ),
-            ("events", "Metadata events written", s.xdp.events),
+            ("events", "Metadata events written", |s| s.xdp.events),
             (
                 "events_lost",
                 "Metadata events lost because the ring buffer was full",
-                s.xdp.events_lost,
+                |s| s.xdp.events_lost,
             ),
-            (
-                "no_metadata",
-                "Packets without a timestamp",
-                s.xdp.no_metadata,
-            ),
+            ("no_metadata", "Packets without a timestamp", |s| {
+                s.xdp.no_metadata
+            }),
             (
                 "rx_fill_ring_empty",
                 "Times the fill ring was found empty",
-                s.xsk.rx_fill_ring_empty,
+                |s| s.xsk.rx_fill_ring_empty,
             ),
-            ("received", "Packets handed out", s.received),
-            (
-                "received_bytes",
-                "Bytes of packets handed out",
-                s.received_bytes,
-            ),
-            ("stored", "Packets written with success", s.stored),
+            ("received", "Packets handed out", |s| s.received),
+            ("received_bytes", "Bytes of packets handed out", |s| {
+                s.received_bytes
+            }),
+            ("stored", "Packets written with success", |s| s.stored),
             (
                 "stored_bytes",
                 "Bytes of these writes, padding included",
-                s.stored_bytes,
+                |s| s.stored_bytes,
             ),
-            ("failed", "Packets whose write failed", s.failed),
-            ("released", "Packets let go unwritten", s.released),
-            ("submitted", "Commands taken by the engine", s.submitted),
-            ("completed", "Commands completed", s.completed),
-            ("errors", "Commands completed with an error", s.errors),
-            ("operations", "Operations given to the device", s.operations),
+            ("failed", "Packets whose write failed", |s| s.failed),
+            ("released", "Packets let go unwritten", |s| s.released),
+            ("submitted", "Commands taken by the engine", |s| s.submitted),
+            ("completed", "Commands completed", |s| s.completed),
+            ("errors", "Commands completed with an error", |s| s.errors),
+            ("operations", "Operations given to the device", |s| {
+                s.operations
+            }),
             (
                 "sq_full",
                 "Submissions refused because the SQ ring was full",
-                s.sq_full,
+                |s| s.sq_full,
             ),
-            (
-                "bounced",
-                "Commands whose data the library copied",
-                s.bounced,
-            ),
-            (
-                "bounced_bytes",
-                "Bytes that the library copied",
-                s.bounced_bytes,
-            ),
-            (
-                "bytes_written",
-                "Bytes written with success",
-                s.bytes_written,
-            ),
-            ("bytes_read", "Bytes read with success", s.bytes_read),
+            ("bounced", "Commands whose data the library copied", |s| {
+                s.bounced
+            }),
+            ("bounced_bytes", "Bytes that the library copied", |s| {
+                s.bounced_bytes
+            }),
+            ("bytes_written", "Bytes written with success", |s| {
+                s.bytes_written
+            }),
+            ("bytes_read", "Bytes read with success", |s| s.bytes_read),
             (
                 "spilled",
                 "Writes that the device failed and the spill took",
-                s.spilled,
+                |s| s.spilled,
             ),
-            (
-                "spilled_bytes",
-                "Bytes that the spill took",
-                s.spilled_bytes,
-            ),
+            ("spilled_bytes", "Bytes that the spill took", |s| {
+                s.spilled_bytes
+            }),
             (
                 "packed",
                 "Packets that were copied together with others",
-                s.packed,
+                |s| s.packed,
             ),
             (
                 "packed_bytes",
                 "Bytes of packets that were copied together with others",
-                s.packed_bytes,
+                |s| s.packed_bytes,
             ),
             (
                 "misplaced",
                 "Packets that do not begin where the headroom says",
-                s.misplaced,
+                |s| s.misplaced,
             ),
-            (
-                "bad_descriptors",
-                "Invalid RX descriptors",
-                s.bad_descriptors,
-            ),
+            ("bad_descriptors", "Invalid RX descriptors", |s| {
+                s.bad_descriptors
+            }),
             (
                 "link_changes",
                 "Changes of the interface between up and down",
-                s.link.changes,
+                |s| s.link.changes,
             ),
             (
                 "xdp_changes",
                 "Changes of the XDP program by somebody else",
-                s.link.xdp_changes,
+                |s| s.link.xdp_changes,
             ),
-        ] {
-            to.counter(name, help, value)?;
+        ];
+        for (name, help, value) in counters {
+            to.counter(name, help, *value)?;
         }
         to.family(
             (
@@ -240,61 +264,54 @@ impl Collector for Snapshot {
                 "cause",
             ),
             &[
-                ("no_frame", s.xsk.rx_dropped),
-                ("rx_ring_full", s.xsk.rx_ring_full),
-                ("redirect_errors", s.redirect_errors),
+                ("no_frame", |s| s.xsk.rx_dropped),
+                ("rx_ring_full", |s| s.xsk.rx_ring_full),
+                ("redirect_errors", |s| s.redirect_errors),
             ],
-            true,
+            MetricType::Counter,
         )?;
-        for (name, help, value) in [
-            ("rx_pending", "Packets in the RX ring", s.rx_pending),
-            (
-                "packets_held",
-                "Packets that the program holds",
-                s.frames.packets_held,
-            ),
+        let gauges: &[(&str, &str, Value)] = &[
+            ("rx_pending", "Packets in the RX ring", |s| s.rx_pending),
+            ("packets_held", "Packets that the program holds", |s| {
+                s.frames.packets_held
+            }),
             (
                 "packets_in_flight",
                 "Packets in flight to the device",
-                s.frames.packets_in_flight,
+                |s| s.frames.packets_in_flight,
             ),
-            (
-                "commands_in_flight",
-                "Commands that the device has",
-                s.commands_in_flight(),
-            ),
-            (
-                "link_up",
-                "1: the interface is up and has a carrier",
-                s.link.up.into(),
-            ),
-            (
-                "xdp_attached",
-                "1: the XDP program is attached",
-                s.link.xdp_attached.into(),
-            ),
-        ] {
-            to.gauge(name, help, value)?;
+            ("commands_in_flight", "Commands that the device has", |s| {
+                s.commands_in_flight()
+            }),
+            ("link_up", "1: the interface is up and has a carrier", |s| {
+                s.link.up.into()
+            }),
+            ("xdp_attached", "1: the XDP program is attached", |s| {
+                s.link.xdp_attached.into()
+            }),
+        ];
+        for (name, help, value) in gauges {
+            to.gauge(name, help, *value)?;
         }
         to.family(
             ("frames", "Frames by state", "state"),
             &[
-                ("free", s.frames.free),
-                ("filled", s.frames.filled),
-                ("held", s.frames.held),
-                ("in_flight", s.frames.in_flight),
+                ("free", |s| s.frames.free),
+                ("filled", |s| s.frames.filled),
+                ("held", |s| s.frames.held),
+                ("in_flight", |s| s.frames.in_flight),
             ],
-            false,
+            MetricType::Gauge,
         )?;
         to.latency(
             "packet_latency",
             "From a packet's arrival until the completion of its first write was taken",
-            &s.packet_latency,
+            |s| &s.packet_latency,
         )?;
         to.latency(
             "command_latency",
             "From a command's submission to its completion",
-            &s.command_latency,
+            |s| &s.command_latency,
         )
     }
 }
@@ -314,18 +331,36 @@ fn escape(value: &str) -> String {
     escaped
 }
 
-/// The statistics of one context, with labels for its interface, queue and device. Ends in "# EOF".
-pub fn render(context: &Context) -> Result<String> {
-    let (info, statistics) = (context.info(), context.statistics()?);
+/// The statistics of a context, with labels for its interface and device. Of one lane, or of a `lane` of several, with a label
+/// for its queue; of several lanes each sample has labels for its lane and queue, and the lane `none` has what belongs to none
+/// of them: packets of queues without a lane, and the reserve of frames. Ends in "# EOF".
+pub fn render(context: &Context, lane: Option<u32>) -> Result<String> {
+    let info = context.info();
+    let (total, lanes) = context.all_statistics()?;
+    let first = info.network.map(|network| network.queue);
+    let queue = |lane: u32| first.map_or(String::new(), |first| (first + lane).to_string());
     let label = |name: &'static str, value: &str| (Cow::from(name), Cow::from(escape(value)));
-    let queue = info.network.map_or(String::new(), |n| n.queue.to_string());
-    let labels = [
-        label("interface", context.ifname().unwrap_or_default()),
-        label("queue", &queue),
-        label("device", &info.device),
-    ];
+    let mut labels = vec![label("interface", context.ifname().unwrap_or_default())];
+    let of_lane = |number: u32| vec![("lane", number.to_string()), ("queue", queue(number))];
+    let counted = match (lane, lanes.len()) {
+        (_, 1) => {
+            labels.push(label("queue", &queue(0)));
+            vec![(Labels::new(), total)]
+        }
+        (Some(number), _) => {
+            let stats = lanes.get(number as usize).copied().unwrap_or_default();
+            vec![(of_lane(number), stats)]
+        }
+        (None, _) => {
+            let rest = total.without(&lanes);
+            let all = (0..).zip(lanes).map(|(number, s)| (of_lane(number), s));
+            let none = vec![("lane", "none".into()), ("queue", String::new())];
+            all.chain([(none, rest)]).collect()
+        }
+    };
+    labels.push(label("device", &info.device));
     let mut registry = Registry::with_prefix_and_labels("unified", labels.into_iter());
-    registry.register_collector(Box::new(Snapshot(statistics)));
+    registry.register_collector(Box::new(Snapshot(counted)));
     let mut text = String::new();
     encode(&mut text, &registry)
         .map_err(|_| Error::new(libc::EINVAL, "the statistics cannot be written as text"))?;
@@ -342,7 +377,10 @@ mod tests {
         assert_eq!(escape(forged), r#"a\"} 1\nunified_forged{x=\"b\\"#);
         let labels = [(Cow::from("device"), Cow::from(escape(forged)))];
         let mut registry = Registry::with_prefix_and_labels("unified", labels.into_iter());
-        registry.register_collector(Box::new(Snapshot(Statistics::default())));
+        registry.register_collector(Box::new(Snapshot(vec![(
+            Labels::new(),
+            Statistics::default(),
+        )])));
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         assert!(
@@ -369,7 +407,7 @@ mod tests {
         s.command_latency.max = 2_500_000;
         let mut text = String::new();
         let mut registry = Registry::with_prefix("unified");
-        registry.register_collector(Box::new(Snapshot(s)));
+        registry.register_collector(Box::new(Snapshot(vec![(Labels::new(), s)])));
         encode(&mut text, &registry).unwrap();
         for line in [
             "unified_xdp_seen_total 101",

@@ -29,6 +29,7 @@ use write_target::WriteTarget;
 use crate::context::Context;
 use crate::counters::Counter;
 use crate::error::{Error, Result};
+use crate::lane::Lane;
 use crate::log::{self, Level};
 use crate::recorder::Existing;
 use crate::sys::event::{Doorbell, block_signals};
@@ -160,29 +161,42 @@ impl Progress {
     }
 }
 
-/// The roles of a context, until it is dropped.
-struct Claim(Arc<Context>);
+/// A lane of a context.
+#[derive(Clone)]
+struct OnLane {
+    context: Arc<Context>,
+    number: usize,
+}
+
+impl OnLane {
+    fn lane(&self) -> &Lane {
+        &self.context.lanes()[self.number]
+    }
+}
+
+/// The roles of a lane, until it is dropped.
+struct Claim(OnLane);
 
 impl Claim {
-    fn new(context: &Arc<Context>) -> Result<Claim> {
-        if !context.claim_for_pipeline() {
+    fn new(on: &OnLane) -> Result<Claim> {
+        if !on.lane().claim_for_pipeline() {
             return Err(Error::new(
                 libc::EALREADY,
-                "a pipeline runs on this context already, or is about to end",
+                "a pipeline runs on this context or lane already, or is about to end",
             ));
         }
-        Ok(Claim(context.clone()))
+        Ok(Claim(on.clone()))
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.0.release_from_pipeline();
+        self.0.lane().release_from_pipeline();
     }
 }
 
 pub struct Pipeline {
-    context: Arc<Context>,
+    on: OnLane,
     progress: Arc<Progress>,
     threads: Vec<JoinHandle<()>>,
     // Dropped after the threads have ended.
@@ -190,13 +204,34 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Starts both threads. `EINVAL`: the range is not on the device, no log fits into it, or the moderation is out of
+    /// As `start_on_lane`, for a context of one lane. `EINVAL` also if it has several.
+    pub fn start(context: Arc<Context>, config: PipelineConfig) -> Result<Pipeline> {
+        match context.lanes().len() {
+            1 => Pipeline::start_on_lane(context, 0, config),
+            lanes => Err(Error::new(
+                libc::EINVAL,
+                format!(
+                    "a pipeline stores one lane, and this context has {lanes}: start one with the handle of each lane \
+                     (unified_ctx_lane), with a range of its own"
+                ),
+            )),
+        }
+    }
+
+    /// Starts both threads on a lane. `EINVAL`: the range is not on the device, no log fits into it, or the moderation is out of
     /// range. `EALREADY`: another pipeline runs or has not ended yet. `EBUSY`: completions of earlier commands were
     /// not taken; the threads would take them for their own.
-    pub fn start(context: Arc<Context>, config: PipelineConfig) -> Result<Pipeline> {
+    pub fn start_on_lane(
+        context: Arc<Context>,
+        lane: u32,
+        config: PipelineConfig,
+    ) -> Result<Pipeline> {
         let moderation = moderation_of(&config)?;
-        let claim = Claim::new(&context)?;
-        match context.outstanding()? {
+        let number = context.lane(lane)?.number() as usize;
+        let on = OnLane { context, number };
+        let (context, lane) = (&*on.context, on.lane());
+        let claim = Claim::new(&on)?;
+        match lane.outstanding()? {
             0 => {}
             count => {
                 return Err(Error::new(
@@ -207,7 +242,7 @@ impl Pipeline {
                 ));
             }
         }
-        let target = WriteTarget::open(&context, &config)?;
+        let target = WriteTarget::open(context, lane, &config)?;
         let progress = Arc::new(Progress {
             stop: AtomicBool::new(false),
             packets_done: AtomicBool::new(false),
@@ -236,24 +271,29 @@ impl Pipeline {
             waiting: AtomicBool::new(false),
             failed_runs: FailedRuns::default(),
         });
+        let (store, packet) = match context.lanes().len() {
+            1 => ("unified-store".into(), "unified-packet".into()),
+            _ => (
+                format!("unified-stor-{number}"),
+                format!("unified-pack-{number}"),
+            ),
+        };
         let mut pipeline = Pipeline {
-            context,
+            on,
             progress,
             threads: Vec::new(),
             _claim: claim,
         };
         pipeline.spawn(
-            "unified-store",
+            store,
             |progress| &progress.storage_done,
-            completions,
+            |on, progress| completions(on.lane(), progress),
         )?;
         pipeline.spawn(
-            "unified-packet",
+            packet,
             |progress| &progress.packets_done,
-            move |context, progress| {
-                let Some(lane) = context.lane(0) else {
-                    return Ok(());
-                };
+            move |on, progress| {
+                let (context, lane) = (&on.context, on.lane());
                 Packets::new(context, lane, progress, target, &config, moderation).run()
             },
         )?;
@@ -262,16 +302,18 @@ impl Pipeline {
 
     fn spawn(
         &mut self,
-        name: &'static str,
+        name: String,
         done: fn(&Progress) -> &AtomicBool,
-        body: impl FnOnce(&Context, &Progress) -> Result<()> + Send + 'static,
+        body: impl FnOnce(&OnLane, &Progress) -> Result<()> + Send + 'static,
     ) -> Result<()> {
-        let (context, progress) = (self.context.clone(), self.progress.clone());
+        let (on, progress) = (self.on.clone(), self.progress.clone());
+        let called = name.clone();
         let thread = std::thread::Builder::new()
-            .name(name.into())
+            .name(name.clone())
             .spawn(move || {
+                let name = called;
                 block_signals();
-                if let Err(error) = body(&context, &progress) {
+                if let Err(error) = body(&on, &progress) {
                     log::log(Level::Error, format_args!("{name} thread ended: {error}"));
                     progress.fail(error.errno());
                     progress.stop.store(true, Ordering::Release);
@@ -284,7 +326,10 @@ impl Pipeline {
                 Error::os(&e, format_args!("starting the thread {name}"))
             })?;
         self.threads.push(thread);
-        Ok(())
+        let cpus = &self.on.context.info().cpus;
+        self.threads.last().map_or(Ok(()), |thread| {
+            cpus.bind(self.on.number as u32, thread, &name)
+        })
     }
 
     pub fn status(&self) -> PipelineStatus {
@@ -318,7 +363,7 @@ impl Pipeline {
             p.submitted.load(Ordering::Relaxed),
             p.durable.load(Ordering::Relaxed),
         );
-        let result = self.context.alive().and_then(|()| {
+        let result = self.on.lane().alive().and_then(|()| {
             if failed == 0 && durable == submitted {
                 return Ok(());
             }
@@ -337,12 +382,12 @@ impl Pipeline {
     /// As a drop, but waits at most until then. If the device keeps the threads waiting, the context is closed, which
     /// ends them.
     pub fn end(self, until: Instant) {
-        if self.context.is_ours() {
+        if self.on.context.is_ours() {
             self.progress.stop.store(true, Ordering::Release);
             self.progress.room.ring();
             while !self.threads.iter().all(JoinHandle::is_finished) {
                 if Instant::now() >= until {
-                    self.context.close();
+                    self.on.context.close();
                     break;
                 }
                 std::thread::sleep(Duration::from_millis(1));
@@ -352,13 +397,17 @@ impl Pipeline {
     }
 
     fn join(&mut self) {
-        if !self.context.is_ours() {
+        if !self.on.context.is_ours() {
             // A forked child has no such threads.
             self.threads.drain(..).for_each(std::mem::forget);
             return;
         }
         self.progress.stop.store(true, Ordering::Release);
         self.progress.room.ring();
+        if self.threads.len() < 2 {
+            // The packet thread was never started, and the storage thread waits for its end.
+            self.progress.packets_done.store(true, Ordering::Release);
+        }
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::AddAssign;
+
 use crate::counters::{EngineStats, OutcomeStats, RxStats};
 use crate::frame::Census;
 use crate::latency::Latency;
@@ -18,6 +20,10 @@ use crate::sys::xsk::XskStatistics;
 /// * `command_latency` counts `completed`, and `packet_latency` counts `stored + failed`, if the caller keeps no frame
 ///   that was written
 /// * `free + filled + held + in_flight` frames are all there are
+///
+/// They hold for each lane, whose frames are those that belong to it, and for all lanes together, where `free` includes
+/// the reserve. A packet counts on the lane that received it, a command on the lane that it was submitted to. The first
+/// sum of all lanes includes the queues without a lane.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Statistics {
     pub xdp: XdpCounters,
@@ -50,10 +56,102 @@ pub struct Statistics {
     pub packet_latency: Latency,
     pub command_latency: Latency,
     pub frames: Census,
+    /// Free frames that no lane has; part of `frames.free` of all lanes together.
+    pub frames_reserve: u64,
     pub link: LinkState,
 }
 
+impl AddAssign<&Statistics> for Statistics {
+    /// Adds what another lane has counted. The link is none of the sums.
+    fn add_assign(&mut self, lane: &Statistics) {
+        // Every field, so that a new one cannot be forgotten.
+        let Statistics {
+            xdp,
+            xsk,
+            rx_pending,
+            redirect_errors,
+            received,
+            received_bytes,
+            sq_full,
+            bad_descriptors,
+            misplaced,
+            packed,
+            packed_bytes,
+            stored,
+            stored_bytes,
+            failed,
+            released,
+            submitted,
+            completed,
+            errors,
+            operations,
+            bounced,
+            bounced_bytes,
+            bytes_written,
+            bytes_read,
+            spilled,
+            spilled_bytes,
+            sleeps,
+            frames_reserve,
+            packet_latency,
+            command_latency,
+            frames,
+            link: _,
+        } = lane;
+        self.xdp += *xdp;
+        self.xsk += *xsk;
+        self.packet_latency += packet_latency;
+        self.command_latency += command_latency;
+        self.frames += *frames;
+        for (to, from) in [
+            (&mut self.rx_pending, rx_pending),
+            (&mut self.redirect_errors, redirect_errors),
+            (&mut self.received, received),
+            (&mut self.received_bytes, received_bytes),
+            (&mut self.sq_full, sq_full),
+            (&mut self.bad_descriptors, bad_descriptors),
+            (&mut self.misplaced, misplaced),
+            (&mut self.packed, packed),
+            (&mut self.packed_bytes, packed_bytes),
+            (&mut self.stored, stored),
+            (&mut self.stored_bytes, stored_bytes),
+            (&mut self.failed, failed),
+            (&mut self.released, released),
+            (&mut self.submitted, submitted),
+            (&mut self.completed, completed),
+            (&mut self.errors, errors),
+            (&mut self.operations, operations),
+            (&mut self.bounced, bounced),
+            (&mut self.bounced_bytes, bounced_bytes),
+            (&mut self.bytes_written, bytes_written),
+            (&mut self.bytes_read, bytes_read),
+            (&mut self.spilled, spilled),
+            (&mut self.spilled_bytes, spilled_bytes),
+            (&mut self.sleeps, sleeps),
+            (&mut self.frames_reserve, frames_reserve),
+        ] {
+            *to += from;
+        }
+    }
+}
+
 impl Statistics {
+    /// What of a total no lane has counted: packets of queues without a lane, and the reserve. The rest is zero.
+    pub fn without(&self, lanes: &[Statistics]) -> Statistics {
+        let mut xdp = self.xdp;
+        lanes.iter().for_each(|lane| xdp -= lane.xdp);
+        Statistics {
+            xdp,
+            frames: Census {
+                free: self.frames_reserve,
+                ..Census::default()
+            },
+            frames_reserve: self.frames_reserve,
+            link: self.link,
+            ..Statistics::default()
+        }
+    }
+
     /// Fills in what the library counts. The kernel's part was filled in before.
     pub fn fill(
         &mut self,
@@ -84,7 +182,6 @@ impl Statistics {
         self.spilled = engine.spilled.get();
         self.spilled_bytes = engine.spilled_bytes.get();
         self.sleeps = engine.sleeps.get();
-        self.packet_latency = outcomes.latency.snapshot();
         self.command_latency = engine.latency.snapshot();
         self.frames = frames;
         self.redirect_errors = self.xdp.redirected.saturating_sub(self.accounted_for());

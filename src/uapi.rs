@@ -205,11 +205,12 @@ impl Registrations {
         }
         let server = Server::start(fd, request, region, device)?;
         rings.insert(fd, server);
+        let at = layout.rings(0);
         Ok(UnifiedOffsets {
-            sq_ring: layout.sq_ring as u64,
-            cq_ring: layout.cq_ring as u64,
-            sq_entries: layout.sq_entries as u64,
-            cq_entries: layout.cq_entries as u64,
+            sq_ring: at.sq_ring as u64,
+            cq_ring: at.cq_ring as u64,
+            sq_entries: at.sq_entries as u64,
+            cq_entries: at.cq_entries as u64,
             buffers: layout.buffers as u64,
         })
     }

@@ -151,7 +151,15 @@ fn open(config: &Config) -> Context {
 }
 
 fn begin(context: &Context, start: u64, blocks: u64, existing: Existing) -> Result<(), i32> {
-    match SlotRecorder::open(context, start, blocks, false, false, existing) {
+    match SlotRecorder::open(
+        context,
+        &context.lanes()[0],
+        start,
+        blocks,
+        false,
+        false,
+        existing,
+    ) {
         Ok(_) => Ok(()),
         Err(error) => {
             for word in ["not a log", &context.info().device, "UNIFIED_LOG_NEW"] {

@@ -664,14 +664,12 @@ fn longest(namespace: &Namespace, registered: bool) {
     let len = limits.max_transfer as usize;
     let layout = Layout::new(16, 16, 3 * len).unwrap();
     let region = Region::create(layout, false).unwrap();
-    let target = OpenTarget {
-        device,
-        spill: None,
-    };
+    let target = OpenTarget::new(device, None);
     let mut engine = Engine::new(
         vec![target],
         &region,
         EngineConfig {
+            lane: 0,
             depth: 8,
             bounce: true,
             raw: false,
@@ -687,8 +685,8 @@ fn longest(namespace: &Namespace, registered: bool) {
     } else {
         assert!(!engine.registered());
     }
-    let mut sq = Producer::new(region.sq.clone(), "SQ");
-    let mut cq = Consumer::new(region.cq.clone(), "CQ");
+    let mut sq = Producer::new(region.rings[0].sq.clone(), "SQ");
+    let mut cq = Consumer::new(region.rings[0].cq.clone(), "CQ");
     let mut run = |sqe| {
         assert!(sq.push(sqe).unwrap());
         let _ = sq.publish();

@@ -274,7 +274,7 @@ fn a_dry_receiver_is_woken() {
             let (frames, bell) = (frames.clone(), bell.clone());
             move || {
                 frames.release(0).unwrap();
-                if frames.pool.wants_wakeup() {
+                if frames.pool.to_wake(1) != 0 {
                     bell.ring();
                 }
             }

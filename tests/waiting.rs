@@ -143,7 +143,7 @@ fn a_close_and_a_failure_wake_every_waiter() {
             });
             std::thread::sleep(Duration::from_millis(20));
             if fails {
-                context.engine_shared().end.fail(libc::EIO);
+                context.lanes()[0].engine_shared().end.fail(libc::EIO);
             } else {
                 context.close();
             }

@@ -1,12 +1,11 @@
 //! Contexts: create, destroy, what they are, what they count, their ports and events.
 
 use std::ffi::{CStr, c_char, c_int};
+use std::iter;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
-
-use parking_lot::{Mutex, RwLock};
 
 use super::types::*;
 use super::{
@@ -15,6 +14,7 @@ use super::{
 };
 use crate::config::{Config, Drive};
 use crate::context::{Context, LONGEST_END};
+use crate::cpus::Cpus;
 use crate::error::{Error, Result};
 use crate::latency::{self, Latency};
 use crate::metrics;
@@ -22,7 +22,6 @@ use crate::net::socket::ZeroCopy;
 use crate::net::wire::Event;
 use crate::net::xdp::XdpMode;
 use crate::storage::device::Kind;
-use crate::sys::fork::ProcessId;
 
 const KNOWN_FLAGS: u32 = UNIFIED_HUGE_PAGES
     | UNIFIED_FORCE
@@ -34,6 +33,9 @@ const KNOWN_FLAGS: u32 = UNIFIED_HUGE_PAGES
     | UNIFIED_XSK_MAP_FD
     | UNIFIED_XSK_FD
     | UNIFIED_DEVICE_FD;
+
+/// Most numbers in unified_config.cpus.
+const MOST_CPUS: u32 = 1024;
 
 fn choice<T>(value: u32, what: &str, choices: [T; 3]) -> Result<T> {
     choices
@@ -78,6 +80,18 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
         }
     };
     config.queue = c.queue;
+    config.queues = c.queues;
+    if c.cpu_count > 0 {
+        if c.cpus.is_null() || !c.cpus.is_aligned() || c.cpu_count > MOST_CPUS {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!("cpus is NULL, or cpu_count is above {MOST_CPUS}"),
+            ));
+        }
+        // SAFETY: `cpus` holds `cpu_count` numbers, by the caller's promise; not null and aligned.
+        let cpus = unsafe { std::slice::from_raw_parts(c.cpus, c.cpu_count as usize) };
+        config.cpus = Cpus(cpus.to_vec());
+    }
     set(&mut config.frame_size, c.frame_size);
     set(&mut config.frame_count, c.frame_count);
     set(&mut config.sq_entries, c.sq_entries);
@@ -175,14 +189,7 @@ pub unsafe extern "C" fn unified_ctx_create(
             put(ctx, std::ptr::null_mut(), "`ctx`")?;
             let config = config_of(&get_sized(config, "the configuration")?)?;
             let context = Arc::new(Context::open(&config)?);
-            let born =
-                ProcessId::of_this_process().map_err(|e| Error::os(&e, "marking this process"))?;
-            let handle = keep(unified_ctx {
-                stage: AtomicU8::new(OPEN),
-                context: RwLock::new(Some(context)),
-                pipeline: Mutex::new(None),
-                born,
-            });
+            let handle = keep(unified_ctx::new(context, None)?);
             put(ctx, handle, "`ctx`")?;
         }
         Ok(0)
@@ -208,6 +215,12 @@ pub unsafe extern "C" fn unified_ctx_create(
 pub unsafe extern "C" fn unified_ctx_destroy(ctx: *mut unified_ctx) -> c_int {
     guard(|| {
         let handle = cell(ctx)?;
+        if let Some(lane) = handle.lane {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!("the handle of lane {lane} ends with its context: destroy that one"),
+            ));
+        }
         // From here on no call begins, so those that run are all that is waited for.
         handle
             .stage
@@ -218,26 +231,88 @@ pub unsafe extern "C" fn unified_ctx_destroy(ctx: *mut unified_ctx) -> c_int {
         if let Some(context) = &context {
             context.leave();
         }
-        // Not in the condition: the lock would be kept to the end of its body.
-        let pipeline = handle.pipeline.lock().take();
-        if let Some(pipeline) = pipeline {
-            pipeline.end(until);
+        let lanes = handle.lanes.lock().clone();
+        for lane in &lanes {
+            lane.stage.store(ENDING, Ordering::Release);
         }
+        let pipelines = iter::once(handle).chain(lanes);
+        // Not in the loop's head: the lock would be kept to the end of its body.
+        let pipelines: Vec<_> = pipelines.filter_map(|h| h.pipeline.lock().take()).collect();
+        pipelines.into_iter().for_each(|p| p.end(until));
         if let Some(context) = context {
             context.close();
         }
-        // Waits for running calls, which `close` has told to return.
+        // Waits for running calls, which `close` has told to return. Afterwards no more lanes get handles.
         let context = handle.context.write().take();
-        // One that was started meanwhile has ended, for the context is closed, and would keep it.
-        let pipeline = handle.pipeline.lock().take();
-        drop(pipeline);
+        let lanes = handle.lanes.lock().clone();
+        for lane in &lanes {
+            lane.stage.store(ENDING, Ordering::Release);
+            drop(lane.context.write().take());
+        }
+        for handle in iter::once(handle).chain(lanes.iter().copied()) {
+            // One that was started meanwhile has ended, for the context is closed, and would keep it.
+            let pipeline = handle.pipeline.lock().take();
+            drop(pipeline);
+        }
         let ended = match context.map(Arc::try_unwrap) {
             Some(Ok(context)) => context.end(until),
             // Nobody keeps one.
             _ => Ok(()),
         };
-        handle.stage.store(ENDED, Ordering::Release);
+        for handle in iter::once(handle).chain(lanes) {
+            handle.stage.store(ENDED, Ordering::Release);
+        }
         ended.map(|()| 0)
+    })
+}
+
+/// Stores the handle of lane `lane` of a context in `*handle`. The lanes are numbered from 0; unified_info.lanes says how many
+/// there are, and unified_info.lane which one a handle is for. Lane i receives from queue unified_config.queue + i.
+///
+/// All functions that take a context take a lane's handle too. Functions of the data path then act on this lane alone, with
+/// the same thread rule: one receiver's and one taker's thread for each lane, and no lock between lanes. A frame may be
+/// submitted or released on another lane than the one it was received on. Of the control functions, unified_ctx_info,
+/// unified_ctx_stats, unified_ctx_latency and unified_stats_render tell about this lane, and pipelines belong to it; ports,
+/// events and the device are those of the context.
+///
+/// Once a lane's handle was given out, the functions of the data path return -EBUSY on the handle of the context, except for
+/// unified_frame_release and unified_frames_release. The same lane gives the same handle again. It ends with
+/// unified_ctx_destroy of its context and must not be destroyed itself.
+///
+/// Returns 0, or -EINVAL: there is no such lane, `ctx` is a lane's handle, or a pointer is NULL; -EBADF, -ESHUTDOWN, -ENOTSUP: as
+/// every function. Any thread, but not while another one uses the data path of the context's handle.
+///
+/// # Safety
+/// `ctx` must be a handle of unified_ctx_create; `handle` must be valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_ctx_lane(
+    ctx: *const unified_ctx,
+    lane: u32,
+    handle: *mut *mut unified_ctx,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        unsafe { put(handle, ptr::null_mut(), "`handle`")? };
+        let found = with(ctx, |whole, context| {
+            if let Some(number) = whole.lane {
+                return Err(Error::new(
+                    libc::EINVAL,
+                    format!("this is the handle of lane {number}: ask the context for lane {lane}"),
+                ));
+            }
+            context.lane(lane)?;
+            let mut lanes = whole.lanes.lock();
+            if let Some(known) = lanes.iter().find(|known| known.lane == Some(lane)) {
+                return Ok(ptr::from_ref(*known).cast_mut());
+            }
+            let kept = keep(unified_ctx::new(context.clone(), Some(lane))?);
+            lanes.push(cell(kept)?);
+            context.set_apart();
+            Ok(kept)
+        })?;
+        // SAFETY: as above.
+        unsafe { put(handle, found, "`handle`")? };
+        Ok(0)
     })
 }
 
@@ -251,15 +326,17 @@ pub unsafe extern "C" fn unified_ctx_info(
     info: *mut unified_info,
 ) -> c_int {
     guard(|| {
-        let filled = with(ctx, |_, context| Ok(info_of(context)))?;
+        let filled = with(ctx, |handle, context| Ok(info_of(context, handle.lane)))?;
         // SAFETY: the caller's promise.
         unsafe { put_sized(info, filled, "the info")? };
         Ok(0)
     })
 }
 
-fn info_of(context: &Context) -> unified_info {
+fn info_of(context: &Context, lane: Option<u32>) -> unified_info {
     let info = context.info();
+    let lane = lane.unwrap_or(0);
+    let rings = info.layout.rings(lane);
     let network = info.network;
     let backend: &'static CStr = match info.kind {
         Kind::Nvme => c"nvme passthrough",
@@ -272,10 +349,10 @@ fn info_of(context: &Context) -> unified_info {
         backend: backend.as_ptr(),
         region: info.region_address as *mut _,
         region_size: info.layout.total as u64,
-        sq_ring: info.layout.sq_ring as u64,
-        cq_ring: info.layout.cq_ring as u64,
-        sq_entries_offset: info.layout.sq_entries as u64,
-        cq_entries_offset: info.layout.cq_entries as u64,
+        sq_ring: rings.sq_ring as u64,
+        cq_ring: rings.cq_ring as u64,
+        sq_entries_offset: rings.sq_entries as u64,
+        cq_entries_offset: rings.cq_entries as u64,
         buffers: info.layout.buffers as u64,
         buffers_size: info.layout.buffers_len as u64,
         blocks: info.limits.blocks,
@@ -289,7 +366,7 @@ fn info_of(context: &Context) -> unified_info {
         frame_count: info.frame_count,
         headroom: info.headroom,
         ifindex: network.map_or(0, |n| n.ifindex),
-        queue: network.map_or(0, |n| n.queue),
+        queue: network.map_or(0, |n| n.queue + lane),
         rx_queues: network.map_or(0, |n| n.rx_queues),
         xdp_program_id: network.map_or(0, |n| n.program_id),
         huge_pages: info.huge_pages.into(),
@@ -301,6 +378,8 @@ fn info_of(context: &Context) -> unified_info {
         volatile_cache: info.limits.volatile_cache.map_or(2, u8::from),
         threaded: (info.drive == Drive::Thread).into(),
         reserved: 0,
+        lanes: info.layout.lanes,
+        lane,
     }
 }
 
@@ -315,7 +394,10 @@ pub unsafe extern "C" fn unified_ctx_stats(
     stats: *mut unified_stats,
 ) -> c_int {
     guard(|| {
-        let s = with(ctx, |_, context| context.statistics())?;
+        let s = with(ctx, |handle, context| match handle.lane {
+            Some(lane) => context.lane_statistics(lane),
+            None => context.statistics(),
+        })?;
         let filled = unified_stats {
             size: 0,
             xdp_seen: s.xdp.seen,
@@ -366,6 +448,7 @@ pub unsafe extern "C" fn unified_ctx_stats(
             xdp_merged: s.xdp.merged,
             packed: s.packed,
             packed_bytes: s.packed_bytes,
+            frames_reserve: s.frames_reserve,
         };
         // SAFETY: the caller's promise.
         unsafe { put_sized(stats, filled, "the statistics")? };
@@ -387,9 +470,11 @@ pub unsafe extern "C" fn unified_ctx_latency(
     latency: *mut unified_latency,
 ) -> c_int {
     guard(|| {
-        let found = with(ctx, |_, context| match which {
-            UNIFIED_LATENCY_PACKET => Ok(context.packet_latency()),
-            UNIFIED_LATENCY_COMMAND => Ok(context.command_latency()),
+        let found = with(ctx, |handle, context| match (which, handle.lane) {
+            (UNIFIED_LATENCY_PACKET, Some(lane)) => Ok(context.lane(lane)?.packet_latency()),
+            (UNIFIED_LATENCY_COMMAND, Some(lane)) => Ok(context.lane(lane)?.command_latency()),
+            (UNIFIED_LATENCY_PACKET, None) => Ok(context.packet_latency()),
+            (UNIFIED_LATENCY_COMMAND, None) => Ok(context.command_latency()),
             _ => Err(Error::new(
                 libc::EINVAL,
                 format!(
@@ -464,7 +549,7 @@ pub unsafe extern "C" fn unified_stats_render(
         if text.is_null() && size > 0 {
             return Err(null("`text`"));
         }
-        let rendered = with(ctx, |_, context| metrics::render(context))?;
+        let rendered = with(ctx, |handle, context| metrics::render(context, handle.lane))?;
         if size > 0 {
             let part = rendered.len().min(size as usize - 1);
             // SAFETY: the caller's promise: `size` bytes, of which part + 1 are written; the text is ours.

@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_void};
 use std::time::Duration;
 
 use super::types::*;
-use super::{count, guard, null, remember, unified_ctx, with, with_free};
+use super::{count, guard, null, on_path, remember, unified_ctx, with};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::lane::{Completion, Direction, Progress, Ready, Transfer};
@@ -26,7 +26,7 @@ pub unsafe extern "C" fn unified_frame_alloc(ctx: *const unified_ctx, frame: *mu
         if frame.is_null() || !frame.is_aligned() {
             return Err(null("`frame`"));
         }
-        let number = with_free(ctx, |context| context.frame_alloc())?;
+        let number = on_path!(ctx, |_context, path| path.frame_alloc())?;
         // SAFETY: the caller's promise; not null and aligned.
         unsafe { frame.write(number) };
         Ok(0)
@@ -153,7 +153,7 @@ unsafe fn in_pieces<T: Copy + Default, C>(
     Ok(count(total))
 }
 
-fn packet_of(context: &Context, packet: &Received, queue: u32) -> unified_packet {
+fn packet_of(context: &Context, packet: &Received) -> unified_packet {
     let data = context.data();
     let at = packet.offset as usize;
     let headers = &packet.headers;
@@ -166,7 +166,7 @@ fn packet_of(context: &Context, packet: &Received, queue: u32) -> unified_packet
         len: packet.len,
         payload_len: headers.payload_len.into(),
         frame: packet.frame,
-        queue,
+        queue: packet.queue,
         l3_offset: headers.l3_offset,
         payload_offset: headers.payload_offset,
         src_port: headers.src_port,
@@ -197,16 +197,15 @@ pub unsafe extern "C" fn unified_rx_batch(
     max: u32,
 ) -> c_int {
     guard(|| {
-        with_free(ctx, |context| {
-            let queue = context.info().network.map_or(0, |n| n.queue);
+        on_path!(ctx, |context, path| {
             // SAFETY: the caller's promise: room for `max`.
             unsafe {
                 in_pieces(
                     packets,
                     max,
                     "`packets`",
-                    |piece: &mut [Received]| context.receive(piece),
-                    |packet| packet_of(context, packet, queue),
+                    |piece: &mut [Received]| path.receive(piece),
+                    |packet| packet_of(context, packet),
                 )
             }
         })
@@ -225,9 +224,9 @@ struct Request {
 
 fn submit(ctx: *const unified_ctx, direction: Direction, request: Request) -> c_int {
     guard(|| {
-        with_free(ctx, |context| {
+        on_path!(ctx, |context, path| {
             let transfer = transfer(context, &request)?;
-            context.submit_transfer(direction, &transfer)
+            path.submit_transfer(direction, &transfer)
         })
         .map(|()| 0)
     })
@@ -313,8 +312,8 @@ pub unsafe extern "C" fn unified_submit_writes(
     guard(|| {
         // SAFETY: the caller's promise.
         let writes = unsafe { elements(writes, count, "`writes`")? };
-        with_free(ctx, |context| {
-            context.submit_writes(writes.map(|write| write_of(context, &write)))
+        on_path!(ctx, |context, path| {
+            path.submit_writes(writes.map(|write| write_of(context, &write)))
         })
         .map(so_many)
     })
@@ -397,7 +396,7 @@ pub unsafe extern "C" fn unified_submit_compare(
 /// `ctx` must be a handle.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn unified_submit_flush(ctx: *const unified_ctx, user_data: u64) -> c_int {
-    guard(|| with_free(ctx, |context| context.submit_flush(user_data)).map(|()| 0))
+    guard(|| on_path!(ctx, |_context, path| path.submit_flush(user_data)).map(|()| 0))
 }
 
 /// Zeroes `blocks` (1 to 65536) blocks, beginning at `lba`. `flags`: UNIFIED_FUA or 0. Errors and thread as
@@ -420,8 +419,8 @@ pub unsafe extern "C" fn unified_submit_write_zeroes(
                 format!("unknown flags {flags:#x}"),
             ));
         }
-        with_free(ctx, |context| {
-            context.submit_write_zeroes(lba, blocks, flags & UNIFIED_FUA != 0, user_data)
+        on_path!(ctx, |_context, path| {
+            path.submit_write_zeroes(lba, blocks, flags & UNIFIED_FUA != 0, user_data)
         })
         .map(|()| 0)
     })
@@ -440,8 +439,8 @@ pub unsafe extern "C" fn unified_submit_deallocate(
     user_data: u64,
 ) -> c_int {
     guard(|| {
-        with_free(ctx, |context| {
-            context.submit_deallocate(lba, blocks, user_data)
+        on_path!(ctx, |_context, path| {
+            path.submit_deallocate(lba, blocks, user_data)
         })
         .map(|()| 0)
     })
@@ -489,9 +488,9 @@ pub unsafe extern "C" fn unified_submit_raw(
             timeout_ms: c.timeout,
             ..NvmeUringCmd::default()
         };
-        with_free(ctx, |context| {
+        on_path!(ctx, |context, path| {
             if data.is_null() {
-                return context.submit_raw(&cmd, None, user_data);
+                return path.submit_raw(&cmd, None, user_data);
             }
             let start = context.data().address() + context.info().frames().start(frame) as usize;
             let at = (data as usize)
@@ -503,7 +502,7 @@ pub unsafe extern "C" fn unified_submit_raw(
                     format!("the data does not lie in frame {frame}"),
                 )
             })?;
-            context.submit_raw(&cmd, Some((frame, at)), user_data)
+            path.submit_raw(&cmd, Some((frame, at)), user_data)
         })
         .map(|()| 0)
     })
@@ -516,7 +515,7 @@ pub unsafe extern "C" fn unified_submit_raw(
 /// `ctx` must be a handle.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn unified_submit_pending(ctx: *const unified_ctx) -> c_int {
-    guard(|| with_free(ctx, |context| context.submit_pending()).map(|()| 0))
+    guard(|| on_path!(ctx, |_context, path| path.submit_pending()).map(|()| 0))
 }
 
 /// Takes up to `max` completions and returns their number, 0 if there are none. With UNIFIED_DRIVE_INLINE this call also drives
@@ -532,14 +531,14 @@ pub unsafe extern "C" fn unified_completions(
     max: u32,
 ) -> c_int {
     guard(|| {
-        with_free(ctx, |context| {
+        on_path!(ctx, |_context, path| {
             // SAFETY: the caller's promise: room for `max`.
             unsafe {
                 in_pieces(
                     completions,
                     max,
                     "`completions`",
-                    |piece: &mut [Completion]| context.completions(piece),
+                    |piece: &mut [Completion]| path.completions(piece),
                     completion_of,
                 )
             }
@@ -583,7 +582,7 @@ pub unsafe extern "C" fn unified_wait(
             completions: what & UNIFIED_WAIT_COMPLETIONS != 0,
         };
         let timeout = u64::try_from(timeout_ms).ok().map(Duration::from_millis);
-        let ready = with_free(ctx, |context| {
+        let ready = on_path!(ctx, |_context, path| {
             if what == 0 || what & !(UNIFIED_WAIT_RX | UNIFIED_WAIT_COMPLETIONS) != 0 {
                 return Err(Error::new(
                     libc::EINVAL,
@@ -592,7 +591,7 @@ pub unsafe extern "C" fn unified_wait(
                     ),
                 ));
             }
-            context.wait(wanted, timeout)
+            path.wait(wanted, timeout)
         })?;
         let bit = |on: bool, bit: u32| if on { bit as c_int } else { 0 };
         Ok(bit(ready.rx, UNIFIED_WAIT_RX) | bit(ready.completions, UNIFIED_WAIT_COMPLETIONS))
@@ -610,5 +609,5 @@ pub unsafe extern "C" fn unified_wait(
 /// `ctx` must be a handle.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn unified_poll_fd(ctx: *const unified_ctx) -> c_int {
-    guard(|| with_free(ctx, |context| context.poll_fd()))
+    guard(|| on_path!(ctx, |_context, path| path.poll_fd()))
 }

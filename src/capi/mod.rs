@@ -29,6 +29,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::lane::Lane;
 use crate::pipeline::Pipeline;
 use crate::sys::fork::ProcessId;
 
@@ -91,16 +92,35 @@ fn null(what: &str) -> Error {
     Error::new(libc::EINVAL, format!("{what} is NULL or not aligned"))
 }
 
-/// A handle. Its cell is never freed, so that a handle used after its destruction is an error and not a crash. Its
-/// contents are freed.
+/// A handle of a context, or of one of its lanes. Its cell is never freed, so that a handle used after its destruction is an
+/// error and not a crash. Its contents are freed.
 #[allow(non_camel_case_types)]
 pub struct unified_ctx {
     /// Checked before the lock: otherwise a stream of calls would starve a destroyer.
     stage: AtomicU8,
+    /// Each handle has one of its own, so that threads of different lanes touch different locks.
     context: RwLock<Option<Arc<Context>>>,
     pipeline: Mutex<Option<Pipeline>>,
+    /// `None`: the whole context.
+    lane: Option<u32>,
+    /// Of a whole context: the handles of its lanes, which end with it.
+    lanes: Mutex<Vec<&'static unified_ctx>>,
     /// A child of fork must not touch its parent's rings.
     born: ProcessId,
+}
+
+impl unified_ctx {
+    fn new(context: Arc<Context>, lane: Option<u32>) -> Result<unified_ctx> {
+        Ok(unified_ctx {
+            stage: AtomicU8::new(OPEN),
+            context: RwLock::new(Some(context)),
+            pipeline: Mutex::new(None),
+            lane,
+            lanes: Mutex::new(Vec::new()),
+            born: ProcessId::of_this_process()
+                .map_err(|e| Error::os(&e, "marking this process"))?,
+        })
+    }
 }
 
 /// Stages of a handle, in this order.
@@ -159,21 +179,47 @@ fn with<T>(
     }
 }
 
-/// As `with`, for calls that are refused while a pipeline runs.
+/// As `with`, for calls of the data path: they are refused while a pipeline makes them, and on the whole context once its
+/// lanes are used one by one. Gives the lane of a lane's handle.
 fn with_free<T>(
     ctx: *const unified_ctx,
-    body: impl FnOnce(&Arc<Context>) -> Result<T>,
+    body: impl FnOnce(&Arc<Context>, Option<&Lane>) -> Result<T>,
 ) -> Result<T> {
-    with(ctx, |_, context| {
-        if context.is_pipelined() {
+    with(ctx, |handle, context| {
+        let lane = handle.lane.map(|lane| context.lane(lane)).transpose()?;
+        if lane.map_or_else(|| context.is_pipelined(), Lane::is_pipelined) {
             return Err(Error::new(
                 libc::EBUSY,
-                "a pipeline runs on this context and makes these calls itself; stop it first",
+                "a pipeline runs on this context or lane and makes these calls itself; stop it first",
             ));
         }
-        body(context)
+        if lane.is_none() && context.is_apart() {
+            return Err(lanes_apart());
+        }
+        body(context, lane)
     })
 }
+
+fn lanes_apart() -> Error {
+    Error::new(
+        libc::EBUSY,
+        "unified_ctx_lane has given out a handle of this context's lanes: make this call with a lane's handle",
+    )
+}
+
+/// Calls a function of the data path: of the lane of a lane's handle, or of the whole context. `$path` is either.
+macro_rules! on_path {
+    ($ctx:expr, |$context:ident, $path:ident| $call:expr) => {
+        $crate::capi::with_free($ctx, |$context, lane| match lane {
+            Some($path) => $call,
+            None => {
+                let $path = &**$context;
+                $call
+            }
+        })
+    };
+}
+use on_path;
 
 /// # Safety
 /// `text` must be null or a string that ends in a zero byte and lives during the call.

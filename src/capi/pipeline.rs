@@ -4,19 +4,20 @@ use std::ffi::c_int;
 use std::time::Duration;
 
 use super::types::*;
-use super::{get_sized, guard, put_sized, size_given, unified_ctx, with};
+use super::{get_sized, guard, lanes_apart, put_sized, size_given, unified_ctx, with};
 use crate::error::{Error, Result};
 use crate::log;
 use crate::pipeline::{AtEnd, Pipeline, PipelineConfig, PipelineStatus, StoreLayout};
 use crate::recorder::Existing;
 
-/// Starts a packet thread and a storage thread that store received packets in a range of the device. UNIFIED_LAYOUT_PAYLOAD
+/// Starts a packet thread and a storage thread that store the received packets of a lane in a range of the device. If the
+/// context has several lanes, `ctx` is the handle of one of them, and each lane needs a range of its own. UNIFIED_LAYOUT_PAYLOAD
 /// stores the payloads one after the other, each padded to whole blocks. UNIFIED_LAYOUT_SLOT and UNIFIED_LAYOUT_LOG write a log,
 /// which unified_log_open reads. An existing log of the same layout is continued, or replaced with UNIFIED_LOG_NEW. Until the pipeline is
 /// stopped, the functions of the data path return -EBUSY.
 ///
 /// Returns 0, or -EINVAL: the range is not on the device, no log fits into it, a log of other sizes or of the other layout is
-/// there, or a field of `config` is out of range; -EROFS; -EEXIST: the range holds something that is not a log (UNIFIED_LOG_NEW overrides
+/// there, a field of `config` is out of range, or the context has several lanes and `ctx` is not the handle of one; -EROFS; -EEXIST: the range holds something that is not a log (UNIFIED_LOG_NEW overrides
 /// this); -EALREADY: a pipeline runs, or has not ended yet; -EBUSY: completions of earlier commands were not taken yet, or
 /// another thread is taking some; -ENOTCONN: no interface; -EIO: the log cannot be read; -EPROTONOSUPPORT: this library does
 /// not know the version of the log in the range; -ETIMEDOUT: the device did not answer for 30 s. Any thread.
@@ -97,7 +98,11 @@ pub unsafe extern "C" fn unified_pipeline_start(
                     "a pipeline runs on this context already",
                 ));
             }
-            *slot = Some(Pipeline::start(context.clone(), config)?);
+            *slot = Some(match handle.lane {
+                Some(lane) => Pipeline::start_on_lane(context.clone(), lane, config)?,
+                None if context.is_apart() => return Err(lanes_apart()),
+                None => Pipeline::start(context.clone(), config)?,
+            });
             Ok(0)
         })
     })

@@ -105,7 +105,7 @@ pub struct unified_config {
     /// Size in bytes of a regular file: it is created if it does not exist, and grown to this size if it is smaller. 0: the
     /// file must exist and keeps its size.
     pub file_size: u64,
-    /// Receive queue of the interface, from 0.
+    /// Receive queue of the interface, from 0; the first one if there are several (`queues`).
     pub queue: u32,
     /// UNIFIED_HUGE_PAGES and the other configuration flags.
     pub flags: u32,
@@ -116,7 +116,7 @@ pub struct unified_config {
     pub drive: u32,
     /// Bytes: 2048 (default) or 4096.
     pub frame_size: u32,
-    /// Frames: 64 to 4194304. Default 4096.
+    /// Frames of all lanes together: 64 to 4194304, and at least 64 for each lane. Default 4096 for each lane.
     pub frame_count: u32,
     /// Bytes before each packet, in addition to the kernel's 256. Default 214, which puts the payload of a plain IPv4 packet
     /// at byte 512 of its frame. Other values count only with UNIFIED_HEADROOM.
@@ -165,7 +165,17 @@ pub struct unified_config {
     /// device that is at least as long. They go to the same address, padded as on the device, and complete with success and
     /// UNIFIED_COMPLETION_SPILLED. A flush covers them, too. NULL: no fallback.
     pub spill: *const c_char,
+    /// Number of queues to receive from, `queue` being the first. Each is a lane with its own socket, rings and engine; all
+    /// share the memory, the XDP program and the device (unified_ctx_lane). 0: one. UNIFIED_ALL_QUEUES: all of the interface
+    /// from `queue` on. At most 64. Without an interface: the number of lanes.
+    pub queues: u32,
+    /// CPUs of the library's threads: those of lane i run on `cpus[i % cpu_count]`. 0: wherever the kernel lets them run.
+    pub cpu_count: u32,
+    pub cpus: *const u32,
 }
+
+/// unified_config.queues: all queues of the interface.
+pub const UNIFIED_ALL_QUEUES: u32 = 0xffff_ffff;
 
 /// unified_config.retries: report errors at once.
 pub const UNIFIED_NO_RETRY: u32 = 0xffff_ffff;
@@ -219,6 +229,10 @@ pub struct unified_info {
     pub volatile_cache: u8,
     pub threaded: u8,
     pub reserved: u32,
+    /// How many lanes the context has.
+    pub lanes: u32,
+    /// The lane that this tells about: its rings and its queue. 0 for the handle of the context.
+    pub lane: u32,
 }
 
 /// A received packet. Its frame belongs to the caller until it is submitted or released.
@@ -432,6 +446,8 @@ pub struct unified_stats {
     /// `failed` or `released` as soon as their write has ended.
     pub packed: u64,
     pub packed_bytes: u64,
+    /// Free frames that no lane has, part of frames_free. 0 for a lane's handle, and if there is one lane.
+    pub frames_reserve: u64,
 }
 
 /// For unified_ctx_latency: from the arrival of a packet until the completion of its first write was taken. Arrival is when

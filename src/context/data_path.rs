@@ -1,28 +1,84 @@
-//! The data path of a whole context. Each function has the thread rule of the lane's function of the same name.
+//! The data path of a whole context, over all of its lanes. Each function has the thread rule of the lane's function of the
+//! same name, for all lanes together: one thread receives from all and submits to all, one takes the completions of all.
+//!
+//! A submission goes to the lane that its frame belongs to; one without a frame goes to the first lane.
 
 #![forbid(unsafe_code)]
 
+use std::iter;
 use std::os::fd::RawFd;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Context;
-use crate::error::Result;
-use crate::lane::{Completion, Direction, Lane, Progress, Ready, Transfer};
+use crate::error::{Error, Result};
+use crate::lane::{self, Completion, Direction, Lane, Progress, Ready, Transfer};
+use crate::log;
 use crate::net::rx::Received;
 use crate::sys::abi::NvmeUringCmd;
+use crate::sys::event::Epoll;
 
 impl Context {
-    /// The lane that serves the calls of the context.
+    /// The lane that serves what belongs to no other.
     fn first(&self) -> &Lane {
         &self.lanes[0]
     }
 
+    /// The lane that a frame belongs to.
+    fn lane_of(&self, frame: u32) -> &Lane {
+        let first = self.first();
+        self.lanes.get(first.owner(frame) as usize).unwrap_or(first)
+    }
+
+    /// All lanes, beginning with another one at each call: none waits for ever behind a busy one.
+    fn in_turn(&self) -> impl Iterator<Item = &Lane> {
+        let begin = self.turn.fetch_add(1, Ordering::Relaxed) % self.lanes.len();
+        self.lanes[begin..].iter().chain(&self.lanes[..begin])
+    }
+
+    /// Fills `out` from one lane after the other. What they gave is handed out, even if one of them has failed: it says so
+    /// again at the next call.
+    fn gather<T>(
+        &self,
+        out: &mut [T],
+        mut of: impl FnMut(&Lane, &mut [T]) -> Result<usize>,
+    ) -> Result<usize> {
+        if let [lane] = &*self.lanes {
+            return of(lane, out);
+        }
+        let (mut count, mut failed) = (0, None);
+        for lane in self.in_turn() {
+            if count == out.len() {
+                break;
+            }
+            match of(lane, &mut out[count..]) {
+                Ok(some) => count += some,
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        match failed {
+            Some(error) if count == 0 => Err(error),
+            _ => Ok(count),
+        }
+    }
+
     pub fn receive(&self, out: &mut [Received]) -> Result<usize> {
-        self.first().receive(out)
+        self.gather(out, Lane::receive)
+    }
+
+    pub fn completions(&self, out: &mut [Completion]) -> Result<usize> {
+        self.gather(out, Lane::completions)
     }
 
     pub fn frame_alloc(&self) -> Result<u32> {
-        self.first().frame_alloc()
+        let mut none = None;
+        for lane in self.in_turn() {
+            match lane.frame_alloc() {
+                Err(error) if error.errno() == libc::ENOBUFS => none = Some(error),
+                result => return result,
+            }
+        }
+        none.map_or_else(|| self.first().frame_alloc(), Err)
     }
 
     pub fn frame_release(&self, frame: u32) -> Result<()> {
@@ -38,7 +94,8 @@ impl Context {
     }
 
     pub fn submit_transfer(&self, direction: Direction, request: &Transfer) -> Result<()> {
-        self.first().submit_transfer(direction, request)
+        self.lane_of(request.frame)
+            .submit_transfer(direction, request)
     }
 
     pub fn submit_write(&self, request: &Transfer) -> Result<()> {
@@ -49,7 +106,33 @@ impl Context {
         &self,
         requests: impl IntoIterator<Item = Result<Transfer>>,
     ) -> Result<Progress> {
-        self.first().submit_writes(requests)
+        if let [lane] = &*self.lanes {
+            return lane.submit_writes(requests);
+        }
+        // Neighbours of one lane together.
+        let mut requests = requests.into_iter().peekable();
+        let mut done = 0;
+        while let Some(next) = requests.peek() {
+            let lane = match next {
+                Ok(request) => self.lane_of(request.frame).number(),
+                Err(_) => 0,
+            };
+            let same = |request: &Result<Transfer>| match request {
+                Ok(request) => self.lane_of(request.frame).number() == lane,
+                Err(_) => true,
+            };
+            let part = iter::from_fn(|| requests.next_if(same));
+            match self.lanes[lane as usize].submit_writes(part) {
+                Ok(progress) => {
+                    done += progress.done;
+                    if progress.refused.is_some() {
+                        return Progress::new(done, progress.refused);
+                    }
+                }
+                Err(error) => return Progress::new(done, Some(error)),
+            }
+        }
+        Progress::new(done, None)
     }
 
     pub fn submit_read(&self, request: &Transfer) -> Result<()> {
@@ -61,7 +144,7 @@ impl Context {
     }
 
     pub fn submit_pending(&self) -> Result<()> {
-        self.first().submit_pending()
+        self.lanes.iter().try_for_each(Lane::submit_pending)
     }
 
     pub fn submit_flush(&self, user_data: u64) -> Result<()> {
@@ -89,26 +172,32 @@ impl Context {
         frame: Option<(u32, u32)>,
         user_data: u64,
     ) -> Result<()> {
-        self.first().submit_raw(cmd, frame, user_data)
-    }
-
-    pub fn completions(&self, out: &mut [Completion]) -> Result<usize> {
-        self.first().completions(out)
+        let lane = frame.map_or(self.first(), |(frame, _)| self.lane_of(frame));
+        lane.submit_raw(cmd, frame, user_data)
     }
 
     pub fn wait(&self, what: Ready, timeout: Option<Duration>) -> Result<Ready> {
-        self.first().wait(what, timeout)
+        lane::wait(&self.lanes, what, timeout)
     }
 
+    /// Of one lane its own descriptor; of several, one that is readable if that of any of them is.
     pub fn poll_fd(&self) -> Result<RawFd> {
-        self.first().poll_fd()
-    }
-
-    pub(crate) fn outstanding(&self) -> Result<u32> {
-        self.first().outstanding()
-    }
-
-    pub(crate) fn alive(&self) -> Result<()> {
-        self.first().alive()
+        if let [lane] = &*self.lanes {
+            return lane.poll_fd();
+        }
+        let failed = |e| Error::os(&e, "making the pollable descriptor of several lanes");
+        // As in `Lane::poll_fd`.
+        let _held = log::hold();
+        let mut slot = self.poll.lock();
+        if let Some(epoll) = &*slot {
+            return Ok(epoll.fd());
+        }
+        let epoll = Epoll::new().map_err(failed)?;
+        for lane in &self.lanes {
+            epoll.add(lane.poll_fd()?).map_err(failed)?;
+        }
+        let fd = epoll.fd();
+        *slot = Some(epoll);
+        Ok(fd)
     }
 }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::config::Drive;
+use crate::cpus::Cpus;
 use crate::frame::FrameMap;
 use crate::region::Layout;
 use crate::storage::device::{Kind, Limits};
@@ -24,6 +25,8 @@ pub struct Info {
     pub region_address: usize,
     pub huge_pages: bool,
     pub drive: Drive,
+    /// Where the library's threads run.
+    pub cpus: Cpus,
     /// The data buffers are registered once. Otherwise each NVMe command maps its own.
     pub registered_buffers: bool,
     /// `None`: storage only.

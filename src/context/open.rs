@@ -3,14 +3,16 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use parking_lot::Mutex;
 
 use super::{Context, Info, NetworkInfo};
 use crate::config::{Config, Drive, KERNEL_HEADROOM};
-use crate::counters::{OutcomeStats, RxStats};
+use crate::counters::RxStats;
 use crate::error::{Error, Result};
 use crate::frame::{FrameMap, Frames};
-use crate::lane::{Lane, LaneParts};
+use crate::lane::{Lane, LaneParts, Peer};
 use crate::locked::{Budget, Charge};
 use crate::log::{self, Level};
 use crate::net::interface::{Attached, Interface};
@@ -53,8 +55,15 @@ impl Context {
             Some(name) => Some(link::look_up(name, config.queue)?),
             None => None,
         };
-        let map = FrameMap::new(config.frame_size, config.frame_count);
-        let layout = Layout::new(config.sq_entries, config.cq_entries, map.bytes() as usize)?;
+        let lanes = config.lanes(link.as_ref())?;
+        let frame_count = config.frames(lanes);
+        let map = FrameMap::new(config.frame_size, frame_count);
+        let layout = Layout::with_lanes(
+            lanes,
+            config.sq_entries,
+            config.cq_entries,
+            map.bytes() as usize,
+        )?;
         let (target, made) = open_target(config)?;
         let (region, charge) = make_region(config, layout, link.is_some(), &target.device.limits)?;
         let mut info = Info {
@@ -65,19 +74,19 @@ impl Context {
             writable: target.device.writable,
             forced: config.device.force,
             frame_size: config.frame_size,
-            frame_count: config.frame_count,
+            frame_count,
             headroom: config.headroom,
             layout,
             region_address: region.mapping.address(),
             huge_pages: region.mapping.is_huge(),
             drive: config.drive,
+            cpus: config.cpus.clone(),
             registered_buffers: false,
             network: None,
         };
-        let engine = Engine::new(
-            vec![target],
-            &region,
-            EngineConfig {
+        let engine = |lane| {
+            let config = EngineConfig {
+                lane,
                 depth: config.depth(),
                 bounce: config.bounce,
                 raw: false,
@@ -85,52 +94,86 @@ impl Context {
                 backlog: 0,
                 registered: true,
                 retry: config.retry,
-            },
-        )?;
-        info.registered_buffers = engine.registered();
-        let shared = engine.shared().clone();
-        let frames = Arc::new(Frames::new(config.frame_count));
-        let (rx_stats, outcomes) = (
-            Arc::new(RxStats::default()),
-            Arc::new(OutcomeStats::default()),
-        );
-        let (mut receiver, mut interface) = (None, None);
+            };
+            Engine::new(vec![target.clone()], &region, config)
+        };
+        let engines: Vec<Engine> = (0..lanes).map(engine).collect::<Result<_>>()?;
+        info.registered_buffers = engines.iter().all(Engine::registered);
+        let sides = RxParts::of_lanes(lanes, frame_count)?;
+        let (mut receivers, mut interface) = (Vec::new(), None);
         if let Some(link) = link {
-            let counters = (rx_stats.clone(), outcomes.clone());
-            let network = open_network(config, link, map, &region, &frames, counters)?;
-            receiver = Some(network.receiver);
+            let network = open_network(config, link, map, &region, &sides)?;
+            receivers = network.receivers;
             interface = Some(Arc::new(network.interface));
             info.network = Some(network.info);
         }
-        let lane = Lane::new(LaneParts {
-            process,
-            interface: interface.clone(),
-            receiver,
-            driver: match config.drive {
-                Drive::Inline => Driver::inline(engine),
-                Drive::Thread => Driver::thread(engine)?,
-            },
-            shared,
-            frames,
-            map,
-            data: region.data.clone(),
-            limits: info.limits,
-            rx_stats,
-            outcomes,
-            sq: Producer::new(region.sq.clone(), "SQ"),
-            cq: Consumer::new(region.cq.clone(), "CQ"),
-        })?;
+        let mut receivers = receivers.into_iter();
+        let mut lanes = Vec::new();
+        for ((number, engine), rings) in (0..).zip(engines).zip(&region.rings) {
+            lanes.push(Lane::new(LaneParts {
+                process,
+                number,
+                peers: sides.peers.clone(),
+                interface: interface.clone(),
+                receiver: receivers.next(),
+                shared: engine.shared().clone(),
+                driver: match config.drive {
+                    Drive::Inline => Driver::inline(engine),
+                    Drive::Thread => {
+                        let name = thread_name(number, layout.lanes);
+                        Driver::thread(&name, engine, |thread| {
+                            config.cpus.bind(number, thread, &name)
+                        })?
+                    }
+                },
+                frames: sides.frames[number as usize].clone(),
+                map,
+                data: region.data.clone(),
+                limits: info.limits,
+                rx_stats: sides.stats[number as usize].clone(),
+                sq: Producer::new(rings.sq.clone(), "SQ"),
+                cq: Consumer::new(rings.cq.clone(), "CQ"),
+            }));
+        }
         made.into_iter().for_each(MadeFile::keep);
         Ok(Context {
             info,
             process,
             interfaces: interface.into_iter().collect(),
-            lanes: vec![lane],
+            lanes,
+            turn: AtomicUsize::new(0),
+            apart: AtomicBool::new(false),
+            poll: Mutex::new(None),
             leaving: AtomicBool::new(false),
-            pipelined: AtomicBool::new(false),
             ended: false,
             region,
             _charge: charge,
+        })
+    }
+}
+
+/// The name of a lane's engine thread, at most 15 bytes.
+fn thread_name(lane: u32, lanes: u32) -> String {
+    match lanes {
+        1 => "unified-engine".into(),
+        _ => format!("unified-eng-{lane}"),
+    }
+}
+
+/// What lanes have for receiving, and share.
+struct RxParts {
+    frames: Vec<Arc<Frames>>,
+    stats: Vec<Arc<RxStats>>,
+    peers: Arc<[Peer]>,
+}
+
+impl RxParts {
+    fn of_lanes(lanes: u32, frame_count: u32) -> Result<RxParts> {
+        let frames = Frames::of_lanes(frame_count, lanes);
+        Ok(RxParts {
+            frames: frames.into_iter().map(Arc::new).collect(),
+            stats: (0..lanes).map(|_| Arc::default()).collect(),
+            peers: (0..lanes).map(|_| Peer::new()).collect::<Result<_>>()?,
         })
     }
 }
@@ -145,7 +188,7 @@ fn open_target(config: &Config) -> Result<(OpenTarget, Vec<MadeFile>)> {
         made.extend(opened.made.take());
         spill = Some(opened);
     }
-    Ok((OpenTarget { device, spill }, made))
+    Ok((OpenTarget::new(device, spill), made))
 }
 
 /// Makes the region, after the limits on memory were checked.
@@ -156,14 +199,15 @@ fn make_region(
     device: &Limits,
 ) -> Result<(Region, Charge)> {
     let depth = config.depth();
+    let engines = layout.lanes as usize;
     let budget = Budget::take(
         layout,
         umem,
-        locked_bytes([device], depth),
+        locked_bytes([device], depth) * engines,
         config.huge_pages,
         limits::memlock(),
     )?;
-    let memory = layout.memory() + bounce_bytes([device], depth);
+    let memory = layout.memory() + bounce_bytes([device], depth) * engines;
     check_memory_cgroup(memory, limits::memory_cgroup())?;
     let region = match budget.huge || layout.total < HUGE_PAGE {
         true => Region::create(layout, config.huge_pages && budget.huge)?,
@@ -184,7 +228,8 @@ fn make_region(
 }
 
 struct Network {
-    receiver: Receiver,
+    /// Of each lane.
+    receivers: Vec<Receiver>,
     interface: Interface,
     info: NetworkInfo,
 }
@@ -194,8 +239,7 @@ fn open_network(
     link: Link,
     map: FrameMap,
     region: &Region,
-    frames: &Arc<Frames>,
-    counters: (Arc<RxStats>, Arc<OutcomeStats>),
+    sides: &RxParts,
 ) -> Result<Network> {
     let xdp_config = XdpConfig {
         ports: config.ports.clone(),
@@ -212,27 +256,47 @@ fn open_network(
         fill_size: config.fill_ring,
         socket: config.xsk,
     };
-    let queue = QueueSetup {
+    let queues = (config.queue..).take(sides.frames.len());
+    let setup = QueueSetup {
         ifname: link.name,
         queue: config.queue,
         rx_size: config.rx_ring,
         zero_copy: None,
         skb_mode: attached.mode() == Some(Mode::Skb),
     };
-    let receiver = Receiver::new(
-        socket::open(&umem, &queue, config.zero_copy, &region.data)?,
-        map,
-        frames.clone(),
-        region.data.clone(),
-        KERNEL_HEADROOM + config.headroom,
-        config.fill_ring,
-        counters,
-    );
-    let zero_copy = receiver
-        .is_zero_copy()
-        .map_err(|e| Error::os(&e, "asking the AF_XDP socket for its mode"))?;
-    // Frames are in the fill ring before the first packet can come.
-    attached.insert_socket(config.queue, receiver.fd())?;
+    let sockets = socket::open(
+        &umem,
+        &setup,
+        queues.clone(),
+        config.zero_copy,
+        &region.data,
+    )?;
+    let backlog = config.rx_ring.min(config.fill_ring).min(map.count());
+    let mut zero_copy = true;
+    let mut receivers = Vec::new();
+    for (lane, socket) in sockets.into_iter().enumerate() {
+        let frames = &sides.frames[lane];
+        let receiver = Receiver::new(
+            socket,
+            map,
+            frames.clone(),
+            region.data.clone(),
+            KERNEL_HEADROOM + config.headroom,
+            (config.fill_ring, backlog),
+            (
+                sides.stats[lane].clone(),
+                sides.peers[lane].outcomes.clone(),
+            ),
+        );
+        zero_copy &= receiver
+            .is_zero_copy()
+            .map_err(|e| Error::os(&e, "asking the AF_XDP socket for its mode"))?;
+        receivers.push(receiver);
+    }
+    // Frames are in the fill rings before the first packet can come.
+    for (queue, receiver) in queues.zip(&receivers) {
+        attached.insert_socket(queue, receiver.fd())?;
+    }
     let interface = attached.watched()?;
     let found = interface.info;
     let info = NetworkInfo {
@@ -243,14 +307,14 @@ fn open_network(
         dispatcher: found.dispatcher,
         zero_copy,
         program_id: found.program_id,
-        backlog: config.rx_ring.min(config.fill_ring).min(config.frame_count),
+        backlog,
         // Somebody else's program may leave more before a packet than ours does.
         writes_are_delivered: !zero_copy
             && config.rx_ring >= config.fill_ring
             && config.xsk_map.is_none(),
     };
     Ok(Network {
-        receiver,
+        receivers,
         interface,
         info,
     })

@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::AddAssign;
+
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 #[cfg(not(loom))]
@@ -107,6 +109,17 @@ pub struct Census {
     pub packets_held: u64,
     /// The same, in flight.
     pub packets_in_flight: u64,
+}
+
+impl AddAssign for Census {
+    fn add_assign(&mut self, other: Census) {
+        self.free += other.free;
+        self.filled += other.filled;
+        self.held += other.held;
+        self.in_flight += other.in_flight;
+        self.packets_held += other.packets_held;
+        self.packets_in_flight += other.packets_in_flight;
+    }
 }
 
 #[derive(Debug)]
@@ -454,8 +467,13 @@ impl FrameTable {
 
     /// Counts the table. Exact only at a quiet moment.
     pub fn census(&self) -> Census {
+        self.census_of(|_| true)
+    }
+
+    /// Counts those frames of the table that are `counted`.
+    pub fn census_of(&self, counted: impl Fn(u32) -> bool) -> Census {
         let mut census = Census::default();
-        for frame in 0..self.count {
+        for frame in (0..self.count).filter(|frame| counted(*frame)) {
             let Ok(state) = self.state(frame) else {
                 continue;
             };

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::mem::take;
+
 use super::Lane;
 use crate::error::Result;
 use crate::frame::{Freed, Outcomes, PacketOutcome, Settled, words_of};
@@ -37,6 +39,8 @@ pub struct Completion {
 /// What a batch of completions shares.
 #[derive(Default)]
 pub(super) struct Batch {
+    /// The lane whose packets the sums below are about.
+    owner: u32,
     /// The clock, read once if it is needed. ns; 0 before.
     now: u64,
     pub(super) freed: Freed,
@@ -95,6 +99,29 @@ impl Batch {
 }
 
 impl Lane {
+    /// What follows in the batch is about the packet of this frame: it counts on the lane where it was received.
+    #[inline(always)]
+    pub(super) fn attribute(&self, frame: u32, batch: &mut Batch) {
+        if self.frames.pool.is_shared() {
+            let owner = self.owner(frame);
+            if owner != batch.owner {
+                self.add_outcomes(batch);
+                batch.owner = owner;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn record_latency(&self, owner: u32, latency: u64, packets: u64) {
+        let outcomes = &self.peers[owner as usize].outcomes;
+        match owner == self.number {
+            true => outcomes.latency.record(latency, packets),
+            false => outcomes
+                .latency_elsewhere
+                .record_among_others(latency, packets),
+        }
+    }
+
     /// Takes up to `out.len()` completions; 0 if there are none. Drives an inline engine. Taker's thread.
     pub fn completions(&self, out: &mut [Completion]) -> Result<usize> {
         self.check_process()?;
@@ -158,22 +185,22 @@ impl Lane {
 
     /// Counts what a batch of completions has decided, and frees what it has freed.
     pub(super) fn give_back(&self, mut batch: Batch) {
-        self.add_outcomes(&batch);
+        self.add_outcomes(&mut batch);
         if batch.has_freed {
             self.frames.pool.give_back(&mut batch.freed);
-            self.wake_receiver();
+            self.wake_receivers(batch.freed.lanes);
         }
     }
 
     /// Counts what a batch has decided.
     // Inline: for a single frame, most of it is known to be zero.
     #[inline(always)]
-    pub(super) fn add_outcomes(&self, batch: &Batch) {
-        let outcomes = &self.outcomes;
-        outcomes.stored.add(batch.stored);
-        outcomes.stored_bytes.add(batch.stored_bytes);
-        outcomes.failed.add(batch.failed);
-        outcomes.released.add(batch.released);
+    pub(super) fn add_outcomes(&self, batch: &mut Batch) {
+        let outcomes = &self.peers[batch.owner as usize].outcomes;
+        outcomes.stored.add(take(&mut batch.stored));
+        outcomes.stored_bytes.add(take(&mut batch.stored_bytes));
+        outcomes.failed.add(take(&mut batch.failed));
+        outcomes.released.add(take(&mut batch.released));
     }
 
     /// What a completion means for its frames.
@@ -225,6 +252,8 @@ impl Lane {
         completion: &mut Completion,
         batch: &mut Batch,
     ) {
+        self.attribute(first, batch);
+        let owner = batch.owner;
         if success && count > 1 {
             // Read before they are freed: they get new packets then.
             let mut arrivals = [0; 4];
@@ -233,7 +262,7 @@ impl Lane {
             if self.frames.finish_stored(first, count, &mut batch.freed) {
                 for arrival in &arrivals[..count as usize] {
                     let latency = batch.now().saturating_sub(*arrival);
-                    self.outcomes.latency.record(latency, 1);
+                    self.record_latency(owner, latency, 1);
                 }
                 batch.stored += u64::from(count);
                 batch.stored_bytes += u64::from(bytes) * u64::from(count);
@@ -249,7 +278,7 @@ impl Lane {
                     let tried_again = settled.is_none() && completion.frames > 1;
                     if let Some((arrival, packets)) = written.filter(|_| !tried_again) {
                         let latency = batch.now().saturating_sub(arrival);
-                        self.outcomes.latency.record(latency, packets.into());
+                        self.record_latency(owner, latency, packets.into());
                     }
                     match settled {
                         None => completion.frame = Some(frame),

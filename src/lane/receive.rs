@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::mem::take;
 use std::ops::{Deref, DerefMut};
 
 use parking_lot::MutexGuard;
@@ -29,17 +30,24 @@ pub struct RxSide {
     cursor: u32,
     /// Where `allocate_run` goes on.
     run_cursor: u32,
+    /// Times in a row that no packet was there.
+    empty_looks: u32,
 }
 
+/// After so many looks in vain, a lane gives the frames that it does not need to the others.
+const EMPTY_LOOKS: u32 = 256;
+
 impl RxSide {
-    pub(super) fn new(receiver: Option<Receiver>, sq: Producer<UnifiedSqe>) -> RxSide {
+    /// `cursor`: where the lane begins to take frames.
+    pub(super) fn new(receiver: Option<Receiver>, sq: Producer<UnifiedSqe>, cursor: u32) -> RxSide {
         RxSide {
             receiver,
             sq,
             submitted_at: 0,
             dropped: XskStatistics::default(),
-            cursor: 0,
-            run_cursor: 0,
+            cursor,
+            run_cursor: cursor,
+            empty_looks: 0,
         }
     }
 
@@ -120,6 +128,10 @@ impl Lane {
         if self.poll.is_used() {
             self.arm_receive(&mut rx_side);
         }
+        if self.frames.pool.is_shared() {
+            let sleeps = self.poll.is_used() && count < out.len();
+            self.share_frames(&mut rx_side, count, sleeps);
+        }
         drop(rx_side);
         if count < out.len()
             && self.poll.is_used()
@@ -131,6 +143,36 @@ impl Lane {
             self.check_link()?;
         }
         Ok(count)
+    }
+
+    /// Among several lanes: keeps the free frames while packets come, and gives them up if none come, or if the caller
+    /// `sleeps` now.
+    fn share_frames(&self, rx_side: &mut RxSide, packets: usize, sleeps: bool) {
+        rx_side.empty_looks = match packets {
+            0 => rx_side.empty_looks.saturating_add(1),
+            _ => 0,
+        };
+        if sleeps || rx_side.empty_looks >= EMPTY_LOOKS {
+            self.give_up_frames();
+        } else if packets > 0 {
+            self.frames.pool.works();
+            self.ring_receivers(self.frames.pool.owed());
+        }
+    }
+
+    /// Until the next packet this lane needs no frames but those that the kernel has.
+    pub(super) fn give_up_frames(&self) {
+        if !self.frames.pool.is_shared() {
+            return;
+        }
+        self.frames.pool.rest();
+        self.ring_receivers(self.frames.pool.owed());
+    }
+
+    /// Packets that can wait in the kernel now; 1 without an interface.
+    pub fn backlog(&self) -> u32 {
+        let rx_side = self.rx_side.lock();
+        rx_side.receiver.as_ref().map_or(1, Receiver::backlog)
     }
 
     /// `ENODEV` if the interface was deleted or moved away. Looks at most four times a second.
@@ -199,16 +241,21 @@ impl Lane {
     /// Gives back what was packed.
     pub fn free(&self, freed: &mut Freed) {
         self.frames.pool.give_back(freed);
+        if self.frames.pool.is_shared() {
+            self.wake_receivers(take(&mut freed.lanes));
+        }
     }
 
     /// Gives a held frame back. Any thread. `EINVAL` or `EBUSY` if the caller does not hold it.
     pub fn frame_release(&self, frame: u32) -> Result<()> {
         self.check_process()?;
-        let settled = self.frames.release(frame)?;
         let mut batch = Batch::default();
+        self.attribute(frame, &mut batch);
+        let owner = self.owner(frame);
+        let settled = self.frames.release(frame)?;
         batch.count(frame, settled, 0);
-        self.add_outcomes(&batch);
-        self.wake_receiver();
+        self.add_outcomes(&mut batch);
+        self.wake_receivers(1 << owner);
         Ok(())
     }
 
@@ -241,6 +288,7 @@ impl Lane {
         count: u32,
         batch: &mut Batch,
     ) -> std::result::Result<(), (u32, Error)> {
+        self.attribute(first, batch);
         match self.frames.release_run(first, count, &mut batch.freed) {
             Some(outcomes) => {
                 batch.count_run(first, outcomes);
@@ -269,16 +317,22 @@ impl Lane {
         Ok(())
     }
 
-    /// After frames were given back: wakes the receiver if it waits for some.
-    pub(super) fn wake_receiver(&self) {
-        if self.frames.pool.wants_wakeup() {
-            self.rx_bell.ring();
+    /// After frames of some lanes (a bit for each) were given back: wakes the receivers that wait for some.
+    pub(super) fn wake_receivers(&self, lanes: u64) {
+        self.ring_receivers(self.frames.pool.to_wake(lanes));
+    }
+
+    /// Wakes the receivers of some lanes, a bit for each.
+    pub(super) fn ring_receivers(&self, mut lanes: u64) {
+        while lanes != 0 {
+            self.peers[lanes.trailing_zeros() as usize].rx_bell.ring();
+            lanes &= lanes - 1;
         }
     }
 
     /// The receiver is awake: nobody needs to ring for it, and the bell's earlier rings are consumed.
     pub(super) fn hear_frames(&self) {
         self.frames.pool.awake();
-        self.rx_bell.clear();
+        self.peer().rx_bell.clear();
     }
 }

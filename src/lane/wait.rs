@@ -4,10 +4,12 @@
 
 use std::ops::{BitOr, BitOrAssign};
 use std::os::fd::RawFd;
+use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
+use smallvec::SmallVec;
 
 use super::{Lane, Role, RxSide};
 use crate::error::{Error, Result};
@@ -15,7 +17,7 @@ use crate::log;
 use crate::net::watch;
 use crate::ring::Consumer;
 use crate::sys::abi::UnifiedCqe;
-use crate::sys::event::{Epoll, poll_which};
+use crate::sys::event::{Epoll, Woken, poll_which};
 
 /// What to wait for, and what is ready.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -55,8 +57,8 @@ impl BitOrAssign for Ready {
     }
 }
 
-/// Most descriptors that one call waits for: the end, the socket, two bells, the link.
-const FDS: usize = 5;
+/// The descriptors that one call waits for; without an allocation for a lane or two.
+type Fds = SmallVec<[RawFd; 12]>;
 
 /// Roles of a thread that waits.
 #[derive(Default)]
@@ -83,50 +85,73 @@ fn os(what: &'static str) -> impl Fn(std::io::Error) -> Error {
     move |e| Error::os(&e, what)
 }
 
-impl Lane {
-    /// Waits until something of `what` is ready, and returns what is. `Ready::NONE` on timeout or signal. Drives an inline
-    /// engine meanwhile. The thread of the role or roles, which it keeps while it sleeps: a second thread in one of them gets
-    /// `EBUSY`, and cannot disarm the sleeper.
-    pub fn wait(&self, what: Ready, timeout: Option<Duration>) -> Result<Ready> {
-        // A timeout beyond the clock's range is none.
-        let until = timeout.and_then(|t| Instant::now().checked_add(t));
-        let mut roles = self.roles(what)?;
-        loop {
-            self.alive()?;
-            let (ready, mut fds, mut count) = self.look(&mut roles)?;
-            if ready != Ready::NONE {
-                self.disarm_engine(what);
-                return Ok(ready);
-            }
-            let mut left = until.map(|u| u.saturating_duration_since(Instant::now()));
-            let mut link = 0;
-            let interface = self.interface.as_ref().filter(|_| what.rx);
-            let watch = interface.map(|interface| &interface.watch);
-            if let Some(watch) = watch {
-                // The socket of an interface that is gone stays readable for ever.
-                watch.check().inspect_err(|_| self.awake(what))?;
-                fds[count] = watch.fd();
-                link = 1 << count;
-                count += 1;
-                left = Some(left.map_or(watch::INTERVAL, |left| left.min(watch::INTERVAL)));
-            }
-            let (woken, signal) = match poll_which(&fds[..count], left) {
-                Ok(woken) => (woken, false),
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => (0, true),
-                Err(e) => return Err(os("waiting")(e)),
-            };
-            self.awake(what);
-            if let Some(watch) = watch.filter(|_| woken & link != 0) {
-                watch.look();
-            }
-            if signal || woken == 0 && until.is_some_and(|until| Instant::now() >= until) {
-                // One more look: what came in the last moment counts.
-                self.alive()?;
-                let (ready, ..) = self.look(&mut roles)?;
-                self.awake(what);
-                return Ok(ready);
-            }
+/// Waits until something of `what` is ready on one of the lanes, and returns what is. `Ready::NONE` on timeout or signal.
+/// Drives inline engines meanwhile. The thread of the role or roles of all of these lanes, which it keeps while it sleeps: a
+/// second thread in one of them gets `EBUSY`, and cannot disarm the sleeper. The lanes are of one context.
+pub fn wait(lanes: &[Lane], what: Ready, timeout: Option<Duration>) -> Result<Ready> {
+    // A timeout beyond the clock's range is none.
+    let until = timeout.and_then(|t| Instant::now().checked_add(t));
+    let mut roles = SmallVec::<[Roles; 2]>::new();
+    for lane in lanes {
+        roles.push(lane.roles(what)?);
+    }
+    let interface = lanes.first().and_then(|lane| lane.interface.as_ref());
+    let watch = interface.filter(|_| what.rx).map(|found| &found.watch);
+    let awake = || lanes.iter().for_each(|lane| lane.awake(what));
+    loop {
+        alive(lanes)?;
+        let mut fds = Fds::new();
+        if let Some(watch) = watch {
+            fds.push(watch.fd());
         }
+        let ready = look(lanes, &mut roles, &mut fds)?;
+        if ready != Ready::NONE {
+            lanes.iter().for_each(|lane| lane.disarm_engine(what));
+            return Ok(ready);
+        }
+        let mut left = until.map(|u| u.saturating_duration_since(Instant::now()));
+        if let Some(watch) = watch {
+            // The socket of an interface that is gone stays readable for ever.
+            watch.check().inspect_err(|_| awake())?;
+            left = Some(left.map_or(watch::INTERVAL, |left| left.min(watch::INTERVAL)));
+        }
+        let (woken, signal) = match poll_which(&fds, left) {
+            Ok(woken) => (woken, false),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => (Woken::default(), true),
+            Err(e) => return Err(os("waiting")(e)),
+        };
+        awake();
+        if let Some(watch) = watch.filter(|_| woken.first) {
+            watch.look();
+        }
+        if signal || !woken.any && until.is_some_and(|until| Instant::now() >= until) {
+            // One more look: what came in the last moment counts.
+            alive(lanes)?;
+            let ready = look(lanes, &mut roles, &mut fds)?;
+            awake();
+            return Ok(ready);
+        }
+    }
+}
+
+fn alive(lanes: &[Lane]) -> Result<()> {
+    lanes.iter().try_for_each(Lane::alive)
+}
+
+/// Returns what is ready on some lane. If nothing is, all wakeups are armed, and the descriptors that are added to `fds`
+/// become readable when something is.
+fn look(lanes: &[Lane], roles: &mut [Roles<'_>], fds: &mut Fds) -> Result<Ready> {
+    let mut ready = Ready::NONE;
+    for (lane, roles) in lanes.iter().zip(roles) {
+        ready |= lane.look(roles, fds)?;
+    }
+    Ok(ready)
+}
+
+impl Lane {
+    /// As the function `wait`, for this lane alone.
+    pub fn wait(&self, what: Ready, timeout: Option<Duration>) -> Result<Ready> {
+        wait(slice::from_ref(self), what, timeout)
     }
 
     /// Takes the roles that waiting for `what` needs. The data of the receiver stays unlocked: statistics read it.
@@ -146,14 +171,10 @@ impl Lane {
         Ok(roles)
     }
 
-    /// Returns what is ready. If nothing is, all wakeups are armed, and the descriptors become readable when something is.
-    fn look(&self, roles: &mut Roles<'_>) -> Result<(Ready, [RawFd; FDS], usize)> {
-        let (mut ready, mut fds, mut count) = (Ready::NONE, [-1; FDS], 0);
-        let mut watch = |fd| {
-            fds[count] = fd;
-            count += 1;
-        };
-        watch(self.shared.end.fd());
+    /// As the function `look`, for this lane.
+    fn look(&self, roles: &mut Roles<'_>, fds: &mut Fds) -> Result<Ready> {
+        let mut ready = Ready::NONE;
+        fds.push(self.shared.end.fd());
         if roles.receiving.is_some() {
             let _held = log::hold();
             let mut rx_side = self.rx_side.lock();
@@ -163,27 +184,27 @@ impl Lane {
                     "this context has no interface to wait for",
                 ));
             };
-            watch(receiver.fd());
-            watch(self.rx_bell.fd());
+            fds.extend([receiver.fd(), self.peer().rx_bell.fd()]);
             if receiver.pending() > 0 {
                 ready.rx = true;
             } else {
                 self.arm_receive(&mut rx_side);
+                self.give_up_frames();
             }
         }
         if let Some(taking) = &mut roles.taking {
             match self.inline_engine()? {
                 Some(mut engine) => {
                     engine.pump(true)?;
-                    watch(engine.fd());
+                    fds.push(engine.fd());
                 }
-                None => watch(self.shared.taker_bell.fd()),
+                None => fds.push(self.shared.taker_bell.fd()),
             }
             if taking.available()? > 0 || !self.arm_take(taking)? {
                 ready.completions = true;
             }
         }
-        Ok((ready, fds, count))
+        Ok(ready)
     }
 
     fn awake(&self, what: Ready) {
@@ -192,7 +213,7 @@ impl Lane {
             if !self.poll.is_used() {
                 self.frames.pool.awake();
             }
-            self.rx_bell.clear();
+            self.peer().rx_bell.clear();
         }
         if what.completions {
             self.shared.taker_bell.clear();
@@ -266,7 +287,7 @@ impl Lane {
         }
         if let Some(receiver) = &rx_side.receiver {
             add(receiver.fd())?;
-            add(self.rx_bell.fd())?;
+            add(self.peer().rx_bell.fd())?;
         }
         self.hear_frames();
         self.arm_receive(&mut rx_side);

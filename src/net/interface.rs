@@ -131,12 +131,12 @@ impl Interface {
         }
     }
 
-    /// The counters of the library's own program; zeroes if it is somebody else's.
-    pub fn counters(&self) -> Result<XdpCounters> {
+    /// The counters of the library's own program, of each queue; none if it is somebody else's.
+    pub fn counters(&self) -> Result<Vec<XdpCounters>> {
         let _held = log::hold();
         match &*self.feed.lock() {
             Some(Feed::Own(xdp)) => xdp.counters(),
-            _ => Ok(XdpCounters::default()),
+            _ => Ok(Vec::new()),
         }
     }
 

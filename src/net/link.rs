@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 pub struct Link {
     pub name: String,
     pub index: u32,
+    /// Receive queues.
     pub rx_queues: u32,
 }
 

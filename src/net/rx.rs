@@ -20,6 +20,49 @@ use crate::sys::probe;
 use crate::sys::shm::Shared;
 use crate::sys::xsk::{BoundQueue, FillQueue, RxDescriptor, RxQueue, Socket, XskStatistics};
 
+/// How many frames the kernel gets of a lane among others: few as long as few packets come at once, because what is posted
+/// cannot be taken back and given to another lane.
+#[derive(Debug)]
+struct Supply {
+    /// Whether there are other lanes. If not, the kernel gets all that fit.
+    shared: bool,
+    frames: u32,
+    /// Packets since the kernel last needed most of them.
+    calm: u32,
+}
+
+/// Frames that the kernel has of an idle lane.
+const IDLE_SUPPLY: u32 = 256;
+
+impl Supply {
+    fn new(shared: bool) -> Supply {
+        Supply {
+            shared,
+            frames: if shared { IDLE_SUPPLY } else { u32::MAX },
+            calm: 0,
+        }
+    }
+
+    /// After `taken` packets, when the kernel has `left` frames. `most`: what it can get.
+    fn adapt(&mut self, taken: u32, left: u32, most: u32) {
+        if !self.shared || taken == 0 {
+            return;
+        }
+        if left < self.frames / 2 {
+            self.frames = (self.frames * 2).min(most.max(IDLE_SUPPLY));
+            self.calm = 0;
+        } else if left < self.frames - self.frames / 4 {
+            self.calm = 0;
+        } else {
+            self.calm += taken;
+            if self.calm >= self.frames * 4 {
+                self.frames = (self.frames / 2).max(IDLE_SUPPLY);
+                self.calm = 0;
+            }
+        }
+    }
+}
+
 /// Most packets taken, and frames filled, at once.
 const BATCH: usize = 64;
 /// While a packet is looked at, this many after it are on their way into the cache.
@@ -29,6 +72,8 @@ const PREFETCH: usize = 8;
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
     pub frame: u32,
+    /// The interface's queue that it came to.
+    pub queue: u32,
     /// Offset of its Ethernet header in the data buffers.
     pub offset: u64,
     pub len: u32,
@@ -47,12 +92,17 @@ pub struct Receiver {
     /// Where a packet must begin in its frame.
     expected_start: u32,
     stamps: StampOffset,
+    queue: u32,
     cursor: u32,
     /// Frames that the kernel has.
     filled: u32,
     fill_ring: u32,
+    /// What the shorter of the fill and the RX ring holds.
+    backlog: u32,
     /// Most frames that the kernel gets.
     most: u32,
+    /// How many of them it gets now.
+    supply: Supply,
     misplaced_said: bool,
     descriptors: [RxDescriptor; BATCH],
     /// Of each descriptor, the frame that was taken over from the kernel.
@@ -64,18 +114,27 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Receives from a queue into `frames`, which lie in `data`. `expected_start`: where a packet must begin in its frame.
+    /// Receives from a queue into `frames`, which lie in `data`. `expected_start`: where a packet must begin in its frame;
+    /// `rings`: entries of the fill ring, and what the shorter of it and the RX ring holds.
     pub fn new(
         queue: BoundQueue,
         map: FrameMap,
         frames: Arc<Frames>,
         data: Shared,
         expected_start: u32,
-        fill_ring: u32,
+        rings: (u32, u32),
         counters: (Arc<RxStats>, Arc<OutcomeStats>),
     ) -> Receiver {
+        let supply = Supply::new(frames.pool.is_shared());
+        let (fill_ring, backlog) = rings;
+        let cursor = frames.pool.first_cursor();
         let (stats, outcomes) = counters;
-        let BoundQueue { socket, fill, rx } = queue;
+        let BoundQueue {
+            queue,
+            socket,
+            fill,
+            rx,
+        } = queue;
         let mut receiver = Receiver {
             socket,
             fill,
@@ -85,10 +144,13 @@ impl Receiver {
             data,
             expected_start,
             stamps: StampOffset::of_this_process(),
-            cursor: 0,
+            queue,
+            cursor,
             filled: 0,
             fill_ring,
+            backlog,
             most: fill_ring,
+            supply,
             misplaced_said: false,
             descriptors: [RxDescriptor::default(); BATCH],
             located: [None; BATCH],
@@ -159,6 +221,7 @@ impl Receiver {
         }
         self.stats.received.add(taken as u64);
         self.stats.received_bytes.add(bytes);
+        self.supply.adapt(taken as u32, self.filled, self.most);
         self.refill();
         Ok(count)
     }
@@ -230,6 +293,7 @@ impl Receiver {
         };
         Some(Received {
             frame,
+            queue: self.queue,
             offset: addr,
             len,
             headers,
@@ -274,11 +338,13 @@ impl Receiver {
     /// Gives free frames to the kernel, in address order.
     pub fn refill(&mut self) {
         let mut frames = [0u32; BATCH];
+        let most = self.most.min(self.supply.frames);
+        let ring = self.fill_ring.min(self.supply.frames);
         loop {
-            let room = self.most.saturating_sub(self.filled) as usize;
+            let room = most.saturating_sub(self.filled) as usize;
             // Wait for a whole batch, unless the kernel is about to run out: each publication makes the NIC's side
             // fetch a cache line.
-            let eager = self.filled < (self.fill_ring / 4).max(1);
+            let eager = self.filled < (ring / 4).max(1);
             if room < BATCH && !(eager && room > 0) {
                 break;
             }
@@ -318,6 +384,11 @@ impl Receiver {
         self.most = frames.min(self.fill_ring);
     }
 
+    /// Packets that can wait in the kernel: it has so many frames for them, and places in the RX ring.
+    pub fn backlog(&self) -> u32 {
+        self.backlog.min(self.supply.frames)
+    }
+
     /// Takes one free frame for the caller.
     pub fn allocate(&mut self) -> Result<Option<u32>> {
         self.frames.allocate(&mut self.cursor)
@@ -327,7 +398,8 @@ impl Receiver {
     /// wakes this side.
     pub fn prepare_sleep(&mut self) -> bool {
         self.refill();
-        if self.filled >= (self.most.min(self.map.count()) / 4).max(1) {
+        let wanted = self.most.min(self.supply.frames).min(self.map.count());
+        if self.filled >= (wanted / 4).max(1) {
             return true;
         }
         self.frames.pool.prepare_sleep()
@@ -358,6 +430,34 @@ fn record_of(
 mod tests {
     use super::*;
     use crate::sys::mmap::Mapping;
+
+    #[test]
+    fn the_supply_follows_the_packets() {
+        let mut alone = Supply::new(false);
+        alone.adapt(1000, 0, 2048);
+        assert_eq!(alone.frames, u32::MAX);
+        let mut supply = Supply::new(true);
+        assert_eq!(supply.frames, 256);
+        for (left, expected) in [(200, 256), (127, 512), (100, 1024), (0, 2048), (0, 2048)] {
+            supply.adapt(100, left, 2048);
+            assert_eq!(supply.frames, expected);
+        }
+        // Nothing changes without packets, however often one looks.
+        for _ in 0..100_000 {
+            supply.adapt(0, 2048, 2048);
+        }
+        assert_eq!(supply.frames, 2048);
+        for (packets, expected) in [(2048, 1024), (1024, 512), (512, 256), (256, 256)] {
+            for i in 0..packets * 4 / 16 {
+                assert_ne!(
+                    supply.frames,
+                    if i > 0 && packets > 256 { expected } else { 0 }
+                );
+                supply.adapt(16, supply.frames - 16, 2048);
+            }
+            assert_eq!(supply.frames, expected);
+        }
+    }
 
     #[test]
     fn a_record_counts_for_one_packet_only() {

@@ -20,14 +20,15 @@ pub enum ZeroCopy {
     Insist,
 }
 
-/// Makes a UMEM of the data buffers and binds its first socket. `setup.zero_copy` is decided here. `EBUSY` (another socket
-/// holds the queue), `EOPNOTSUPP` (zero-copy was insisted on), `ENOBUFS`/`ENOMEM` (RLIMIT_MEMLOCK), `EPERM`.
+/// Makes a UMEM of the data buffers and binds a socket to each of the queues. `setup.zero_copy` and `setup.queue` are decided
+/// here. `EBUSY` (another socket holds a queue), `EOPNOTSUPP` (zero-copy was insisted on), `ENOBUFS`/`ENOMEM` (RLIMIT_MEMLOCK), `EPERM`.
 pub fn open(
     umem_setup: &UmemSetup,
     setup: &QueueSetup,
+    queues: impl Iterator<Item = u32> + Clone,
     zero_copy: ZeroCopy,
     buffers: &Shared,
-) -> Result<BoundQueue> {
+) -> Result<Vec<BoundQueue>> {
     let handed_in = umem_setup.socket.is_some();
     let ways: &[Option<bool>] = match zero_copy {
         // A socket that was handed in cannot be bound a second time: the kernel chooses.
@@ -45,9 +46,8 @@ pub fn open(
         };
         // A new UMEM for each way: after one failed bind, kernel 6.12 binds again but loses the fill ring, so that no
         // packet arrives.
-        let bound = Umem::new(umem_setup, buffers.clone()).and_then(|umem| umem.bind(&setup));
-        match bound.map_err(|os| refusal(&setup, handed_in, &os, buffers.len())) {
-            Ok(queue) => return Ok(queue),
+        match bind_all(umem_setup, &setup, queues.clone(), buffers) {
+            Ok(queues) => return Ok(queues),
             Err(error)
                 if *way == Some(true)
                     && matches!(error.errno(), libc::EOPNOTSUPP | libc::EINVAL) =>
@@ -59,6 +59,27 @@ pub fn open(
         }
     }
     Err(last.unwrap_or_else(|| Error::new(libc::EINVAL, "no way to open the socket")))
+}
+
+fn bind_all(
+    umem_setup: &UmemSetup,
+    setup: &QueueSetup,
+    queues: impl Iterator<Item = u32>,
+    buffers: &Shared,
+) -> Result<Vec<BoundQueue>> {
+    let refused = |setup: &QueueSetup, os: &io::Error| {
+        refusal(setup, umem_setup.socket.is_some(), os, buffers.len())
+    };
+    let umem = Umem::new(umem_setup, buffers.clone()).map_err(|os| refused(setup, &os))?;
+    queues
+        .map(|queue| {
+            let setup = QueueSetup {
+                queue,
+                ..setup.clone()
+            };
+            umem.bind(&setup).map_err(|os| refused(&setup, &os))
+        })
+        .collect()
 }
 
 /// What was tried, and what to do about the errno.

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::{AddAssign, SubAssign};
+
 /// Counters of the XDP program, summed over the CPUs. `seen = passed + redirected`.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
@@ -19,7 +21,39 @@ pub struct XdpCounters {
     pub merged: u64,
 }
 
-/// `u64`s that the XDP program keeps for each CPU.
+impl XdpCounters {
+    /// Combines each counter with that of the same name.
+    fn each(self, other: XdpCounters, with: impl Fn(u64, u64) -> u64) -> XdpCounters {
+        XdpCounters {
+            seen: with(self.seen, other.seen),
+            passed: with(self.passed, other.passed),
+            redirected: with(self.redirected, other.redirected),
+            matched: with(self.matched, other.matched),
+            no_socket: with(self.no_socket, other.no_socket),
+            malformed: with(self.malformed, other.malformed),
+            fragments: with(self.fragments, other.fragments),
+            events: with(self.events, other.events),
+            events_lost: with(self.events_lost, other.events_lost),
+            no_metadata: with(self.no_metadata, other.no_metadata),
+            merged: with(self.merged, other.merged),
+        }
+    }
+}
+
+impl AddAssign for XdpCounters {
+    fn add_assign(&mut self, other: XdpCounters) {
+        *self = self.each(other, |a, b| a + b);
+    }
+}
+
+impl SubAssign for XdpCounters {
+    /// Not below zero.
+    fn sub_assign(&mut self, other: XdpCounters) {
+        *self = self.each(other, u64::saturating_sub);
+    }
+}
+
+/// `u64`s that the XDP program keeps for each CPU and queue.
 pub const COUNTERS: usize = 12;
 
 impl XdpCounters {

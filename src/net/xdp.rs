@@ -168,7 +168,7 @@ impl Xdp {
             }
         };
         log_libraries();
-        let mut program = Program::open(config.events_bytes, variant)
+        let mut program = Program::open(config.events_bytes, link.rx_queues, variant)
             .map_err(|e| failed(e, "preparing the XDP program for"))?;
         program
             .set_run_config(config.run_priority, true)
@@ -231,7 +231,7 @@ impl Xdp {
     pub fn load_as(config: &XdpConfig, variant: Variant) -> Result<Xdp> {
         let failed = |e: io::Error| Error::os(&e, "loading the XDP program");
         log_libraries();
-        let mut program = Program::open(config.events_bytes, variant).map_err(failed)?;
+        let mut program = Program::open(config.events_bytes, 1, variant).map_err(failed)?;
         program.load().map_err(failed)?;
         let owner = OwnerSocket::new();
         let (fds, events) = open_maps(&program, config, &owner).map_err(failed)?;
@@ -335,15 +335,14 @@ impl Xdp {
         })
     }
 
-    pub fn counters(&self) -> Result<XdpCounters> {
-        bpf::map_sum::<COUNTERS>(self.fds.stats, 0)
-            .map(|words| XdpCounters::from_words(&words))
-            .map_err(|e| {
-                Error::os(
-                    &e,
-                    format_args!("reading the XDP counters of '{}'", self.link.name),
-                )
-            })
+    /// What it has counted of each queue. A queue that the interface got since it was attached counts as the first.
+    pub fn counters(&self) -> Result<Vec<XdpCounters>> {
+        counters_of(self.fds.stats, self.link.rx_queues).map_err(|e| {
+            Error::os(
+                &e,
+                format_args!("reading the XDP counters of '{}'", self.link.name),
+            )
+        })
     }
 
     /// Its counter of merged datagrams, which stays readable after it is detached; `None` if it does not recognize
@@ -354,7 +353,10 @@ impl Xdp {
         }
         let map = duplicate(self.fds.stats)
             .map_err(|e| Error::os(&e, format_args!("watching '{}'", self.link.name)))?;
-        Ok(Some(MergedCount(map)))
+        Ok(Some(MergedCount {
+            map,
+            queues: self.link.rx_queues,
+        }))
     }
 
     /// One event in `sample` packets from now on; 0: none.
@@ -473,13 +475,25 @@ impl Xdp {
 
 /// The counter of merged datagrams of an XDP program.
 #[derive(Debug)]
-pub struct MergedCount(OwnedFd);
+pub struct MergedCount {
+    map: OwnedFd,
+    queues: u32,
+}
 
 impl MergedCount {
     pub fn get(&self) -> io::Result<u64> {
-        let words = bpf::map_sum::<COUNTERS>(self.0.as_raw_fd(), 0)?;
-        Ok(XdpCounters::from_words(&words).merged)
+        let counters = counters_of(self.map.as_raw_fd(), self.queues)?;
+        Ok(counters.iter().map(|queue| queue.merged).sum())
     }
+}
+
+fn counters_of(map: RawFd, queues: u32) -> io::Result<Vec<XdpCounters>> {
+    let of = |queue| {
+        Ok(XdpCounters::from_words(&bpf::map_sum::<COUNTERS>(
+            map, queue,
+        )?))
+    };
+    (0..queues.max(1)).map(of).collect()
 }
 
 fn open_maps(

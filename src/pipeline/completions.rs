@@ -6,9 +6,8 @@ use std::sync::atomic::Ordering;
 
 use super::runs::{FailedRun, not_submitted};
 use super::{BATCH, FLUSH, Progress, SEGMENT, SUPERBLOCK, TICK, WINDOW};
-use crate::context::Context;
 use crate::error::Result;
-use crate::lane::{Completion, Ready};
+use crate::lane::{Completion, Lane, Ready};
 use crate::log::{self, Level};
 use crate::storage::command::status;
 
@@ -54,11 +53,11 @@ impl Window {
 }
 
 /// The storage thread.
-pub(super) fn completions(context: &Context, progress: &Progress) -> Result<()> {
+pub(super) fn completions(lane: &Lane, progress: &Progress) -> Result<()> {
     let mut batch = [Completion::default(); BATCH];
     let mut window = Window::new();
     loop {
-        let count = context.completions(&mut batch)?;
+        let count = lane.completions(&mut batch)?;
         let (mut stored, mut failed, mut frames) = (0, 0, 0);
         for completion in &batch[..count] {
             let good = completion.status == status::SUCCESS;
@@ -116,7 +115,7 @@ pub(super) fn completions(context: &Context, progress: &Progress) -> Result<()> 
             // Nobody submits them again.
             for run in progress.failed_runs.take() {
                 failed += u64::from(run.frames);
-                run.release(context);
+                run.release(lane);
                 window.complete(run.number, run.frames);
             }
         }
@@ -141,7 +140,7 @@ pub(super) fn completions(context: &Context, progress: &Progress) -> Result<()> 
         {
             return Ok(());
         }
-        context.wait(Ready::COMPLETIONS, Some(TICK))?;
+        lane.wait(Ready::COMPLETIONS, Some(TICK))?;
     }
 }
 

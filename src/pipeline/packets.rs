@@ -159,7 +159,6 @@ impl<'a> Packets<'a> {
         };
         // A stop takes the packets that had arrived by then: at most a full RX ring.
         let mut last_round = self.context.info().frame_count as usize;
-        let backlog = self.context.info().network.map_or(1, |n| n.backlog);
         let mut woken = Instant::now();
         let mut fresh = 0;
         loop {
@@ -179,7 +178,7 @@ impl<'a> Packets<'a> {
                     return Ok(());
                 }
             } else if count == 0 {
-                let left = pause_after(fresh, backlog)
+                let left = pause_after(fresh, self.lane.backlog())
                     .min(self.moderation)
                     .saturating_sub(woken.elapsed());
                 if fresh > 0 && left >= SHORTEST_PAUSE {
@@ -213,10 +212,10 @@ impl<'a> Packets<'a> {
         let due = match &mut self.target {
             WriteTarget::Range(_) => false,
             WriteTarget::Slots(log) => {
-                log.wants_checkpoint(failed) | (look && log.look_at_losses(self.context))
+                log.wants_checkpoint(failed) | (look && log.look_at_losses(self.context, self.lane))
             }
             WriteTarget::Units(log) => {
-                log.wants_checkpoint(failed) | (look && log.look_at_losses(self.context))
+                log.wants_checkpoint(failed) | (look && log.look_at_losses(self.context, self.lane))
             }
         };
         if due {
@@ -276,11 +275,11 @@ impl<'a> Packets<'a> {
         })?;
         let is_log = match &mut self.target {
             WriteTarget::Slots(log) => {
-                log.look_at_losses(self.context);
+                log.look_at_losses(self.context, self.lane);
                 true
             }
             WriteTarget::Units(log) => {
-                log.look_at_losses(self.context);
+                log.look_at_losses(self.context, self.lane);
                 true
             }
             WriteTarget::Range(_) => false,

@@ -8,9 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::context::Context;
 use crate::error::Error;
-use crate::lane::{Completion, FrameRun};
+use crate::lane::{Completion, FrameRun, Lane};
 
 /// `EBADMSG`: a completion that no write of the pipeline can have.
 #[cold]
@@ -40,10 +39,10 @@ impl FailedRun {
     }
 
     /// Gives its frames up.
-    pub fn release(&self, context: &Context) {
+    pub fn release(&self, lane: &Lane) {
         for frame in self.first..self.first + self.frames {
             // A frame that is not held was not given back by the completion.
-            let _ = context.frame_release(frame);
+            let _ = lane.frame_release(frame);
         }
     }
 }

@@ -126,19 +126,25 @@ impl<'a> Packets<'a> {
     fn weigh(&mut self, rx_side: &mut RxSideGuard<'_>) {
         let in_flight = self.filling.submitted.saturating_sub(self.frames_done());
         let info = self.context.info();
-        let frames = u64::from(info.frame_count);
+        let frame_count = self.frames_of_lane();
+        let frames = u64::from(frame_count);
         let backlog = info.network.map_or(0, |network| network.backlog);
         self.filling.bound = is_bound(in_flight, frames, backlog.into(), self.filling.bound);
         // Besides those that a batch takes out of the RX ring at once.
         let kept = in_flight + frames / u64::from(RESERVED) + BATCH as u64;
         let most = frames.saturating_sub(kept);
-        rx_side.fill_at_most((most as u32).max(info.frame_count.min(4 * BATCH as u32) / 4));
+        rx_side.fill_at_most((most as u32).max(frame_count.min(4 * BATCH as u32) / 4));
+    }
+
+    /// Frames that are there for this lane, if all lanes need as many.
+    fn frames_of_lane(&self) -> u32 {
+        self.context.info().frame_count / self.context.lanes().len() as u32
     }
 
     /// Before the first packet: sets frames aside.
     pub(super) fn prepare_units(&mut self) -> Result<()> {
         let mut rx_side = self.lane.lock_rx_side()?;
-        let frames = self.context.info().frame_count / RESERVED;
+        let frames = self.frames_of_lane() / RESERVED;
         self.lane.keep_for_runs(&mut rx_side, frames);
         self.weigh(&mut rx_side);
         Ok(())

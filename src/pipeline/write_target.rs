@@ -102,7 +102,7 @@ impl Range {
 impl WriteTarget {
     /// `EINVAL`: the range is not on the device, or no log fits into it. `ENOTCONN`, `EROFS`: nothing to
     /// receive from, or to write to.
-    pub fn open(context: &Context, config: &PipelineConfig) -> Result<WriteTarget> {
+    pub fn open(context: &Context, lane: &Lane, config: &PipelineConfig) -> Result<WriteTarget> {
         let end = check_range(context, config)?;
         let start = config.start_lba;
         Ok(match config.layout {
@@ -117,6 +117,7 @@ impl WriteTarget {
             }),
             StoreLayout::Log => WriteTarget::Units(Box::new(UnitRecorder::open(
                 context,
+                lane,
                 start,
                 end - start,
                 config.existing,
@@ -129,6 +130,7 @@ impl WriteTarget {
             )?)),
             StoreLayout::Slot => WriteTarget::Slots(Box::new(SlotRecorder::open(
                 context,
+                lane,
                 start,
                 end - start,
                 config.at_end == AtEnd::Wrap,

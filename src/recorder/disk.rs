@@ -1,4 +1,4 @@
-//! Reads and writes of whole slots through a context, before its threads start.
+//! Reads and writes of whole slots through a lane, before its pipeline's threads start.
 
 #![forbid(unsafe_code)]
 
@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::frame::FrameMap;
-use crate::lane::{Completion, Ready, Transfer};
+use crate::lane::{Completion, Direction, Lane, Ready, Transfer};
 use crate::log_scan::READ_BATCH;
 use crate::record::mark_unreadable;
 use crate::storage::command::status_text;
 
-/// Reads and writes through the context, one command after the other. Only before the pipeline's threads start.
+/// Reads and writes through a lane, one command after the other. Only before the pipeline's threads start.
 pub(super) struct Disk<'a> {
     pub(super) context: &'a Context,
+    pub(super) lane: &'a Lane,
 }
 
 impl Disk<'_> {
@@ -67,9 +68,9 @@ impl Disk<'_> {
         let mut failed = Vec::new();
         while count > 0 {
             self.context.stays()?;
-            self.context
+            self.lane
                 .wait(Ready::COMPLETIONS, Some(Duration::from_millis(100)))?;
-            let got = self.context.completions(&mut done)?;
+            let got = self.lane.completions(&mut done)?;
             for completion in &done[..got] {
                 if completion.status != 0 || completion.spilled {
                     failed.push((completion.user_data, completion.status));
@@ -90,10 +91,10 @@ impl Disk<'_> {
     pub(super) fn read(&self, lba: u64, count: u64) -> Result<Vec<Vec<u8>>> {
         self.context.stays()?;
         let size = self.frames().frame_size();
-        let step = u64::from(self.context.blocks_of(size));
+        let step = u64::from(self.lane.blocks_of(size));
         let mut frames = Vec::new();
         for _ in 0..count {
-            match self.context.frame_alloc() {
+            match self.lane.frame_alloc() {
                 Ok(frame) => frames.push(frame),
                 Err(error) if frames.is_empty() => {
                     return Err(error.hint(
@@ -107,7 +108,7 @@ impl Disk<'_> {
         let mut submitted = 0;
         for (i, frame) in frames.iter().enumerate() {
             let request = self.transfer(*frame, lba + i as u64 * step);
-            match self.context.submit_read(&request) {
+            match self.lane.submit_transfer(Direction::Read, &request) {
                 Ok(()) => submitted += 1,
                 // The SQ ring is short: read as many as it takes.
                 Err(error) if error.errno() == libc::EAGAIN && submitted > 0 => break,
@@ -133,14 +134,14 @@ impl Disk<'_> {
                 slots.push(slot);
             }
             // If the device took too long it is still in flight, and its completion frees it.
-            let _ = self.context.frame_release(frame);
+            let _ = self.lane.frame_release(frame);
         }
         result.and(finished).map(|_| slots)
     }
 
     /// Writes bytes, padded with zeroes to a slot. They are durable when it returns.
     pub(super) fn write(&self, lba: u64, bytes: &[u8]) -> Result<()> {
-        let frame = self.context.frame_alloc()?;
+        let frame = self.lane.frame_alloc()?;
         let request = Transfer {
             fua: true,
             ..self.transfer(frame, lba)
@@ -151,9 +152,11 @@ impl Disk<'_> {
             at + bytes.len(),
             self.frames().frame_size() as usize - bytes.len(),
         );
-        self.context.submit_write(&request).inspect_err(|_| {
-            let _ = self.context.frame_release(frame);
-        })?;
+        self.lane
+            .submit_transfer(Direction::Write, &request)
+            .inspect_err(|_| {
+                let _ = self.lane.frame_release(frame);
+            })?;
         self.finish(1, "writing")
     }
 }

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::context::Context;
 use crate::error::Result;
+use crate::lane::Lane;
 use crate::record::Losses;
 use crate::stats::Statistics;
 use crate::sys::event::monotonic_ns;
@@ -20,15 +21,22 @@ pub(super) struct LossCount {
 }
 
 impl LossCount {
-    pub(super) fn begin(context: &Context, before: Losses) -> Result<LossCount> {
+    pub(super) fn begin(context: &Context, lane: &Lane, before: Losses) -> Result<LossCount> {
         Ok(LossCount {
             before,
-            base: lost(&context.statistics()?),
+            base: lost(&counted(context, lane)?),
             known: before,
         })
     }
 
-    pub(super) fn look(&mut self, stats: &Statistics) {
+    /// Looks at the counters. If they cannot be read, the known losses stay.
+    pub(super) fn look(&mut self, context: &Context, lane: &Lane) {
+        if let Ok(stats) = counted(context, lane) {
+            self.add(&stats);
+        }
+    }
+
+    fn add(&mut self, stats: &Statistics) {
         let now = lost(stats);
         let known = &mut self.known;
         let total = known.total();
@@ -45,6 +53,20 @@ impl LossCount {
             }
         }
     }
+}
+
+/// What a lane has counted. The first one answers for the queues without a lane, too.
+fn counted(context: &Context, lane: &Lane) -> Result<Statistics> {
+    let (total, mut lanes) = context.all_statistics()?;
+    let others: u64 = lanes.iter().map(|lane| lane.xdp.no_socket).sum();
+    let mut stats = lanes.swap_remove(lane.number() as usize);
+    if lane.number() == 0 {
+        stats.xdp.no_socket += total.xdp.no_socket.saturating_sub(others);
+        if context.lanes().len() == 1 {
+            stats.xdp = total.xdp;
+        }
+    }
+    Ok(stats)
 }
 
 /// Packets of the recorded ports that are not in the log: dropped by the kernel, and seen but not recorded. Failed

@@ -10,7 +10,7 @@ use crate::config::KERNEL_HEADROOM;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::frame::FrameMap;
-use crate::lane::Transfer;
+use crate::lane::{Lane, Transfer};
 use crate::log_scan::{HOLE, find_end, is_unreadable, mend, newest_superblock};
 use crate::net::rx::Received;
 use crate::record::{
@@ -31,18 +31,18 @@ pub struct SlotRecorder {
     map: FrameMap,
     blanks: Blanks,
     fua: bool,
-    queue: u16,
     /// CLOCK_REALTIME minus CLOCK_MONOTONIC, in ns.
     wall: u64,
     losses: LossCount,
 }
 
 impl SlotRecorder {
-    /// Opens the log in `blocks` blocks from `start_lba` on. The caller's thread reads and writes through the context,
+    /// Opens the log in `blocks` blocks from `start_lba` on. The caller's thread reads and writes through the lane,
     /// whose roles must be free. `EINVAL`: no log fits, or there is one with other sizes. `EEXIST`: the range holds
     /// something else, and neither `existing` nor the context allows overwriting it.
     pub fn open(
         context: &Context,
+        lane: &Lane,
         start_lba: u64,
         blocks: u64,
         wraps: bool,
@@ -65,7 +65,7 @@ impl SlotRecorder {
             interface: name_bytes(context.ifname()),
             ..fresh
         };
-        let disk = Disk { context };
+        let disk = Disk { context, lane };
         let copies = disk.read(fresh.super_lba(0), SUPER_SLOTS)?;
         let found = newest_superblock(copies.iter().map(Vec::as_slice));
         if existing == Existing::Continue {
@@ -106,9 +106,8 @@ impl SlotRecorder {
                     .is_some_and(|network| network.writes_are_delivered),
             ),
             fua,
-            queue: info.network.map_or(0, |network| network.queue as u16),
             wall: wall_offset(),
-            losses: LossCount::begin(context, Losses::default())?,
+            losses: LossCount::begin(context, lane, Losses::default())?,
         };
         match (found, existing) {
             (Some(old), Existing::Continue) => {
@@ -236,7 +235,7 @@ impl SlotRecorder {
             } else {
                 0
             },
-            queue: self.queue,
+            queue: packet.queue as u16,
         };
         let crc = self.data.crc32c(base + at, packet.len as usize);
         self.data.write(base, &header.to_bytes(crc));
@@ -278,10 +277,8 @@ impl SlotRecorder {
 
     /// Reads the loss counters. `true` if more was lost than the superblock on the device says. If they cannot be
     /// read, recording continues with the known values.
-    pub fn look_at_losses(&mut self, context: &Context) -> bool {
-        if let Ok(stats) = context.statistics() {
-            self.losses.look(&stats);
-        }
+    pub fn look_at_losses(&mut self, context: &Context, lane: &Lane) -> bool {
+        self.losses.look(context, lane);
         self.losses.known != self.superblock.losses
     }
 

@@ -11,7 +11,7 @@ use crate::config::KERNEL_HEADROOM;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::frame::FrameMap;
-use crate::lane::FrameRun;
+use crate::lane::{FrameRun, Lane};
 use crate::log_scan::is_unreadable;
 use crate::net::rx::Received;
 use crate::record::Losses;
@@ -56,7 +56,6 @@ pub struct UnitRecorder {
     data: Shared,
     map: FrameMap,
     blanks: Blanks,
-    queue: u16,
     tag: u32,
     /// CLOCK_REALTIME minus CLOCK_MONOTONIC, in ns.
     wall: u64,
@@ -67,11 +66,12 @@ pub struct UnitRecorder {
 }
 
 impl UnitRecorder {
-    /// Opens the log in `blocks` blocks from `start_lba` on. The caller's thread reads and writes through the context,
+    /// Opens the log in `blocks` blocks from `start_lba` on. The caller's thread reads and writes through the lane,
     /// whose roles must be free. `EINVAL`: no log fits, or there is one with other sizes or of version 1. `EEXIST`: the
     /// range holds something else, and neither `existing` nor the context allows overwriting it.
     pub fn open(
         context: &Context,
+        lane: &Lane,
         start_lba: u64,
         blocks: u64,
         existing: Existing,
@@ -80,7 +80,7 @@ impl UnitRecorder {
         let info = context.info();
         let wall = wall_offset();
         let now = wall.wrapping_add(monotonic_ns());
-        let disk = Disk { context };
+        let disk = Disk { context, lane };
         let fresh = Superblock {
             interface: name_bytes(context.ifname()),
             ..Superblock::new(
@@ -124,10 +124,9 @@ impl UnitRecorder {
                 info.network
                     .is_some_and(|network| network.writes_are_delivered),
             ),
-            queue: info.network.map_or(0, |network| network.queue as u16),
             tag: 0,
             wall,
-            losses: LossCount::begin(context, Losses::default())?,
+            losses: LossCount::begin(context, lane, Losses::default())?,
             told: Losses::default(),
             told_at: now,
         };
@@ -378,7 +377,7 @@ impl UnitRecorder {
             l3_offset: headers.l3_offset as u8,
             flags: version | vlan | unchecked,
             interface: 0,
-            queue: self.queue,
+            queue: packet.queue as u16,
         }
     }
 
@@ -524,10 +523,8 @@ impl UnitRecorder {
 
     /// Reads the loss counters. `true` if more was lost than the superblock on the device says. If they cannot be
     /// read, recording continues with the known values.
-    pub fn look_at_losses(&mut self, context: &Context) -> bool {
-        if let Ok(stats) = context.statistics() {
-            self.losses.look(&stats);
-        }
+    pub fn look_at_losses(&mut self, context: &Context, lane: &Lane) -> bool {
+        self.losses.look(context, lane);
         self.losses.known != self.superblock.losses
     }
 

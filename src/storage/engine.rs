@@ -56,6 +56,8 @@ const DOORBELL_DATA: u64 = u64::MAX;
 /// How an engine is set up.
 #[derive(Debug, Clone, Copy)]
 pub struct EngineConfig {
+    /// Whose rings it works on.
+    pub lane: u32,
     /// Most commands in flight.
     pub depth: u32,
     /// Copies what a device cannot take in place. If not set, the kernel gets the data where it is.
@@ -111,6 +113,12 @@ impl Engine {
     ///
     /// `EINVAL` for no target or more than `MAX_TARGETS`, `ENOMEM`, and the errors of `uring::create`.
     pub fn new(targets: Vec<OpenTarget>, region: &Region, config: EngineConfig) -> Result<Engine> {
+        let rings = region.rings.get(config.lane as usize).ok_or_else(|| {
+            Error::new(
+                libc::EINVAL,
+                format!("the region has no rings of a lane {}", config.lane),
+            )
+        })?;
         let shared = EngineShared::new(match config.raw {
             // Nobody says when these entries were submitted.
             true => 0,
@@ -147,8 +155,8 @@ impl Engine {
         let limited = targets.iter().any(to_files) && !limits::files_unlimited();
         ring.set_shield(limited && !config.threaded);
         Ok(Engine {
-            sq: Consumer::new(region.sq.clone(), "SQ"),
-            cq: Producer::new(region.cq.clone(), "CQ"),
+            sq: Consumer::new(rings.sq.clone(), "SQ"),
+            cq: Producer::new(rings.cq.clone(), "CQ"),
             ring,
             targets,
             memory,

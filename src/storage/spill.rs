@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::command::{Command, opcode, status};
 use super::device::{
@@ -22,12 +23,16 @@ use crate::error::{Error, Result};
 
 #[derive(Debug)]
 pub struct Spill {
-    pub file: OwnedFd,
+    file: OwnedFd,
     pub path: String,
     /// Set if opening created the file, which is removed again unless it is kept.
     pub made: Option<MadeFile>,
+    /// Holds what no flush has covered yet.
+    dirty: AtomicBool,
+    /// Syncs of it that have not ended: they may fail, and a flush that comes meanwhile counts on none of them.
+    syncing: AtomicU32,
     /// Nobody else writes there.
-    pub claim: Option<Claim>,
+    _claim: Option<Claim>,
 }
 
 impl Spill {
@@ -69,10 +74,64 @@ impl Spill {
             }
         };
         Ok(Spill {
-            file: file.into(),
-            path: path.into(),
             made,
-            claim,
+            _claim: claim,
+            ..Spill::to(file.into(), path)
+        })
+    }
+
+    /// To a file that is open for writing.
+    pub(super) fn to(file: OwnedFd, path: &str) -> Spill {
+        Spill {
+            file,
+            path: path.into(),
+            made: None,
+            dirty: AtomicBool::new(false),
+            syncing: AtomicU32::new(0),
+            _claim: None,
+        }
+    }
+
+    /// Whether something in it is not synced, and how many syncs run.
+    #[cfg(test)]
+    pub fn unsynced(&self) -> (bool, u32) {
+        let syncing = self.syncing.load(Ordering::Acquire);
+        (self.dirty.load(Ordering::Acquire), syncing)
+    }
+
+    /// A write to it was completed.
+    pub fn written(&self) {
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    /// Whether a flush has something to sync. Then the caller syncs it, and tells `synced` what became of that.
+    pub fn wants_sync(&self) -> bool {
+        // First: whoever looks next must not find neither.
+        self.syncing.fetch_add(1, Ordering::AcqRel);
+        // What is spilled from now on is for the next flush.
+        let wants =
+            self.dirty.swap(false, Ordering::AcqRel) || self.syncing.load(Ordering::Acquire) > 1;
+        if !wants {
+            self.syncing.fetch_sub(1, Ordering::AcqRel);
+        }
+        wants
+    }
+
+    /// A sync has ended.
+    pub fn synced(&self, success: bool) {
+        if !success {
+            self.dirty.store(true, Ordering::Release);
+        }
+        self.syncing.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// A descriptor for an engine's file table.
+    pub fn duplicate_file(&self) -> Result<OwnedFd> {
+        self.file.try_clone().map_err(|e| {
+            Error::os(
+                &e,
+                format_args!("duplicating the descriptor of the spill '{}'", self.path),
+            )
         })
     }
 }

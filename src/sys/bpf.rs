@@ -214,8 +214,8 @@ unsafe impl Send for Program {}
 unsafe impl Sync for Program {}
 
 impl Program {
-    /// Opens the embedded object; `events_bytes` is a power of two of at least a page.
-    pub fn open(events_bytes: u32, variant: Variant) -> io::Result<Program> {
+    /// Opens the embedded object; `events_bytes` is a power of two of at least a page, `queues` how many are counted apart.
+    pub fn open(events_bytes: u32, queues: u32, variant: Variant) -> io::Result<Program> {
         route_log();
         let bytes = variant.object();
         // SAFETY: the object is a live static; no options.
@@ -232,6 +232,9 @@ impl Program {
         let events = program.map(c"unified_events")?;
         // SAFETY: `events` belongs to the open, not yet loaded object.
         negative(unsafe { libbpf_sys::bpf_map__set_max_entries(events, events_bytes) })?;
+        let stats = program.map(c"unified_stats")?;
+        // SAFETY: as above.
+        negative(unsafe { libbpf_sys::bpf_map__set_max_entries(stats, queues.max(1)) })?;
         // SAFETY: the object is open and outlives the program (Drop closes the program first).
         let raw = unsafe { libxdp_sys::xdp_program__from_bpf_obj(object.cast(), SECTION.as_ptr()) };
         // SAFETY: libxdp_get_error takes any pointer that libxdp returned.

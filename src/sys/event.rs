@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -149,41 +151,47 @@ impl Doorbell {
 /// caller checks its rings in any case.
 pub fn poll_readable(fds: &[RawFd], timeout: Option<Duration>) -> io::Result<bool> {
     match poll_which(fds, timeout) {
-        Ok(which) => Ok(which != 0),
+        Ok(woken) => Ok(woken.any),
         Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(false),
         Err(e) => Err(e),
     }
 }
 
-/// As `poll_readable`: a bit for each of `fds` that is readable, or broken; `Interrupted` for a signal.
-pub fn poll_which(fds: &[RawFd], timeout: Option<Duration>) -> io::Result<u32> {
-    let mut polls = [libc::pollfd {
-        fd: -1,
+/// Which descriptors are readable, or broken.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Woken {
+    pub any: bool,
+    pub first: bool,
+}
+
+/// As `poll_readable`, and says whether the first of them is readable; `Interrupted` for a signal.
+pub fn poll_which(fds: &[RawFd], timeout: Option<Duration>) -> io::Result<Woken> {
+    let poll = |fd: &RawFd| libc::pollfd {
+        fd: *fd,
         events: libc::POLLIN,
         revents: 0,
-    }; 8];
-    assert!(fds.len() <= polls.len());
-    for (slot, fd) in polls.iter_mut().zip(fds) {
-        slot.fd = *fd;
-    }
+    };
+    // Without an allocation for a lane or two.
+    let mut polls: SmallVec<[libc::pollfd; 12]> = fds.iter().map(poll).collect();
     let time = timeout.map(|t| libc::timespec {
         tv_sec: t.as_secs().min(i32::MAX as u64) as libc::time_t,
         tv_nsec: t.subsec_nanos().into(),
     });
     let time_ptr = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: the array holds at least fds.len() entries; the timespec is null or lives until the return.
+    // SAFETY: the array holds polls.len() entries; the timespec is null or lives until the return.
     let rc = unsafe {
         libc::ppoll(
             polls.as_mut_ptr(),
-            fds.len() as _,
+            polls.len() as _,
             time_ptr,
             std::ptr::null(),
         )
     };
     match rc {
-        rc if rc >= 0 => Ok(polls.iter().enumerate().fold(0, |which, (i, slot)| {
-            which | u32::from(slot.revents != 0) << i
-        })),
+        rc if rc >= 0 => Ok(Woken {
+            any: rc > 0,
+            first: polls.first().is_some_and(|poll| poll.revents != 0),
+        }),
         _ => Err(io::Error::last_os_error()),
     }
 }

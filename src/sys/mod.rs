@@ -14,6 +14,7 @@ pub mod mmap;
 pub mod netlink;
 pub mod probe;
 pub mod shm;
+pub mod thread;
 pub mod uring;
 pub mod user;
 pub mod xsk;

@@ -5,6 +5,7 @@
 mod queues;
 
 use std::io;
+use std::ops::AddAssign;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::Arc;
@@ -57,6 +58,15 @@ pub struct XskStatistics {
     pub rx_fill_ring_empty: u64,
     /// Addresses in the fill ring that the kernel refused.
     pub rx_invalid: u64,
+}
+
+impl AddAssign for XskStatistics {
+    fn add_assign(&mut self, other: XskStatistics) {
+        self.rx_dropped += other.rx_dropped;
+        self.rx_ring_full += other.rx_ring_full;
+        self.rx_fill_ring_empty += other.rx_fill_ring_empty;
+        self.rx_invalid += other.rx_invalid;
+    }
 }
 
 fn negative(rc: i32) -> io::Result<()> {
@@ -227,6 +237,7 @@ impl Umem {
         });
         drop(first);
         Ok(BoundQueue {
+            queue: setup.queue,
             fill: FillQueue::new(socket.clone()),
             rx: RxQueue::new(socket.clone()),
             socket,
@@ -236,6 +247,7 @@ impl Umem {
 
 /// A socket that is bound to a queue, and its rings.
 pub struct BoundQueue {
+    pub queue: u32,
     pub socket: Arc<Socket>,
     pub fill: FillQueue,
     pub rx: RxQueue,

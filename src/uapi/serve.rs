@@ -83,14 +83,12 @@ impl Server {
                 layout.buffers_len
             ),
         );
-        let target = OpenTarget {
-            device,
-            spill: None,
-        };
+        let target = OpenTarget::new(device, None);
         let mut engine = Engine::new(
             vec![target],
             &region,
             EngineConfig {
+                lane: 0,
                 depth,
                 bounce: true,
                 raw: true,

@@ -53,6 +53,9 @@ impl Wish {
             xsk_fd: 0,
             device_fd: 0,
             spill: std::ptr::null(),
+            queues: 0,
+            cpu_count: 0,
+            cpus: std::ptr::null(),
         };
         let mut wish = Wish {
             ifname: None,
@@ -149,6 +152,10 @@ pub fn wrong(veth: &Veth) -> Vec<(Change, i32, String)> {
     add(|w| w.ports(&[1; 65536]), EINVAL, "ports is NULL");
     add(|w| w.c.known.queue = 1, EINVAL, "queue 1 ");
     add(|w| w.c.known.queue = u32::MAX, EINVAL, "queue 4294967295 ");
+    add(|w| w.c.known.queues = 2, EINVAL, "2 queues of '");
+    add(|w| w.c.known.queues = 65, EINVAL, "65 queues of '");
+    add(|w| w.c.known.queues = u32::MAX - 1, EINVAL, "it has 1");
+    add(|w| w.c.known.cpu_count = 1, EINVAL, "cpus is NULL");
     add(|w| w.c.known.frame_size = 1000, EINVAL, "frame size 1000");
     add(|w| w.c.known.frame_size = 8192, EINVAL, "frame size 8192");
     add(|w| w.c.known.frame_count = 63, EINVAL, "63 frames");

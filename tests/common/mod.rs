@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use unified::context::Context;
 use unified::stats::Statistics;
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -226,6 +227,28 @@ pub fn check_sums(stats: &Statistics, frames: u32) {
         u64::from(frames),
         "{stats:#?}"
     );
+}
+
+/// The same for each lane of a context and for all of them together. Gives the statistics of the lanes.
+pub fn check_lanes(context: &Context) -> Vec<Statistics> {
+    let (total, lanes) = context.all_statistics().unwrap();
+    check_sums(&total, context.info().frame_count);
+    let mut frames = total.frames_reserve;
+    let mut sum = Statistics::default();
+    for lane in &lanes {
+        let f = lane.frames;
+        let own = f.free + f.filled + f.held + f.in_flight;
+        check_sums(lane, own as u32);
+        frames += own;
+        sum += lane;
+    }
+    assert_eq!(frames, u64::from(context.info().frame_count), "{lanes:#?}");
+    assert_eq!(
+        (sum.received, sum.stored, sum.failed, sum.released),
+        (total.received, total.stored, total.failed, total.released)
+    );
+    assert_eq!(sum.completed, total.completed);
+    lanes
 }
 
 /// Whether the long variants of tests are to run.

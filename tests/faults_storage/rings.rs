@@ -97,12 +97,13 @@ fn scribble(context: &Context, random: &mut Random) {
         .write(true)
         .open("/proc/self/mem")
         .unwrap();
+    let rings = layout.rings(0);
     let at = |offset: usize| (info.region_address + offset) as u64;
     for _ in 0..=random.below(3) {
         match random.below(8) {
             // A word of a ring: producer, consumer, cached indices, flags, entries, mask, size.
             0..4 => {
-                let ring = [layout.sq_ring, layout.cq_ring][random.below(2) as usize];
+                let ring = [rings.sq_ring, rings.cq_ring][random.below(2) as usize];
                 // The indices more often than the rest.
                 let word = match random.below(2) {
                     0 => random.below(2),
@@ -118,8 +119,8 @@ fn scribble(context: &Context, random: &mut Random) {
             // A piece of an SQ or CQ entry: opcodes, addresses, offsets, lengths, LBAs.
             kind => {
                 let (start, len) = match kind {
-                    4..7 => (layout.sq_entries, layout.sq_count as u64 * 96),
-                    _ => (layout.cq_entries, layout.cq_count as u64 * 32),
+                    4..7 => (rings.sq_entries, layout.sq_count as u64 * 96),
+                    _ => (rings.cq_entries, layout.cq_count as u64 * 32),
                 };
                 let offset = start + (random.below(len / 4) * 4) as usize;
                 let value = match random.below(3) {

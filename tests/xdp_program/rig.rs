@@ -108,7 +108,7 @@ impl Rig {
             }
             other => panic!("verdict {other} for {packet:x?}"),
         };
-        let now = self.xdp.counters().unwrap();
+        let now = self.xdp.counters().unwrap()[0];
         let counted = difference(&now, &self.counted);
         self.counted = now;
         assert_eq!(now.seen, now.passed + now.redirected, "{now:?}");

@@ -50,9 +50,14 @@ impl Driver {
         Driver::Thread(Mutex::new(None))
     }
 
-    /// A thread that sleeps until its doorbell rings.
-    pub fn thread(engine: Engine) -> Result<Driver> {
-        let thread = DriverThread::spawn("unified-engine", engine, Doorbell::default())?;
+    /// A thread that sleeps until its doorbell rings. `settle` says where it runs; if that fails, it ends.
+    pub fn thread(
+        name: &str,
+        engine: Engine,
+        settle: impl FnOnce(&JoinHandle<()>) -> Result<()>,
+    ) -> Result<Driver> {
+        let thread = DriverThread::spawn(name, engine, Doorbell::default())?;
+        thread.thread.as_ref().map_or(Ok(()), settle)?;
         Ok(Driver::Thread(Mutex::new(Some(thread))))
     }
 }

@@ -2,11 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use super::Engine;
 use crate::log::{self, Level};
 use crate::storage::command::opcode;
-use crate::storage::device::Claim;
-use crate::storage::spill;
+use crate::storage::spill::{self, Spill};
 use crate::storage::task::{Outcome, Step};
 use crate::sys::uring::Op;
 
@@ -15,13 +16,8 @@ use crate::sys::uring::Op;
 pub(super) struct TargetSpill {
     /// Number in the registered file table.
     pub(super) file: u32,
-    pub(super) path: String,
-    /// Holds what no flush has covered yet.
-    pub(super) dirty: bool,
-    /// Syncs of it that have not ended: they may fail, and a flush that comes meanwhile counts on none of them.
-    pub(super) syncing: u32,
-    /// Given up with the engine.
-    pub(super) _claim: Option<Claim>,
+    /// Shared with the engines of other lanes.
+    pub(super) spill: Arc<Spill>,
 }
 
 impl Engine {
@@ -33,7 +29,7 @@ impl Engine {
         }
         let number = slot.target;
         let target = &mut self.targets[number as usize];
-        let (Some(spill), None) = (&mut target.spill, slot.spilling) else {
+        let (Some(spill), None) = (&target.spill, slot.spilling) else {
             return false;
         };
         let file = spill.file;
@@ -46,25 +42,18 @@ impl Engine {
             },
             _ if slot.command.opcode == opcode::FLUSH
                 && outcome.status == 0
-                && (spill.dirty || spill.syncing > 0) =>
+                && spill.spill.wants_sync() =>
             {
-                // What is spilled from now on is for the next one.
-                spill.dirty = false;
                 Op::Sync { file }
             }
             _ => return false,
         };
         let queued = self.queue_for(number, &op, u64::from(index));
         let target = &mut self.targets[number as usize];
-        if let (Op::Sync { .. }, Some(spill)) = (&op, &mut target.spill) {
-            match &queued {
-                Ok(()) => spill.syncing += 1,
-                Err(error) => {
-                    // Not flushed: it must not be taken for durable.
-                    spill.dirty = true;
-                    *outcome = Outcome::os(error, opcode::FLUSH);
-                }
-            }
+        if let (Op::Sync { .. }, Some(spill), Err(error)) = (&op, &target.spill, &queued) {
+            // Not flushed: it must not be taken for durable.
+            spill.spill.synced(false);
+            *outcome = Outcome::os(error, opcode::FLUSH);
         }
         if queued.is_err() {
             return false;
@@ -77,12 +66,11 @@ impl Engine {
     /// What became of a command that went to the spill.
     pub(super) fn spilled(&mut self, index: u16, ended: Outcome, result: i32) -> Step {
         let slot = self.slab.at_mut(index);
-        let Some(spill) = &mut self.targets[slot.target as usize].spill else {
+        let Some(TargetSpill { spill, .. }) = &self.targets[slot.target as usize].spill else {
             return Step::Done(ended);
         };
         if slot.command.opcode == opcode::FLUSH {
-            spill.syncing -= 1;
-            spill.dirty |= result < 0;
+            spill.synced(result >= 0);
             return Step::Done(match result {
                 0.. => ended,
                 _ => Outcome::errno(-result, opcode::FLUSH),
@@ -101,7 +89,7 @@ impl Engine {
             return Step::Done(ended);
         }
         slot.spilled = true;
-        spill.dirty = true;
+        spill.written();
         let stats = &self.shared.stats;
         if stats.spilled.get() == 0 {
             log::log(

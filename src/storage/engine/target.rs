@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use super::EngineConfig;
 use super::run::Run;
@@ -20,11 +21,20 @@ use crate::sys::shm::Shared;
 /// Most devices of one engine. A slot and an SQE's private flags have a byte for the number.
 pub(super) const MAX_TARGETS: usize = 16;
 
-/// A device that is open, with the place for the writes that it fails.
-#[derive(Debug)]
+/// A device that is open, with the place for the writes that it fails. The engines of several lanes share it.
+#[derive(Debug, Clone)]
 pub struct OpenTarget {
-    pub device: Device,
-    pub spill: Option<Spill>,
+    pub device: Arc<Device>,
+    pub spill: Option<Arc<Spill>>,
+}
+
+impl OpenTarget {
+    pub fn new(device: Device, spill: Option<Spill>) -> OpenTarget {
+        OpenTarget {
+            device: Arc::new(device),
+            spill: spill.map(Arc::new),
+        }
+    }
 }
 
 pub(super) struct Target {
@@ -45,7 +55,7 @@ pub(super) struct Target {
     /// It had more operations before this turn's reap than after: it has room again.
     pub freed: bool,
     // Kept open as long as the engine may use its files.
-    pub device: Device,
+    pub device: Arc<Device>,
 }
 
 impl Target {
@@ -59,16 +69,16 @@ impl Target {
         let OpenTarget { device, spill } = opened;
         let backend = Backend::of(&device, files.len() as u32)?;
         files.extend(device.duplicate_files()?);
-        let spill = spill.map(|spill| {
-            files.push(spill.file);
-            TargetSpill {
-                file: files.len() as u32 - 1,
-                path: spill.path,
-                dirty: false,
-                syncing: 0,
-                _claim: spill.claim,
+        let spill = match spill {
+            Some(spill) => {
+                files.push(spill.duplicate_file()?);
+                Some(TargetSpill {
+                    file: files.len() as u32 - 1,
+                    spill,
+                })
             }
-        });
+            None => None,
+        };
         let mut takes = nvme::Takes {
             registered: true,
             pieces: true,

@@ -60,9 +60,10 @@ impl Rig {
             made.keep();
         }
         let mut engine = Engine::new(
-            vec![OpenTarget { device, spill }],
+            vec![OpenTarget::new(device, spill)],
             &region,
             EngineConfig {
+                lane: 0,
                 depth: 64,
                 bounce: true,
                 raw: false,
@@ -83,8 +84,8 @@ impl Rig {
         }));
         let shared = engine.shared().clone();
         Rig {
-            sq: Producer::new(region.sq.clone(), "SQ"),
-            cq: Consumer::new(region.cq.clone(), "CQ"),
+            sq: Producer::new(region.rings[0].sq.clone(), "SQ"),
+            cq: Consumer::new(region.rings[0].cq.clone(), "CQ"),
             engine,
             region,
             faults,

@@ -13,7 +13,10 @@ fn a_broken_ring_frees_every_slot() {
             while rig.shared.stats.completed.get() < 32 {
                 rig.engine.pump(true).unwrap();
             }
-            rig.region.cq.consumer().store(bad, Ordering::Relaxed);
+            rig.region.rings[0]
+                .cq
+                .consumer()
+                .store(bad, Ordering::Relaxed);
             rig.write(0..40);
             let error = rig.engine.pump(true).unwrap_err();
             assert_eq!(error.errno(), libc::EBADMSG, "{error}");
@@ -39,7 +42,7 @@ fn a_consumer_that_goes_back_is_noticed_and_frees_every_slot() {
     while rig.shared.stats.completed.get() < 32 {
         rig.engine.pump(true).unwrap();
     }
-    rig.region
+    rig.region.rings[0]
         .cq
         .consumer()
         .store(-21i32 as u32, Ordering::Relaxed);

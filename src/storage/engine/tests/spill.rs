@@ -2,6 +2,15 @@
 
 use super::*;
 
+fn unsynced(rig: &Rig) -> (bool, u32) {
+    rig.engine.targets[0]
+        .spill
+        .as_ref()
+        .unwrap()
+        .spill
+        .unsynced()
+}
+
 #[test]
 fn a_flush_that_fails_says_so_and_the_next_one_is_its_own() {
     let mut rig = Rig::new("flush", Retry::default());
@@ -58,9 +67,9 @@ fn what_the_device_fails_is_in_the_spill_and_a_flush_covers_it() {
         let expected = if i == 0 || i == 2 { i as u8 + 1 } else { 0 };
         assert!(block.iter().all(|b| *b == expected), "block {i}");
     }
-    assert!(rig.engine.targets[0].spill.as_ref().unwrap().dirty);
+    assert_eq!(unsynced(&rig), (true, 0));
     assert_eq!(rig.flush().status, 0);
-    assert!(!rig.engine.targets[0].spill.as_ref().unwrap().dirty);
+    assert_eq!(unsynced(&rig), (false, 0));
     // A flush that fails on the device has failed; nothing of the caller's own fault is spilled.
     rig.fail(opcode::FLUSH, -libc::EIO);
     assert_ne!(rig.flush().status, 0);
@@ -102,9 +111,9 @@ fn a_flush_waits_for_the_spill_also_where_another_one_syncs_it() {
     assert!(Instant::now() < until);
     rig.engine.pump(false).unwrap();
     assert!(rig.cq.pop().unwrap().is_none(), "not synced yet");
-    assert_eq!(rig.engine.targets[0].spill.as_ref().unwrap().syncing, 2);
+    assert_eq!(unsynced(&rig), (false, 2));
     assert!(rig.take(2).iter().all(|done| done.status == 0));
-    assert_eq!(rig.engine.targets[0].spill.as_ref().unwrap().syncing, 0);
+    assert_eq!(unsynced(&rig), (false, 0));
     std::fs::remove_file(&path).unwrap();
 }
 
@@ -118,12 +127,7 @@ fn a_spill_that_fails_too_leaves_the_devices_error() {
     // Always full, and as long as one likes.
     let mut rig = Rig::with_spill("spill-full", once, |_| {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
-        Some(Spill {
-            file: full.unwrap().into(),
-            path: "/dev/full".into(),
-            made: None,
-            claim: None,
-        })
+        Some(Spill::to(full.unwrap().into(), "/dev/full"))
     });
     rig.fail(opcode::WRITE, -libc::EIO);
     rig.write(0..1);
