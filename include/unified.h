@@ -222,6 +222,11 @@ typedef struct unified_log unified_log; /* A log being read: opaque. */
 #define UNIFIED_AT_END_WRAP 1
 
 /**
+ * unified_config.queues: all queues of the interface.
+ */
+#define UNIFIED_ALL_QUEUES 4294967295
+
+/**
  * unified_config.retries: report errors at once.
  */
 #define UNIFIED_NO_RETRY 4294967295
@@ -300,7 +305,7 @@ struct unified_config {
    */
   uint64_t file_size;
   /**
-   * Receive queue of the interface, from 0.
+   * Receive queue of the interface, from 0; the first one if there are several (`queues`).
    */
   uint32_t queue;
   /**
@@ -321,7 +326,7 @@ struct unified_config {
    */
   uint32_t frame_size;
   /**
-   * Frames: 64 to 4194304. Default 4096.
+   * Frames of all lanes together: 64 to 4194304, and at least 64 for each lane. Default 4096 for each lane.
    */
   uint32_t frame_count;
   /**
@@ -405,6 +410,17 @@ struct unified_config {
    * UNIFIED_COMPLETION_SPILLED. A flush covers them, too. NULL: no fallback.
    */
   const char *spill;
+  /**
+   * Number of queues to receive from, `queue` being the first. Each is a lane with its own socket, rings and engine; all
+   * share the memory, the XDP program and the device (unified_ctx_lane). 0: one. UNIFIED_ALL_QUEUES: all of the interface
+   * from `queue` on. At most 64. Without an interface: the number of lanes.
+   */
+  uint32_t queues;
+  /**
+   * CPUs of the library's threads: those of lane i run on `cpus[i % cpu_count]`. 0: wherever the kernel lets them run.
+   */
+  uint32_t cpu_count;
+  const uint32_t *cpus;
 };
 
 /**
@@ -478,6 +494,14 @@ struct unified_info {
   uint8_t volatile_cache;
   uint8_t threaded;
   uint32_t reserved;
+  /**
+   * How many lanes the context has.
+   */
+  uint32_t lanes;
+  /**
+   * The lane that this tells about: its rings and its queue. 0 for the handle of the context.
+   */
+  uint32_t lane;
 };
 
 /**
@@ -640,6 +664,10 @@ struct unified_stats {
    */
   uint64_t packed;
   uint64_t packed_bytes;
+  /**
+   * Free frames that no lane has, part of frames_free. 0 for a lane's handle, and if there is one lane.
+   */
+  uint64_t frames_reserve;
 };
 
 /**
@@ -1142,6 +1170,27 @@ int unified_ctx_create(const struct unified_config *config,
 int unified_ctx_destroy(unified_ctx *ctx);
 
 /**
+ * Stores the handle of lane `lane` of a context in `*handle`. The lanes are numbered from 0; unified_info.lanes says how many
+ * there are, and unified_info.lane which one a handle is for. Lane i receives from queue unified_config.queue + i.
+ *
+ * All functions that take a context take a lane's handle too. Functions of the data path then act on this lane alone, with
+ * the same thread rule: one receiver's and one taker's thread for each lane, and no lock between lanes. A frame may be
+ * submitted or released on another lane than the one it was received on. Of the control functions, unified_ctx_info,
+ * unified_ctx_stats, unified_ctx_latency and unified_stats_render tell about this lane, and pipelines belong to it; ports,
+ * events and the device are those of the context.
+ *
+ * Once a lane's handle was given out, the functions of the data path return -EBUSY on the handle of the context, except for
+ * unified_frame_release and unified_frames_release. The same lane gives the same handle again. It ends with
+ * unified_ctx_destroy of its context and must not be destroyed itself.
+ *
+ * Returns 0, or -EINVAL: there is no such lane, `ctx` is a lane's handle, or a pointer is NULL; -EBADF, -ESHUTDOWN, -ENOTSUP: as
+ * every function. Any thread, but not while another one uses the data path of the context's handle.
+ */
+int unified_ctx_lane(const unified_ctx *ctx,
+                     uint32_t lane,
+                     unified_ctx **handle);
+
+/**
  * Stores the properties of the context in `*info`. Set `info->size` first. Returns 0, -EINVAL or -EBADF. Any thread.
  */
 int unified_ctx_info(const unified_ctx *ctx,
@@ -1441,13 +1490,14 @@ int unified_packet_flow(const struct unified_packet *packet,
                         uint16_t *dst_port);
 
 /**
- * Starts a packet thread and a storage thread that store received packets in a range of the device. UNIFIED_LAYOUT_PAYLOAD
+ * Starts a packet thread and a storage thread that store the received packets of a lane in a range of the device. If the
+ * context has several lanes, `ctx` is the handle of one of them, and each lane needs a range of its own. UNIFIED_LAYOUT_PAYLOAD
  * stores the payloads one after the other, each padded to whole blocks. UNIFIED_LAYOUT_SLOT and UNIFIED_LAYOUT_LOG write a log,
  * which unified_log_open reads. An existing log of the same layout is continued, or replaced with UNIFIED_LOG_NEW. Until the pipeline is
  * stopped, the functions of the data path return -EBUSY.
  *
  * Returns 0, or -EINVAL: the range is not on the device, no log fits into it, a log of other sizes or of the other layout is
- * there, or a field of `config` is out of range; -EROFS; -EEXIST: the range holds something that is not a log (UNIFIED_LOG_NEW overrides
+ * there, a field of `config` is out of range, or the context has several lanes and `ctx` is not the handle of one; -EROFS; -EEXIST: the range holds something that is not a log (UNIFIED_LOG_NEW overrides
  * this); -EALREADY: a pipeline runs, or has not ended yet; -EBUSY: completions of earlier commands were not taken yet, or
  * another thread is taking some; -ENOTCONN: no interface; -EIO: the log cannot be read; -EPROTONOSUPPORT: this library does
  * not know the version of the log in the range; -ETIMEDOUT: the device did not answer for 30 s. Any thread.

@@ -256,7 +256,7 @@ fn merged_datagrams_in_skb_mode() {
         }
         let stats = context.statistics().unwrap();
         if (stats.received, stats.xdp.merged) == want && warned() {
-            check_sums(&stats, config.frame_count);
+            check_sums(&stats, config.frames(1));
             break;
         }
         assert!(start.elapsed() < Duration::from_secs(10), "{stats:#?}");

@@ -53,6 +53,39 @@ mod c {
         Handle(ctx)
     }
 
+    /// Storage only, with so many lanes.
+    pub fn create_lanes(lanes: u32, drive: u32) -> Handle {
+        let mut ctx = null_mut();
+        // SAFETY: zero is a value of every field, and the string is static.
+        let rc = unsafe {
+            let mut config = std::mem::zeroed::<unified_config>();
+            config.size = size_of::<unified_config>() as u64;
+            config.device = c"null:1048576".as_ptr();
+            config.queues = lanes;
+            config.drive = drive;
+            unified_ctx_create(&config, &mut ctx)
+        };
+        assert_eq!(rc, 0, "{}", last_error());
+        Handle(ctx)
+    }
+
+    pub fn lane(ctx: Handle, number: u32) -> Result<Handle, c_int> {
+        let mut lane = null_mut();
+        // SAFETY: a handle and a live place.
+        let rc = unsafe { unified_ctx_lane(ctx.0, number, &mut lane) };
+        assert_eq!(lane.is_null(), rc < 0);
+        if rc < 0 { Err(rc) } else { Ok(Handle(lane)) }
+    }
+
+    pub fn allocate(ctx: Handle) -> Result<u32, c_int> {
+        let mut frame = 0;
+        // SAFETY: a handle and a live place.
+        match unsafe { unified_frame_alloc(ctx.0, &mut frame) } {
+            rc if rc < 0 => Err(rc),
+            _ => Ok(frame),
+        }
+    }
+
     pub fn last_error() -> String {
         // SAFETY: never NULL, and ends in a zero byte.
         let text = unsafe { CStr::from_ptr(unified_last_error()) };
@@ -311,6 +344,102 @@ fn two_threads_on_one_queue_get_busy_and_lose_nothing() {
         assert_eq!((s.failed, s.bad_descriptors), (0, 0));
         assert_eq!(s.frames_free + s.frames_filled, 256);
         assert_eq!(c::destroy(ctx), 0);
+    }
+}
+
+#[test]
+fn the_handles_of_lanes_end_with_their_context() {
+    let _alone = alone();
+    for drive in [0, 1] {
+        let ctx = c::create_lanes(4, drive);
+        // Until then the whole context serves.
+        let frame = c::allocate(ctx).unwrap();
+        assert_eq!(c::release(ctx, frame), 0);
+        let lanes: Vec<_> = (0..4).map(|lane| c::lane(ctx, lane).unwrap()).collect();
+        assert_eq!(c::lane(ctx, 2), Ok(lanes[2]));
+        assert_eq!(c::lane(ctx, 4), Err(-libc::EINVAL));
+        assert!(c::last_error().contains("this context has 4"));
+        assert_eq!(c::lane(lanes[0], 1), Err(-libc::EINVAL));
+        assert_eq!(c::destroy(lanes[1]), -libc::EINVAL);
+        assert!(c::last_error().contains("lane 1 ends with its context"));
+        for rc in [
+            c::allocate(ctx).unwrap_err(),
+            c::complete(ctx),
+            c::wait(ctx, 2, 0),
+            c::write(ctx, 0),
+        ] {
+            assert_eq!(rc, -libc::EBUSY);
+            assert!(c::last_error().contains("unified_ctx_lane"));
+        }
+        // A frame of one lane, written by another and given back through the whole context.
+        let frame = c::allocate(lanes[3]).unwrap();
+        assert_eq!(c::write(lanes[0], frame), 0);
+        until(5, "the write", || c::complete(lanes[0]) == 1);
+        let kept = c::allocate(lanes[3]).unwrap();
+        assert_eq!(c::release(ctx, kept), 0);
+        assert_eq!(c::stats(lanes[0]).1.completed, 1);
+        assert_eq!(c::stats(lanes[3]).1.completed, 0);
+        assert_eq!(c::stats(ctx).1.completed, 1);
+        // Those who wait on lanes are sent home, and the handles say that it is over.
+        let waiters: Vec<_> = lanes[1..]
+            .iter()
+            .map(|lane| {
+                let lane = *lane;
+                std::thread::spawn(move || c::wait(lane, 2, -1))
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(bounded("destroy", move || c::destroy(ctx)), 0);
+        for waiter in waiters {
+            let rc = waiter.join().unwrap();
+            assert!(matches!(-rc, libc::ESHUTDOWN | libc::EBADF), "{rc}");
+        }
+        for lane in lanes {
+            assert_eq!(c::stats(lane).0, -libc::EBADF);
+            assert_eq!(c::destroy(lane), -libc::EINVAL);
+        }
+        assert_eq!(c::lane(ctx, 0), Err(-libc::EBADF));
+        assert_eq!(c::destroy(ctx), -libc::EBADF);
+    }
+}
+
+/// Handles are asked for, used and destroyed by many threads at once.
+#[test]
+fn lanes_are_asked_for_while_their_context_ends() {
+    let _alone = alone();
+    for round in 0..20 {
+        let ctx = c::create_lanes(3, round % 2);
+        let users: Vec<_> = (0..3)
+            .map(|number| {
+                std::thread::spawn(move || {
+                    let over = |rc: i32| matches!(-rc, libc::ESHUTDOWN | libc::EBADF);
+                    let lane = match c::lane(ctx, number) {
+                        Ok(lane) => lane,
+                        Err(rc) => {
+                            assert!(over(rc), "{rc}");
+                            return;
+                        }
+                    };
+                    loop {
+                        let rc = match c::allocate(lane) {
+                            Ok(frame) => c::write(lane, frame),
+                            Err(rc) => rc,
+                        };
+                        if over(rc) {
+                            return;
+                        }
+                        assert!(matches!(-rc, 0 | libc::EAGAIN | libc::ENOBUFS), "{rc}");
+                        let rc = c::complete(lane);
+                        assert!(rc >= 0 || over(rc), "{rc}");
+                    }
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(round.into()));
+        assert_eq!(bounded("destroy", move || c::destroy(ctx)), 0);
+        for user in users {
+            bounded("a user of a lane", move || user.join().unwrap());
+        }
     }
 }
 

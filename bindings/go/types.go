@@ -28,6 +28,7 @@ const (
 	XskFD              = 256
 	DeviceFD           = 512
 	NoRetry            = 0xffffffff
+	AllQueues          = 0xffffffff
 	FUA                = 1
 	Keep               = 2
 	More               = 4
@@ -92,6 +93,9 @@ type Info struct {
 	VolatileCache   uint8
 	Threaded        uint8
 	reserved        uint32
+	Lanes           uint32
+	// Lane that this is about; 0 for the whole context.
+	Lane uint32
 }
 
 // Stats are all counters of a context, as unified_stats describes them.
@@ -145,6 +149,7 @@ type Stats struct {
 	XDPMerged        uint64
 	Packed           uint64
 	PackedBytes      uint64
+	FramesReserve    uint64
 }
 
 // Latency is how long something took since the context was opened; times are in ns.

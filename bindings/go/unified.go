@@ -72,7 +72,11 @@ type Config struct {
 	// FileSize: a regular file is made and given at least this many bytes.
 	FileSize uint64
 	Queue    uint32
-	Flags    uint32
+	// Queues to receive from, Queue being the first, each a lane; 0: one; AllQueues. See Lane.
+	Queues uint32
+	Flags  uint32
+	// CPUs of the library's threads, one after the other for each lane; none: wherever the kernel lets them run.
+	CPUs []uint32
 	// Ports are UDP destination ports; 9999 if there is none.
 	Ports      []uint16
 	Drive      uint32
@@ -132,6 +136,14 @@ func Open(config Config) (*Context, error) {
 		c.ports = (*C.uint16_t)(ports)
 		c.port_count = C.uint32_t(n)
 	}
+	if n := len(config.CPUs); n > 0 {
+		cpus := C.malloc(C.size_t(4 * n))
+		defer C.free(cpus)
+		copy(unsafe.Slice((*uint32)(cpus), n), config.CPUs)
+		c.cpus = (*C.uint32_t)(cpus)
+		c.cpu_count = C.uint32_t(n)
+	}
+	c.queues = C.uint32_t(config.Queues)
 	c.file_size = C.uint64_t(config.FileSize)
 	c.queue = C.uint32_t(config.Queue)
 	c.flags = C.uint32_t(config.Flags)
@@ -155,21 +167,39 @@ func Open(config Config) (*Context, error) {
 	c.xsk_map_fd = C.int32_t(config.XskMapFD)
 	c.xsk_fd = C.int32_t(config.XskFD)
 	c.device_fd = C.int32_t(config.DeviceFD)
-	ctx := &Context{}
 	var handle *C.unified_ctx
 	if err := done(func() C.int { return C.unified_ctx_create(&c, &handle) }); err != nil {
 		return nil, err
 	}
-	ctx.ctx = handle
+	ctx, err := opened(handle)
+	if err != nil {
+		C.unified_ctx_destroy(handle)
+	}
+	return ctx, err
+}
+
+// What a context and its lanes have.
+func opened(handle *C.unified_ctx) (*Context, error) {
+	ctx := &Context{ctx: handle}
 	ctx.info.size = uint64(unsafe.Sizeof(ctx.info))
 	err := done(func() C.int {
 		return C.unified_ctx_info(ctx.ctx, (*C.struct_unified_info)(unsafe.Pointer(&ctx.info)))
 	})
 	if err != nil {
-		ctx.Close()
 		return nil, err
 	}
 	return ctx, nil
+}
+
+// Lane is one of the lanes, for goroutines of its own: Info().Lanes says how many there are. From now on the data path
+// of the whole context is theirs. It ends with the context; Close of a lane is an error.
+func (c *Context) Lane(number int) (*Context, error) {
+	var handle *C.unified_ctx
+	err := done(func() C.int { return C.unified_ctx_lane(c.ctx, C.uint32_t(number), &handle) })
+	if err != nil {
+		return nil, err
+	}
+	return opened(handle)
 }
 
 // Close takes the XDP program off, finishes what is in flight, frees everything. Slices of frames are invalid

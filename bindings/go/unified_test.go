@@ -41,6 +41,66 @@ func storage(t *testing.T) *Context {
 	return ctx
 }
 
+func TestLanes(t *testing.T) {
+	device := filepath.Join(t.TempDir(), "file")
+	if _, err := Open(Config{Device: device, FileSize: 1 << 20, Queues: AllQueues}); !errors.Is(err, syscall.EINVAL) {
+		t.Fatal(err)
+	}
+	ctx, err := Open(Config{Device: device, FileSize: 1 << 20, Queues: 3, CPUs: []uint32{0}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for i := range 3 {
+		lane, err := ctx.Lane(i)
+		if err != nil || lane.Info().Lane != uint32(i) || lane.Info().Lanes != 3 {
+			t.Fatal(err)
+		}
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			for n := range uint64(100) {
+				frame, err := lane.FrameAlloc()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				write, err := lane.FrameWrite(frame, 0, 512, uint64(i)*100+n, n, 0)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if count, err := lane.SubmitWrites([]Write{write}); count != 1 || err != nil {
+					t.Error(count, err)
+					return
+				}
+				if done := finished(t, lane); done.OK() != nil || done.UserData != n {
+					t.Errorf("%+v", done)
+				}
+			}
+			if stats, err := lane.Stats(); err != nil || stats.Completed != 100 {
+				t.Error(stats, err)
+			}
+			if err := lane.Close(); !errors.Is(err, syscall.EINVAL) {
+				t.Error(err)
+			}
+		}()
+	}
+	all.Wait()
+	if stats, err := ctx.Stats(); err != nil || stats.Completed != 300 || stats.FramesReserve == 0 {
+		t.Fatal(stats, err)
+	}
+	if _, err := ctx.FrameAlloc(); !errors.Is(err, syscall.EBUSY) {
+		t.Fatal(err)
+	}
+	if _, err := ctx.Lane(3); !errors.Is(err, syscall.EINVAL) {
+		t.Fatal(err)
+	}
+	if err := ctx.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestBatches(t *testing.T) {
 	ctx := storage(t)
 	var frames []uint32

@@ -65,6 +65,16 @@ local fd = ffi.C.open(arg[1], 2)
 ctx = assert(unified.open { device_fd = fd, retries = 3 })
 assert(ffi.C.close(fd) == 0 and ctx:statistics().submitted == 0 and ctx:close())
 assert(select(3, unified.open { device = arg[1], retries = 256 }) == 22)
+-- Lanes.
+ctx = assert(unified.open { device = arg[1], queues = 2, cpus = { 0 } })
+local other = assert(ctx:lane(1))
+assert(ctx.info.lanes == 2 and other.info.lane == 1)
+frame = assert(other:frame_alloc())
+assert(other:submit_write(frame, 0, { length = 512 }) and finished(other).status == 0)
+assert(other:statistics().submitted == 1 and ctx:statistics().submitted == 1)
+assert(ctx:lane(0):statistics().submitted == 0)
+assert(select(3, ctx:frame_alloc()) == 16 and select(3, ctx:lane(2)) == 22 and not other:close())
+assert(ctx:close() and not pcall(other.statistics, other))
 -- One that nobody closed, for the collector; and one for the end of the program.
 unified.open { device = arg[1] }
 collectgarbage()

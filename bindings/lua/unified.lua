@@ -97,6 +97,9 @@ function State:close()
     if self.handle then
         local handle = self.handle
         self.handle = nil
+        for _, lane in ipairs(self.lanes) do
+            lane.handle = nil
+        end
         return done(lib.unified_ctx_destroy(handle))
     end
     return true
@@ -109,16 +112,28 @@ end
 --- Fields of the configuration that count only with their flags, which are set here.
 local FLAGS = { headroom = "HEADROOM", xsk_map_fd = "XSK_MAP_FD", xsk_fd = "XSK_FD", device_fd = "DEVICE_FD" }
 
---- Opens a context. Fields as in unified_config, except: `interface` for ifname, `ports` a table.
+--- What a context and its lanes have.
+local function opened(state, proxy)
+    local self = setmetatable({ state = state, proxy = proxy }, Context)
+    local info = sized("info")
+    must(lib.unified_ctx_info(state.handle, info))
+    self.info = info
+    return self
+end
+
+--- Opens a context. Fields as in unified_config, except: `interface` for ifname, `ports` and `cpus` tables.
 function M.open(options)
     local config = sized("config")
-    local ports
+    local ports, cpus
     for name, value in pairs(options) do
         if name == "interface" then
             config.ifname = value
         elseif name == "ports" then
             ports = ffi.new("uint16_t[?]", #value, value)
             config.ports, config.port_count = ports, #value
+        elseif name == "cpus" then
+            cpus = ffi.new("uint32_t[?]", #value, value)
+            config.cpus, config.cpu_count = cpus, #value
         else
             config[name] = value
         end
@@ -133,16 +148,28 @@ function M.open(options)
     if result < 0 then
         return check(result)
     end
-    local state = setmetatable({ handle = place[0] }, State)
-    local self = setmetatable({ state = state, proxy = finally(state) }, Context)
-    local info = sized("info")
-    must(lib.unified_ctx_info(state.handle, info))
-    self.info = info
-    return self
+    local state = setmetatable({ handle = place[0], lanes = {} }, State)
+    return opened(state, finally(state))
+end
+
+--- One of the lanes: `info.lanes` says how many there are. From now on the data path of the whole context is theirs. It
+--- ends with the context; its own close is an error.
+function Context:lane(number)
+    local place = ffi.new("unified_ctx *[1]")
+    local result = lib.unified_ctx_lane(handle(self), number, place)
+    if result < 0 then
+        return check(result)
+    end
+    local state = setmetatable({ handle = place[0], lanes = {}, whole = self.state }, State)
+    table.insert(self.state.lanes, state)
+    return opened(state, self.proxy)
 end
 
 --- Takes the XDP program off, finishes what is in flight, frees everything. Pointers into frames are bad then.
 function Context:close()
+    if self.state.whole then
+        return nil, "the lane ends with its context: close that one"
+    end
     return self.state:close()
 end
 

@@ -35,6 +35,9 @@ struct unified_config {
   int32_t xsk_fd;
   int32_t device_fd;
   const char *spill;
+  uint32_t queues;
+  uint32_t cpu_count;
+  const uint32_t *cpus;
 };
 struct unified_info {
   uint64_t size;
@@ -70,6 +73,8 @@ struct unified_info {
   uint8_t volatile_cache;
   uint8_t threaded;
   uint32_t reserved;
+  uint32_t lanes;
+  uint32_t lane;
 };
 struct unified_stats {
   uint64_t size;
@@ -121,6 +126,7 @@ struct unified_stats {
   uint64_t xdp_merged;
   uint64_t packed;
   uint64_t packed_bytes;
+  uint64_t frames_reserve;
 };
 struct unified_latency {
   uint64_t size;
@@ -275,6 +281,9 @@ int unified_set_log_callback(unified_log_fn callback,
 int unified_ctx_create(const struct unified_config *config,
                        unified_ctx **ctx);
 int unified_ctx_destroy(unified_ctx *ctx);
+int unified_ctx_lane(const unified_ctx *ctx,
+                     uint32_t lane,
+                     unified_ctx **handle);
 int unified_ctx_info(const unified_ctx *ctx,
                      struct unified_info *info);
 int unified_ctx_stats(const unified_ctx *ctx,
@@ -429,6 +438,7 @@ return {
     LOG_NEW = 8,
     AT_END_STOP = 0,
     AT_END_WRAP = 1,
+    ALL_QUEUES = 4294967295,
     NO_RETRY = 4294967295,
     LATENCY_PACKET = 0,
     LATENCY_COMMAND = 1,

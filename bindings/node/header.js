@@ -39,6 +39,7 @@ exports.constants = Object.freeze({
   LOG_NEW: 8,
   AT_END_STOP: 0,
   AT_END_WRAP: 1,
+  ALL_QUEUES: 4294967295,
   NO_RETRY: 4294967295,
   LATENCY_PACKET: 0,
   LATENCY_COMMAND: 1,
@@ -81,6 +82,9 @@ exports.structs = {
     xsk_fd: 'int32_t',
     device_fd: 'int32_t',
     spill: 'str',
+    queues: 'uint32_t',
+    cpu_count: 'uint32_t',
+    cpus: 'void *',
   }),
   unified_info: koffi.struct('unified_info', {
     size: 'uint64_t',
@@ -116,6 +120,8 @@ exports.structs = {
     volatile_cache: 'uint8_t',
     threaded: 'uint8_t',
     reserved: 'uint32_t',
+    lanes: 'uint32_t',
+    lane: 'uint32_t',
   }),
   unified_stats: koffi.struct('unified_stats', {
     size: 'uint64_t',
@@ -167,6 +173,7 @@ exports.structs = {
     xdp_merged: 'uint64_t',
     packed: 'uint64_t',
     packed_bytes: 'uint64_t',
+    frames_reserve: 'uint64_t',
   }),
   unified_latency: koffi.struct('unified_latency', {
     size: 'uint64_t',
@@ -322,6 +329,7 @@ exports.functions = {
   unified_set_log_callback: ['int', ['void *', 'int', 'void *']],
   unified_ctx_create: ['int', ['void *', 'void *']],
   unified_ctx_destroy: ['int', ['void *']],
+  unified_ctx_lane: ['int', ['void *', 'uint32_t', 'void *']],
   unified_ctx_info: ['int', ['void *', 'void *']],
   unified_ctx_stats: ['int', ['void *', 'void *']],
   unified_ctx_latency: ['int', ['void *', 'uint32_t', 'void *']],

@@ -79,6 +79,22 @@ async function main() {
   assert.throws(() => ctx.statistics(), /closed/);
   ctx.close();
   assert.throws(() => new Log(file), (error) => error.errno === 42);
+  // Lanes.
+  const whole = new Context({ device: file, queues: 2, cpus: [0] });
+  const lane = whole.lane(1);
+  assert.strictEqual(whole.lane(1), lane);
+  assert.deepStrictEqual([whole.info.lanes, lane.info.lane], [2, 1]);
+  const other = whole.lane(0);
+  const mine = lane.frameAlloc();
+  mine.view().write('lane');
+  other.submitWrite(mine, 0, { length: 512 });
+  while (other.takeCompletions().length === 0) other.waitSync({ completions: true });
+  assert.deepStrictEqual([lane, other, whole].map((each) => each.statistics().submitted), [0, 1, 1]);
+  assert.throws(() => whole.frameAlloc(), (error) => error.errno === 16);
+  assert.throws(() => whole.lane(2), (error) => error.errno === 22);
+  assert.throws(() => lane.close(), /ends with its context/);
+  whole.close();
+  assert.throws(() => lane.statistics(), /closed/);
   // A descriptor instead of a path; and retries that cannot be.
   const fd = fs.openSync(file, 'r+');
   const handed = new Context({ device_fd: fd, retries: 3 });

@@ -179,25 +179,42 @@ const FLAGS = { headroom: 'HEADROOM', xsk_map_fd: 'XSK_MAP_FD', xsk_fd: 'XSK_FD'
 
 /** A network interface (or none), a device, and the memory between them. */
 class Context {
-  /** Fields as in unified_config, except: `interface` for ifname, `ports` an array. */
-  constructor({ interface: ifname = null, ports = [], flags = 0, ...rest }) {
+  /** Fields as in unified_config, except: `interface` for ifname, `ports` and `cpus` arrays. */
+  constructor({ interface: ifname = null, ports = [], cpus = [], flags = 0, ...rest }, whole) {
+    this._lanes = new Map();
+    if (whole) {
+      this._whole = whole;
+      this._opened(rest.handle);
+      return;
+    }
+    this._whole = this;
     const wanted = Uint16Array.from(ports);
     const config = encoded('config', {
       ...rest,
       ifname,
       ports: ports.length ? wanted : null,
       port_count: ports.length,
+      cpus: cpus.length ? Uint32Array.from(cpus) : null,
+      cpu_count: cpus.length,
       flags: Object.entries(FLAGS).reduce((all, [name, flag]) => (name in rest ? all | constants[flag] : all), flags),
     });
     const place = Buffer.alloc(8);
     check(call.ctx_create(config, place));
-    this._handle = place.readBigUInt64LE(0);
+    this._opened(place.readBigUInt64LE(0));
+  }
+
+  /** What a context and its lanes have. */
+  _opened(handle) {
+    this._handle = handle;
     this.info = ask('info', (bytes) => call.ctx_info(this._handle, bytes));
     this._buffers = koffi.address(this.info.region) + BigInt(this.info.buffers);
-    const start = Buffer.alloc(8);
-    start.writeBigUInt64LE(this._buffers);
-    // One view of all frames; packets are parts of it.
-    this._memory = koffi.view(koffi.decode(start, 'void *'), this.info.buffers_size);
+    // One view of all frames, which the lanes share; packets are parts of it.
+    this._memory = this._whole._memory;
+    if (this._whole === this) {
+      const start = Buffer.alloc(8);
+      start.writeBigUInt64LE(this._buffers);
+      this._memory = koffi.view(koffi.decode(start, 'void *'), this.info.buffers_size);
+    }
     this._packets = Buffer.alloc(BATCH * PACKET.size);
     this._completions = Buffer.alloc(BATCH * COMPLETION.size);
     this._waiting = new Set();
@@ -214,7 +231,7 @@ class Context {
 
   _check(frame) {
     this._open();
-    if (frame.context !== this) throw new Error('the frame is of another context');
+    if (frame.context._whole !== this._whole) throw new Error('the frame is of another context');
     if (!frame.held) throw new Error(`frame ${frame.number} was submitted or released`);
   }
 
@@ -224,11 +241,25 @@ class Context {
    */
   close() {
     if (this._handle === null) return;
+    if (this._whole !== this) throw new Error(`lane ${this.info.lane} ends with its context: close that one`);
     const handle = this._handle;
-    if (this._poll) this._poll.close();
-    this._poll = this._memory = this._handle = null;
-    this._wake();
+    for (const one of [this, ...this._lanes.values()]) {
+      if (one._poll) one._poll.close();
+      one._poll = one._memory = one._handle = null;
+      one._wake();
+    }
     check(call.ctx_destroy(handle));
+  }
+
+  /**
+   * One of the lanes, for a worker of its own: `info.lanes` says how many there are. From now on the data path of the
+   * whole context is theirs. It ends with the context, and is not closed itself.
+   */
+  lane(number) {
+    const place = Buffer.alloc(8);
+    check(call.ctx_lane(this._open(), number, place));
+    if (!this._lanes.has(number)) this._lanes.set(number, new Context({ handle: place.readBigUInt64LE(0) }, this));
+    return this._lanes.get(number);
   }
 
   get device() {

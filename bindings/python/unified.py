@@ -35,6 +35,7 @@ COPY_AUTO, COPY_ONLY, COPY_ZERO = 0, 1, 2
 HUGE_PAGES, FORCE, READ_ONLY, NO_PASSTHROUGH, NO_BOUNCE, HEADROOM, NO_EVENTS = 1, 2, 4, 8, 16, 32, 64
 XSK_MAP_FD, XSK_FD, DEVICE_FD = 128, 256, 512
 NO_RETRY = 0xFFFFFFFF
+ALL_QUEUES = 0xFFFFFFFF
 FUA, KEEP, MORE = 1, 2, 4
 WAIT_RX, WAIT_COMPLETIONS = 1, 2
 PACKET_VLAN = 1
@@ -63,7 +64,7 @@ class _config(c.Structure):
         "u64 size, str ifname device, u64 file_size, u32 queue flags, ptr ports, u32 port_count drive"
         " frame_size frame_count headroom sq_entries cq_entries rx_ring fill_ring xdp_mode copy_mode"
         " run_priority event_sample events_bytes block_size reserved retries retry_backoff_us retry_give_up_ms,"
-        " i32 xsk_map_fd xsk_fd device_fd, str spill")
+        " i32 xsk_map_fd xsk_fd device_fd, str spill, u32 queues cpu_count, ptr cpus")
 
 
 class _info(c.Structure):
@@ -71,7 +72,7 @@ class _info(c.Structure):
         "u64 size, str backend, ptr region, u64 region_size sq_ring cq_ring sq_entries_offset"
         " cq_entries_offset buffers buffers_size blocks, u32 block_size max_transfer dma_alignment nsid"
         " sq_entries cq_entries frame_size frame_count headroom ifindex queue rx_queues xdp_program_id,"
-        " u8 huge_pages native zero_copy dispatcher direct_io writable volatile_cache threaded, u32 reserved")
+        " u8 huge_pages native zero_copy dispatcher direct_io writable volatile_cache threaded, u32 reserved lanes lane")
 
 
 class _stats(c.Structure):
@@ -81,7 +82,7 @@ class _stats(c.Structure):
         " received received_bytes stored stored_bytes failed released packets_held packets_in_flight submitted"
         " completed errors operations commands_in_flight sq_full bounced bounced_bytes bytes_written bytes_read"
         " frames_free frames_filled frames_held frames_in_flight misplaced bad_descriptors"
-        " link_up link_changes xdp_attached xdp_changes spilled spilled_bytes xdp_merged packed packed_bytes")
+        " link_up link_changes xdp_attached xdp_changes spilled spilled_bytes xdp_merged packed packed_bytes frames_reserve")
 
 
 class _latency(c.Structure):
@@ -144,7 +145,7 @@ def _load() -> c.CDLL:
     transfer = [p, u32, p, u32, u64, u64, u32]
     prototypes: Dict[str, List[Any]] = {
         "set_log_callback": [p, i, p],
-        "ctx_create": [p, p], "ctx_destroy": [p], "ctx_info": [p, p], "ctx_stats": [p, p], "stats_render": [p, p, u32],
+        "ctx_create": [p, p], "ctx_destroy": [p], "ctx_info": [p, p], "ctx_lane": [p, u32, p], "ctx_stats": [p, p], "stats_render": [p, p, u32],
         "ctx_latency": [p, u32, p],
         "ctx_device": [p, p, u32],
         "port_add": [p, u16], "port_remove": [p, u16],
@@ -252,6 +253,10 @@ class Info:
     volatile_cache: int
     """0 no, 1 yes: a flush is needed; 2 not known."""
     threaded: bool
+    lanes: int
+    """How many the context has."""
+    lane: int
+    """The one that this is about; 0 for the whole context."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,6 +311,7 @@ class Statistics:
     xdp_merged: int
     packed: int
     packed_bytes: int
+    frames_reserve: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -574,12 +580,11 @@ class Context:
                  copy_mode: int = COPY_AUTO, run_priority: int = 0, event_sample: int = 0, events_bytes: int = 0,
                  block_size: int = 0, spill: Union[None, str, "os.PathLike[str]"] = None, retries: int = 0,
                  retry_backoff_us: int = 0, retry_give_up_ms: int = 0, xsk_map_fd: Optional[int] = None,
-                 xsk_fd: Optional[int] = None, device_fd: Optional[int] = None):
+                 xsk_fd: Optional[int] = None, device_fd: Optional[int] = None, queues: int = 0,
+                 cpus: Sequence[int] = ()):
         self._ctx: Optional[c.c_void_p] = None
-        self._memory: Optional[memoryview] = None
-        # Frames with views, which end when the memory goes.
-        self._viewed: weakref.WeakValueDictionary[int, Frame] = weakref.WeakValueDictionary()
         wanted = (c.c_uint16 * len(ports))(*ports) if ports else None
+        places = (c.c_uint32 * len(cpus))(*cpus) if cpus else None
         given = {HEADROOM: headroom, XSK_MAP_FD: xsk_map_fd, XSK_FD: xsk_fd, DEVICE_FD: device_fd}
         for flag, value in given.items():
             if value is not None:
@@ -592,10 +597,19 @@ class Context:
             cq_entries=cq_entries, rx_ring=rx_ring, fill_ring=fill_ring, xdp_mode=xdp_mode, copy_mode=copy_mode,
             run_priority=run_priority, event_sample=event_sample, events_bytes=events_bytes, block_size=block_size,
             spill=None if spill is None else os.fsencode(spill), retries=retries, retry_backoff_us=retry_backoff_us,
-            retry_give_up_ms=retry_give_up_ms, xsk_map_fd=xsk_map_fd or 0, xsk_fd=xsk_fd or 0, device_fd=device_fd or 0)
+            retry_give_up_ms=retry_give_up_ms, xsk_map_fd=xsk_map_fd or 0, xsk_fd=xsk_fd or 0, device_fd=device_fd or 0,
+            queues=queues, cpu_count=len(cpus), cpus=None if places is None else c.addressof(places))
         ctx = c.c_void_p()
         _check(_lib.unified_ctx_create(c.byref(config), c.byref(ctx)))
+        self._opened(ctx, self)
+
+    def _opened(self, ctx: c.c_void_p, whole: Context) -> None:
+        """What a context and its lanes have."""
         self._ctx = ctx
+        self._whole = whole
+        self._lanes: Dict[int, Context] = {}
+        # Frames with views, which end when the memory goes.
+        self._viewed: weakref.WeakValueDictionary[int, Frame] = weakref.WeakValueDictionary()
         info = _info(size=c.sizeof(_info))
         _check(_lib.unified_ctx_info(ctx, c.byref(info)))
         values = {f.name: getattr(info, f.name) for f in dataclasses.fields(Info)}
@@ -605,7 +619,7 @@ class Context:
         self.info = Info(**values)
         self._buffers: int = info.region + info.buffers
         memory = (c.c_uint8 * info.buffers_size).from_address(self._buffers)
-        self._memory = memoryview(memory).cast("B")
+        self._memory: Optional[memoryview] = memoryview(memory).cast("B")
         self._packets: Any = (_packet * 64)()
         self._done: Any = (_completion * 64)()
         self.device = self._device()
@@ -633,9 +647,13 @@ class Context:
         """Takes the XDP program off, finishes what is in flight, frees everything. Views of its memory end; slices
         of them, and views whose frame's object is gone, do not, and must not be used."""
         if self._ctx is not None:
-            for frame in list(self._viewed.values()):
-                frame._end_views()
-            ctx, self._ctx, self._memory = self._ctx, None, None
+            if self._whole is not self:
+                raise ValueError(f"lane {self.info.lane} ends with its context: close that one")
+            ctx = self._ctx
+            for one in (self, *self._lanes.values()):
+                for frame in list(one._viewed.values()):
+                    frame._end_views()
+                one._ctx = one._memory = None
             _check(_lib.unified_ctx_destroy(ctx))
 
     def __enter__(self) -> Context:
@@ -646,11 +664,22 @@ class Context:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_ctx", None) is not None:
+        if getattr(self, "_ctx", None) is not None and getattr(self, "_whole", None) is self:
             warnings.warn(f"context on {self.device} was not closed", ResourceWarning, source=self)
             self.close()
 
     # control
+
+    def lane(self, number: int) -> Context:
+        """One of the lanes, for a thread of its own: `info.lanes` says how many there are. From now on the data path of the
+        whole context is theirs. It ends with the context, and is not closed itself."""
+        handle = c.c_void_p()
+        _check(_lib.unified_ctx_lane(self._handle(), number, c.byref(handle)))
+        if number not in self._lanes:
+            lane = Context.__new__(Context)
+            lane._opened(handle, self)
+            self._lanes[number] = lane
+        return self._lanes[number]
 
     def statistics(self) -> Statistics:
         stats = _stats(size=c.sizeof(_stats))
@@ -665,7 +694,7 @@ class Context:
         return Latency(raw.count, raw.sum, raw.max, list(zip(bounds, raw.buckets)), raw)
 
     def openmetrics(self) -> str:
-        """All counters as OpenMetrics text, labelled with interface, queue and device."""
+        """All counters as OpenMetrics text, labelled with interface, queue, device and, if there are several, lane."""
         text = c.create_string_buffer(32 << 10)
         while (size := _check(_lib.unified_stats_render(self._handle(), text, len(text)))) >= len(text):
             text = c.create_string_buffer(2 * size)
@@ -718,7 +747,7 @@ class Context:
         return [Packet(self, p) for p in self._packets[:count]]
 
     def _own(self, frame: Frame) -> Frame:
-        if frame._owner() is not self:
+        if frame._owner()._whole is not self._whole:
             raise ValueError("the frame is of another context")
         return frame
 

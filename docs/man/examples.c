@@ -38,6 +38,24 @@ int describe(const unified_ctx *ctx)
 	return 0;
 }
 
+/* EXAMPLE unified_ctx_lane */
+/* A context over all queues: with config.queues = UNIFIED_ALL_QUEUES. Each lane is for one thread, which pthread_create gets
+ * as its argument. */
+int each_lane(unified_ctx *ctx, int (*start)(unified_ctx *lane))
+{
+	struct unified_info info = { .size = sizeof(info) };
+	unified_ctx *lane;
+
+	if (unified_ctx_info(ctx, &info) < 0)
+		return -1;
+	for (uint32_t i = 0; i < info.lanes; i++)
+		if (unified_ctx_lane(ctx, i, &lane) < 0 || start(lane) < 0) {
+			fprintf(stderr, "lane %" PRIu32 ": %s\n", i, unified_last_error());
+			return -1;
+		}
+	return 0;
+}
+
 /* EXAMPLE unified_ctx_stats */
 int report(const unified_ctx *ctx)
 {

@@ -30,6 +30,7 @@ import header  # noqa: E402
 GROUPS = {
     "open and close a context": ["unified_ctx_create", "unified_ctx_destroy"],
     "what a context turned out to be": ["unified_ctx_info", "unified_ctx_device"],
+    "the lanes of a context": ["unified_ctx_lane"],
     "counters of a context": ["unified_ctx_stats", "unified_ctx_latency", "unified_latency_bound",
                               "unified_latency_quantile", "unified_stats_render"],
     "UDP ports that are received": ["unified_port_add", "unified_port_remove"],

@@ -30,7 +30,7 @@ pub fn store_and_compare(
         ifname: Some(veth.host.clone()),
         ..config
     };
-    let frames = config.frame_count;
+    let frames = config.frames(1);
     let context = Context::open(&config).unwrap();
     let block = context.info().limits.block_size as usize;
     let payloads: Vec<Vec<u8>> = sizes()

@@ -310,7 +310,7 @@ fn a_follower_is_told_of_a_log_that_was_begun_anew() {
         veth.send(9999, payloads(0, count), 10_000).join().unwrap();
         assert_eq!(finish(pipeline, count.into()).stored, u64::from(count));
         let stats = context.statistics().unwrap();
-        common::check_sums(&stats, config.frame_count);
+        common::check_sums(&stats, config.frames(1));
     };
     record(100, Existing::Continue);
     // At the end of the old log, in the middle of the overwritten part, and after it.

@@ -199,6 +199,37 @@ def test_commands_without_data(storage):
         storage.latency(2)
 
 
+def test_lanes(device):
+    with pytest.raises(unified.UnifiedError, match="no interface is named"):
+        unified.Context(device="null:", queues=unified.ALL_QUEUES)
+    with unified.Context(device=device, file_size=1 << 20, queues=3, cpus=[0]) as whole:
+        assert (whole.info.lanes, whole.info.lane, whole.info.frame_count) == (3, 0, 3 * 4096)
+        assert whole.statistics().frames_reserve == 3 * 4096
+        lanes = [whole.lane(number) for number in range(3)]
+        assert whole.lane(1) is lanes[1] and [lane.info.lane for lane in lanes] == [0, 1, 2]
+        for number, lane in enumerate(lanes):
+            frame = lane.frame_alloc()
+            frame.view()[:4] = b"lane"
+            # It may be written by another lane.
+            lanes[(number + 1) % 3].submit_write(frame, number, length=4)
+        for number, lane in enumerate(lanes):
+            finished(lane).check()
+            assert lane.statistics().submitted == 1
+        assert whole.statistics().submitted == 3
+        assert 'unified_submitted_total{device="' in whole.openmetrics() and 'lane="2"' in whole.openmetrics()
+        for act, error in [(whole.frame_alloc, errno.EBUSY), (lambda: whole.lane(3), errno.EINVAL),
+                           (lambda: lanes[0].lane(1), errno.EINVAL)]:
+            with pytest.raises(unified.UnifiedError) as caught:
+                act()
+            assert caught.value.errno == error
+        with pytest.raises(ValueError, match="ends with its context"):
+            lanes[0].close()
+    assert all(lane.closed for lane in lanes)
+    with pytest.raises(ValueError, match="closed"):
+        lanes[1].statistics()
+    assert device.read_bytes()[1024:1028] == b"lane"
+
+
 def test_a_closed_context_says_so_and_closes_once(storage):
     frame = storage.frame_alloc()
     view = frame.view()

@@ -31,7 +31,7 @@ func main() {
 		"HUGE_PAGES": unified.HugePages, "FORCE": unified.Force, "READ_ONLY": unified.ReadOnly,
 		"NO_PASSTHROUGH": unified.NoPassthrough, "NO_BOUNCE": unified.NoBounce, "HEADROOM": unified.Headroom,
 		"NO_EVENTS": unified.NoEvents, "XSK_MAP_FD": unified.XskMapFD, "XSK_FD": unified.XskFD,
-		"DEVICE_FD": unified.DeviceFD, "NO_RETRY": unified.NoRetry, "FUA": unified.FUA, "KEEP": unified.Keep, "MORE": unified.More,
+		"DEVICE_FD": unified.DeviceFD, "NO_RETRY": unified.NoRetry, "ALL_QUEUES": unified.AllQueues, "FUA": unified.FUA, "KEEP": unified.Keep, "MORE": unified.More,
 		"WAIT_RX": unified.WaitRX, "WAIT_COMPLETIONS": unified.WaitCompletions, "PACKET_VLAN": unified.PacketVLAN,
 		"COMPLETION_DNR": unified.CompletionDNR, "COMPLETION_FRAME": unified.CompletionFrame,
 		"COMPLETION_BOUNCED": unified.CompletionBounced, "COMPLETION_SPILLED": unified.CompletionSpilled,
