@@ -8,9 +8,10 @@ out=${UNIFIED_OUT:-$here/target/full-stack}
 program=$out/bin/unified-full-stack-test
 traffic=$out/bin/unified-traffic
 
-duration=5 rate=5000 size=1024 port=9999
+duration=5 rate=5000 size=1024 port=9999 queues=1 flows=1
 make_traffic=yes verify=auto assume_yes=no from_netns= selftest=
-iface= device= queue=0
+iface= device= queue=0 restore=no
+states=${UNIFIED_STATES:-/run/unified}
 
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
 	blue=$'\e[34m' green=$'\e[32m' yellow=$'\e[33m' red=$'\e[31m' plain=$'\e[0m'
@@ -38,6 +39,8 @@ usage() {
 		  --rate PACKETS       packets per second, 0: as fast as possible (default $rate)
 		  --size BYTES         payload size, or a range such as 64-1472 (default $size)
 		  --port PORT          UDP port (default $port)
+		  --queues N|all       receive on N queues from QUEUE on, or on all of them: each with threads of its own.
+		                       Packets are spread over them by their addresses and ports
 		  --no-traffic         send nothing: traffic comes from elsewhere
 		  --from-netns NAME    send from this network namespace, which reaches IFACE
 		  --verify             compare the stored bytes even if the traffic came from elsewhere
@@ -45,6 +48,7 @@ usage() {
 		  --selftest PROGRAM   run this program of the registration interface instead (docs/uapi.md), as
 		                       PROGRAM IFACE DEVICE QUEUE, and find on the device what it says it stored
 		  --yes                do not ask before writing to a DEVICE that holds data
+		  --restore            put back what runs that were killed have changed (interfaces, huge pages), and end
 		  --help
 
 		Needs root. Exit code: 0 every packet is accounted for, and what was compared is right;
@@ -63,7 +67,7 @@ parse() {
 	local words=()
 	while [ $# -gt 0 ]; do
 		case $1 in
-		--duration | --rate | --size | --port | --from-netns | --selftest)
+		--duration | --rate | --size | --port | --queues | --from-netns | --selftest)
 			if [ $# -lt 2 ]; then
 				error "$1 needs a value"
 				exit 2
@@ -73,6 +77,7 @@ parse() {
 			--rate) rate=$2 ;;
 			--size) size=$2 ;;
 			--port) port=$2 ;;
+			--queues) queues=$2 ;;
 			--from-netns) from_netns=$2 ;;
 			--selftest) selftest=$2 ;;
 			esac
@@ -80,6 +85,7 @@ parse() {
 			;;
 		--no-traffic) make_traffic=no ;;
 		--verify) verify=yes ;;
+		--restore) restore=yes ;;
 		--yes | -y) assume_yes=yes ;;
 		--help | -h)
 			usage
@@ -103,6 +109,16 @@ parse() {
 	number --rate "$rate" 0 100000000
 	number --port "$port" 1 65535
 	number QUEUE "$queue" 0 65535
+	if [ "$queues" != all ]; then
+		number --queues "$queues" 1 64
+	fi
+	if [ "$queues" != 1 ]; then
+		flows=64
+		if [ -n "$selftest" ]; then
+			error "--queues: programs of the registration interface have one queue"
+			exit 2
+		fi
+	fi
 	if [ -n "$selftest" ]; then
 		[ -f "$selftest" ] && [ -x "$selftest" ] || die "--selftest: '$selftest' is no program; make -f Makefile.full-stack selftest SRC=... builds one"
 		selftest=$(realpath "$selftest")
@@ -117,8 +133,10 @@ parse() {
 	fi
 }
 
-# What must be undone, newest last.
+# What must be undone, newest last. The same is in a file, for --restore after this script was killed: its first line is the
+# number of the process and when it was started.
 undo=()
+state=
 child=
 sender=
 scratch=
@@ -147,11 +165,66 @@ finish() {
 	for ((i = ${#undo[@]} - 1; i >= 0; i--)); do
 		eval "${undo[i]}" >/dev/null 2>&1 || warn "could not undo: ${undo[i]}"
 	done
+	[ -n "$state" ] && rm -f "$state" && rmdir "$states" 2>/dev/null
 	[ -n "$scratch" ] && rm -rf "$scratch"
 	exit "$code"
 }
 
-later() { undo+=("$(printf '%q ' "$@")"); }
+later() {
+	undo+=("$(printf '%q ' "$@")")
+	if [ -z "$state" ] && mkdir -p "$states" 2>/dev/null; then
+		state=$states/full-stack-$$
+		(umask 077 && echo "$$ $(started "$$")" >"$state") || state=
+	fi
+	[ -z "$state" ] || printf '%s\n' "${undo[-1]}" >>"$state"
+}
+
+# When a process was started, in ticks since the system was: its number alone may be another's by now.
+started() { # PID
+	sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | awk '{ print $20 }'
+}
+
+# Ends a program that is still the one that was started then.
+end_program() { # PID STARTED
+	[ "$(started "$1")" != "$2" ] || end "$1"
+	return 0
+}
+
+# The states of runs that were killed.
+left_behind() {
+	local file pid when
+	for file in "$states"/full-stack-*; do
+		[ -f "$file" ] && [ -O "$file" ] || continue
+		read -r pid when <"$file"
+		[ "$(started "$pid")" = "$when" ] || echo "$file"
+	done
+}
+
+restore_all() {
+	[ "$(id -u)" = 0 ] || die "root is needed to put interfaces back"
+	local file i lines failed=0 files
+	mapfile -t files < <(left_behind)
+	if [ ${#files[@]} = 0 ]; then
+		success "No run was killed: there is nothing to put back"
+		exit 0
+	fi
+	for file in "${files[@]}"; do
+		mapfile -t lines < <(tail -n +2 "$file")
+		for ((i = ${#lines[@]} - 1; i >= 0; i--)); do
+			if eval "${lines[i]}" >/dev/null 2>&1; then
+				info "Undone: ${lines[i]}"
+			else
+				warn "could not undo: ${lines[i]}"
+				failed=1
+			fi
+		done
+		rm -f "$file"
+	done
+	rmdir "$states" 2>/dev/null
+	[ "$failed" = 0 ] || die "not everything could be put back; what is named above may be gone already"
+	success "Everything is as it was before"
+	exit 0
+}
 
 check_system() {
 	info "Checking system requirements..."
@@ -179,6 +252,9 @@ check_system() {
 	if [ -n "$device" ] && [ ! -e "$device" ] && [[ $device == /dev/* ]]; then
 		die "there is no device '$device'"
 	fi
+	local left
+	left=$(left_behind | wc -l)
+	((left == 0)) || warn "$left earlier runs were killed and have left their changes: --restore undoes them"
 	success "System requirements check passed"
 }
 
@@ -196,11 +272,15 @@ build() {
 # A veth pair whose far end, the sender's, is in a network namespace.
 make_network() {
 	iface=ufs$$h from_netns=ufs$$
-	local far=ufs$$p a=$(($$ >> 6 & 255)) b=$((($$ & 63) << 2))
+	local many far=ufs$$p a=$(($$ >> 6 & 255)) b=$((($$ & 63) << 2))
 	near_addr=198.18.$a.$((b + 1))
 	ip netns add "$from_netns" || die "a network namespace could not be made"
 	later ip netns del "$from_netns"
-	ip link add "$iface" type veth peer name "$far" netns "$from_netns" || die "a veth pair could not be made"
+	many=$queues
+	[ "$queues" != all ] || many=4
+	many=$((queue + many))
+	ip link add "$iface" numrxqueues "$many" numtxqueues "$many" type veth peer name "$far" \
+		numrxqueues "$many" numtxqueues "$many" netns "$from_netns" || die "a veth pair could not be made"
 	later ip link del "$iface"
 	# Nothing but the test's packets: no neighbour or router discovery.
 	sysctl -q -w "net.ipv6.conf.$iface.disable_ipv6=1" 2>/dev/null
@@ -263,32 +343,79 @@ keep_tags() {
 	ethtool_feature "$peer" tx-udp-segmentation tx-udp-segmentation "${in_peer[@]}"
 }
 
-# Packets of the port must come to the queue that has the socket, and nowhere else.
-steer() {
-	local queues
-	queues=$(find "/sys/class/net/$iface/queues" -name 'rx-*' | wc -l)
-	if ((queue >= queues)); then
-		die "'$iface' has $queues receive queues; there is no queue $queue"
-	fi
-	((queues > 1)) || return 0
+# A rule that sends the port's packets to WORDS: "action QUEUE" or "context NUMBER". Removed at the end.
+add_rule() { # WORDS
 	local had rule
 	had=$(ethtool -k "$iface" 2>/dev/null | awk '$1 == "ntuple-filters:" { print $2 }')
 	ethtool -K "$iface" ntuple on >/dev/null 2>&1
-	if rule=$(ethtool -N "$iface" flow-type udp4 dst-port "$port" action "$queue" 2>/dev/null); then
+	if rule=$(ethtool -N "$iface" flow-type udp4 dst-port "$port" "$@" 2>/dev/null); then
 		[ "$had" = off ] && later ethtool -K "$iface" ntuple off
 		rule=$(grep -o '[0-9]*$' <<<"$rule")
 		[ -n "$rule" ] && later ethtool -N "$iface" delete "$rule"
-		info "UDP port $port is steered to queue $queue of $queues"
 		return 0
 	fi
 	[ "$had" = off ] && ethtool -K "$iface" ntuple off >/dev/null 2>&1
+	return 1
+}
+
+# Packets are spread over queues by addresses and ports. Many drivers take only the addresses for UDP until told, so that all
+# packets of one sender come to one queue.
+hash_ports() {
+	local now letters=
+	now=$(ethtool -n "$iface" rx-flow-hash udp4 2>/dev/null) || return 0
+	grep -q 'L4 bytes 0' <<<"$now" && return 0
+	grep -q 'IP SA' <<<"$now" && letters+=s
+	grep -q 'IP DA' <<<"$now" && letters+=d
+	if [ -n "$letters" ] && ethtool -N "$iface" rx-flow-hash udp4 sdfn >/dev/null 2>&1; then
+		later ethtool -N "$iface" rx-flow-hash udp4 "$letters"
+		info "UDP packets are spread over the queues by addresses and ports (rx-flow-hash udp4 sdfn)"
+	else
+		warn "the driver of '$iface' does not spread UDP packets by their ports: those of one sender come to one queue"
+	fi
+}
+
+# Packets of the port must come to the queues that have a socket, and nowhere else. The queues of other services stay as
+# they are.
+steer() {
+	local there wanted=$queues
+	there=$(find "/sys/class/net/$iface/queues" -name 'rx-*' | wc -l)
+	if ((queue >= there)); then
+		die "'$iface' has $there receive queues; there is no queue $queue"
+	fi
+	[ "$queues" != all ] || wanted=$((there - queue))
+	if ((queue + wanted > there)); then
+		die "'$iface' has $there receive queues, and --queues $wanted from queue $queue on are more"
+	fi
+	((there > 1)) || return 0
+	if ((wanted == there)); then
+		hash_ports
+		info "All $there queues of '$iface' are received"
+		return 0
+	fi
+	if ((wanted > 1)); then
+		local context
+		if context=$(ethtool -X "$iface" context new start "$queue" equal "$wanted" 2>/dev/null | grep -o '[0-9]*$') && [ -n "$context" ]; then
+			later ethtool -X "$iface" context "$context" delete
+			hash_ports
+			if add_rule context "$context"; then
+				info "UDP port $port is steered to queues $queue to $((queue + wanted - 1)) of $there (RSS context $context)"
+				return 0
+			fi
+		fi
+		warn "'$iface' has $there receive queues, and its driver takes no RSS context with a rule: packets that come to other queues than $queue to $((queue + wanted - 1)) go to the kernel's stack (counted)"
+		return 0
+	fi
+	if add_rule action "$queue"; then
+		info "UDP port $port is steered to queue $queue of $there"
+		return 0
+	fi
 	local combined
 	combined=$(ethtool -l "$iface" 2>/dev/null | awk '/Current/ { now = 1 } now && $1 == "Combined:" { print $2 }')
 	if [ "$queue" = 0 ] && [[ $combined =~ ^[0-9]+$ ]] && ethtool -L "$iface" combined 1 >/dev/null 2>&1; then
 		later ethtool -L "$iface" combined "$combined"
 		info "One receive queue instead of $combined, so that all packets come to queue 0"
 	else
-		warn "'$iface' has $queues receive queues, and its driver takes no steering rule: packets that come to other queues than $queue go to the kernel's stack (counted)"
+		warn "'$iface' has $there receive queues, and its driver takes no steering rule: packets that come to other queues than $queue go to the kernel's stack (counted)"
 	fi
 }
 
@@ -389,8 +516,10 @@ prepare_device() {
 huge=()
 force=()
 tune_memory() {
-	# The region of the defaults: 4096 frames of 2048 bytes and its rings, in 2 MiB pages.
-	local pages=5 free total
+	# The region of the defaults: 4096 frames of 2048 bytes for each queue and its rings, in 2 MiB pages.
+	local lanes=$queues free total pages
+	[ "$queues" != all ] || lanes=$(($(find "/sys/class/net/$iface/queues" -name 'rx-*' | wc -l) - queue))
+	pages=$((4 * lanes + 1))
 	free=$(awk '/HugePages_Free/ { print $2 }' /proc/meminfo)
 	total=$(cat /proc/sys/vm/nr_hugepages 2>/dev/null || echo 0)
 	if ((${free:-0} < pages)); then
@@ -431,6 +560,7 @@ start_selftest() {
 		exec stdbuf -oL "$selftest" "$iface" "$device" "$queue"
 	) > >(tee "$scratch/output") 2>&1 &
 	child=$!
+	later end_program "$child" "$(started "$child")"
 	# A program may be silent about it: one that runs after that time is ready.
 	wait_until_ready 'ready\|waiting' 300 && return
 	kill -0 "$child" 2>/dev/null && return
@@ -483,7 +613,10 @@ judge_selftest() {
 
 start_program() {
 	info "Starting full-stack test..."
-	info "Interface: $iface (queue $queue)"
+	case $queues in
+	1) info "Interface: $iface (queue $queue)" ;;
+	*) info "Interface: $iface (queues from $queue on: $queues)" ;;
+	esac
 	info "NVMe device: $device"
 	info "Listening port: $port"
 	echo
@@ -491,12 +624,13 @@ start_program() {
 		start_selftest
 		return
 	fi
-	local options=(--port "$port" "${huge[@]}" "${force[@]}")
+	local options=(--port "$port" --queues "$queues" "${huge[@]}" "${force[@]}")
 	if [ ! -e "$device" ] || [ -f "$device" ]; then
 		options+=(--file-size "$need")
 	fi
 	"$program" "${options[@]}" "$iface" "$device" "$queue" > >(tee "$scratch/output") 2>&1 &
 	child=$!
+	later end_program "$child" "$(started "$child")"
 	wait_until_ready '^System ready' 200 && return
 	wait "$child"
 	child=
@@ -520,7 +654,7 @@ generate() {
 		to=$(ip -4 -o addr show dev "$iface" | awk '{ sub("/.*", "", $4); print $4; exit }')
 		[ -n "$to" ] || die "'$iface' has no IPv4 address to send to"
 	fi
-	ip netns exec "$from_netns" "$traffic" send --to "$to:$port" --size "$size" --rate "$rate" --duration "$duration" >"$scratch/sent" 2>&1 &
+	ip netns exec "$from_netns" "$traffic" send --to "$to:$port" --flows "$flows" --size "$size" --rate "$rate" --duration "$duration" >"$scratch/sent" 2>&1 &
 	sender=$!
 	if ! wait "$sender"; then
 		sender=
@@ -577,6 +711,7 @@ judge() {
 		local block all=()
 		block=$(sed -n 's/.* blocks of \([0-9]*\) bytes)$/\1/p' "$scratch/output")
 		[ "$dropped" = 0 ] && [ -n "$sent" ] && all=(--sent "$sent")
+		[ "$queues" = 1 ] || all+=(--unordered)
 		local node=$device
 		[[ $device =~ ^/dev/ng([0-9]+n[0-9]+)$ ]] && node=/dev/nvme${BASH_REMATCH[1]}
 		"$traffic" verify --stored "$stored" --size "$size" --block "$block" "${all[@]}" "$node" || failed=1
@@ -596,6 +731,7 @@ judge() {
 }
 
 parse "$@"
+[ "$restore" = no ] || restore_all
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM

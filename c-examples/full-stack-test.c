@@ -2,6 +2,7 @@
 /*
  * The full stack with the three threads of its document: the packet thread receives and submits, the
  * storage thread takes completions (and so drives the device), the main thread reports once a second.
+ * With several queues each is a lane of its own, with a packet and a storage thread of its own.
  *
  *     unified-full-stack-test [OPTIONS] IFACE DEVICE QUEUE
  *
@@ -31,11 +32,19 @@
 
 static unified_ctx *ctx;
 static struct unified_info info = { .size = sizeof(info) };
-static atomic_bool stopping;          /* no more packets are taken */
-static atomic_bool packets_done;      /* the packet thread has submitted its last command */
-static atomic_bool flushed, flush_ok; /* the device has answered the flush at the end */
-static atomic_uint_fast64_t submitted, finished, stored, stored_bytes, errors, no_space;
-static uint64_t next_lba, end_lba;
+static atomic_bool stopping; /* no more packets are taken */
+static atomic_uint_fast64_t stored, stored_bytes, errors, no_space;
+static atomic_uint_fast64_t next_lba; /* shared by the lanes, as the device is */
+static uint64_t end_lba;
+
+/* A lane and its two threads. */
+struct lane {
+	unified_ctx *ctx;
+	pthread_t packets, storage;
+	atomic_bool packets_done;      /* the packet thread has submitted its last command */
+	atomic_bool flushed, flush_ok; /* the device has answered the flush at the end */
+	atomic_uint_fast64_t submitted, finished;
+};
 
 static void complain(const char *what)
 {
@@ -58,10 +67,10 @@ static void pause_for_room(void)
 	nanosleep(&t, NULL);
 }
 
-static void drop(const struct unified_packet *packet, atomic_uint_fast64_t *why)
+static void drop(const struct lane *lane, const struct unified_packet *packet, atomic_uint_fast64_t *why)
 {
 	(*why)++;
-	unified_frame_release(ctx, packet->frame);
+	unified_frame_release(lane->ctx, packet->frame);
 }
 
 /* A command is known by where it writes and how much of that is payload. */
@@ -70,84 +79,85 @@ static uint64_t tag(uint64_t lba, uint32_t len)
 	return lba << 16 | len;
 }
 
-/* Writes one payload after the previous one. The frame returns to the fill ring. */
-static void store(const struct unified_packet *packet)
+/* Writes one payload after the previous one, whichever lane that came to. The frame is free afterwards. */
+static void store(struct lane *lane, const struct unified_packet *packet)
 {
 	uint64_t blocks = (packet->payload_len + info.block_size - 1) / info.block_size;
+	uint_fast64_t lba = next_lba;
 	int ret;
 
-	if (end_lba - next_lba < blocks) {
-		drop(packet, &no_space);
-		return;
-	}
-	submitted++;
-	while ((ret = unified_submit_write(ctx, packet->frame, packet->payload, packet->payload_len,
-					   next_lba, tag(next_lba, packet->payload_len), UNIFIED_MORE)) == -EAGAIN) {
-		unified_submit_pending(ctx);
+	do {
+		if (end_lba - lba < blocks) {
+			drop(lane, packet, &no_space);
+			return;
+		}
+	} while (!atomic_compare_exchange_weak(&next_lba, &lba, lba + blocks));
+	lane->submitted++;
+	while ((ret = unified_submit_write(lane->ctx, packet->frame, packet->payload, packet->payload_len, lba,
+					   tag(lba, packet->payload_len), UNIFIED_MORE)) == -EAGAIN) {
+		unified_submit_pending(lane->ctx);
 		pause_for_room();
 	}
 	if (ret < 0) {
 		complain("Submitting a write");
-		submitted--;
-		drop(packet, &errors);
-		return;
+		lane->submitted--;
+		drop(lane, packet, &errors);
 	}
-	next_lba += blocks;
 }
 
-static void *packet_thread(void *unused)
+static void *packet_thread(void *argument)
 {
+	struct lane *lane = argument;
 	struct unified_packet batch[BATCH];
 	int count, ret;
 
-	(void)unused;
 	printf("Packet processing thread started\n");
 	for (;;) {
 		bool last = stopping;
 
-		count = unified_rx_batch(ctx, batch, BATCH);
+		count = unified_rx_batch(lane->ctx, batch, BATCH);
 		for (int i = 0; i < count; i++)
-			store(&batch[i]);
+			store(lane, &batch[i]);
 		if (count > 0)
-			unified_submit_pending(ctx);
+			unified_submit_pending(lane->ctx);
 		else if (count < 0 || last)
 			break;
 		else
-			unified_wait(ctx, UNIFIED_WAIT_RX, TICK_MS);
+			unified_wait(lane->ctx, UNIFIED_WAIT_RX, TICK_MS);
 	}
 	if (count < 0) {
 		complain("Receiving");
 		errors++;
 	}
 	/* Everything submitted must be completed before the flush covers it. */
-	while (finished != submitted)
+	while (lane->finished != lane->submitted)
 		pause_for_room();
-	while ((ret = unified_submit_flush(ctx, FLUSH)) == -EAGAIN)
+	while ((ret = unified_submit_flush(lane->ctx, FLUSH)) == -EAGAIN)
 		pause_for_room();
 	if (ret < 0) {
 		complain("Submitting the flush");
-		flushed = true;
+		lane->flushed = true;
 	}
-	packets_done = true;
+	lane->packets_done = true;
 	return NULL;
 }
 
-static void *storage_thread(void *unused)
+static void *storage_thread(void *argument)
 {
+	struct lane *lane = argument;
 	struct unified_completion batch[BATCH];
 	int count;
 
-	(void)unused;
 	printf("Storage thread started\n");
-	while (!packets_done || !flushed) {
-		count = unified_completions(ctx, batch, BATCH);
+	while (!lane->packets_done || !lane->flushed) {
+		count = unified_completions(lane->ctx, batch, BATCH);
 		if (count < 0) {
 			complain("Taking completions");
 			errors++;
 			stopping = true;
 			/* Nothing will complete any more: the packet thread must not wait for it. */
-			finished = (uint_fast64_t)submitted;
-			flushed = true;
+			lane->finished = (uint_fast64_t)lane->submitted;
+			lane->flushed = true;
 			pause_for_room();
 			continue;
 		}
@@ -155,11 +165,11 @@ static void *storage_thread(void *unused)
 			const struct unified_completion *c = &batch[i];
 
 			if (c->user_data == FLUSH) {
-				flush_ok = c->status == 0;
-				flushed = true;
+				lane->flush_ok = c->status == 0;
+				lane->flushed = true;
 				continue;
 			}
-			finished++;
+			lane->finished++;
 			if (c->status == 0) {
 				stored++;
 				stored_bytes += c->user_data & 0xffff;
@@ -169,7 +179,7 @@ static void *storage_thread(void *unused)
 			}
 		}
 		if (count == 0)
-			unified_wait(ctx, UNIFIED_WAIT_COMPLETIONS, TICK_MS);
+			unified_wait(lane->ctx, UNIFIED_WAIT_COMPLETIONS, TICK_MS);
 	}
 	return NULL;
 }
@@ -201,8 +211,9 @@ static void print_setup(const struct unified_config *config)
 	unified_ctx_device(ctx, device, sizeof(device));
 	printf("BPF program loaded successfully (%s mode%s)\n", info.native ? "native" : "SKB",
 	       info.dispatcher ? ", dispatcher" : "");
-	printf("AF_XDP socket created on %s queue %u (%s)\n", config->ifname, info.queue,
-	       info.zero_copy ? "zero-copy" : "copy");
+	for (uint32_t i = 0; i < info.lanes; i++)
+		printf("AF_XDP socket created on %s queue %u (%s)\n", config->ifname, info.queue + i,
+		       info.zero_copy ? "zero-copy" : "copy");
 	printf("Unified interface registered successfully\n");
 	printf("  SQ ring: %p (entries: %u)\n", (void *)((char *)info.region + info.sq_ring), info.sq_entries);
 	printf("  CQ ring: %p (entries: %u)\n", (void *)((char *)info.region + info.cq_ring), info.cq_entries);
@@ -211,9 +222,45 @@ static void print_setup(const struct unified_config *config)
 	       info.block_size);
 }
 
-static int print_final(uint64_t events_read)
+/* Whether everything is accounted for. Packets of queues without a lane are seen and passed on. */
+static bool balances(const struct unified_stats *s, uint64_t frames)
+{
+	return s->xdp_seen == s->xdp_passed + s->xdp_redirected &&
+	       s->xdp_redirected ==
+		       s->rx_dropped + s->rx_ring_full + s->redirect_errors + s->received + s->rx_pending &&
+	       s->received == s->stored + s->failed + s->released + s->packets_held + s->packets_in_flight &&
+	       s->submitted == s->completed + s->commands_in_flight &&
+	       s->frames_free + s->frames_filled + s->frames_held + s->frames_in_flight == frames;
+}
+
+static uint64_t frames_of(const struct unified_stats *s)
+{
+	return s->frames_free + s->frames_filled + s->frames_held + s->frames_in_flight;
+}
+
+/* What each lane of several has done. The frames of all of them and of the reserve are all frames. */
+static bool print_lanes(const struct lane *lanes, const struct unified_stats *total)
+{
+	uint64_t frames = total->frames_reserve;
+	bool balanced = true;
+
+	for (uint32_t i = 0; i < info.lanes; i++) {
+		struct unified_stats s = { .size = sizeof(s) };
+
+		if (unified_ctx_stats(lanes[i].ctx, &s) < 0)
+			return false;
+		printf("  Queue %u: received %" PRIu64 ", stored %" PRIu64 ", dropped %" PRIu64 "\n", info.queue + i,
+		       s.received, s.stored, s.rx_dropped + s.rx_ring_full + s.redirect_errors);
+		frames += frames_of(&s);
+		balanced &= balances(&s, frames_of(&s));
+	}
+	return balanced && frames == info.frame_count;
+}
+
+static int print_final(const struct lane *lanes, uint64_t events_read)
 {
 	struct unified_stats s = { .size = sizeof(s) };
+	bool balanced, flush_ok = true;
 	int failed = 0;
 
 	if (unified_ctx_stats(ctx, &s) < 0) {
@@ -239,16 +286,15 @@ static int print_final(uint64_t events_read)
 	       s.rx_dropped + s.rx_ring_full + s.redirect_errors, s.rx_dropped, s.rx_ring_full);
 	printf("  Bounced: %" PRIu64 "\n", s.bounced);
 	printf("  Events: %" PRIu64 " (read: %" PRIu64 ", lost: %" PRIu64 ")\n", s.events, events_read, s.events_lost);
-	if (s.xdp_seen != s.xdp_passed + s.xdp_redirected ||
-	    s.xdp_redirected != s.rx_dropped + s.rx_ring_full + s.redirect_errors + s.received + s.rx_pending ||
-	    s.received != s.stored + s.failed + s.released + s.packets_held + s.packets_in_flight ||
-	    s.submitted != s.completed + s.commands_in_flight ||
-	    s.frames_free + s.frames_filled + s.frames_held + s.frames_in_flight != info.frame_count) {
-		printf("  Books: DO NOT BALANCE\n");
-		failed = 1;
-	} else {
-		printf("  Books: balanced\n");
-	}
+	if (s.xdp_no_socket)
+		printf("  On other queues: %" PRIu64 "\n", s.xdp_no_socket);
+	balanced = balances(&s, info.frame_count);
+	if (info.lanes > 1)
+		balanced &= print_lanes(lanes, &s);
+	printf("  Books: %s\n", balanced ? "balanced" : "DO NOT BALANCE");
+	failed |= !balanced;
+	for (uint32_t i = 0; i < info.lanes; i++)
+		flush_ok &= lanes[i].flush_ok;
 	if (!flush_ok) {
 		printf("  The flush at the end failed: what was stored may not be durable\n");
 		failed = 1;
@@ -274,6 +320,7 @@ static int check(const struct unified_config *wanted)
 	config.ifname = NULL;
 	config.ports = NULL;
 	config.port_count = 0;
+	config.queues = 0;
 	config.flags &= ~UNIFIED_HUGE_PAGES;
 	ret = unified_ctx_create(&config, &ctx);
 	if (ret < 0)
@@ -286,6 +333,7 @@ static void usage(FILE *to, const char *name)
 	fprintf(to,
 		"usage: %s [OPTIONS] IFACE DEVICE QUEUE\n"
 		"Stores the payloads of UDP packets that IFACE receives on QUEUE to DEVICE from block 0 on.\n"
+		"  -q, --queues N|all       receive on this many queues, from QUEUE on (default 1)\n"
 		"  -p, --port PORT          UDP port (default 9999)\n"
 		"  -d, --duration SECONDS   stop after this time (default: at Ctrl-C)\n"
 		"  -c, --count PACKETS      stop after this many received packets\n"
@@ -319,25 +367,28 @@ int main(int argc, char **argv)
 		{ "port", 1, NULL, 'p' },	   { "duration", 1, NULL, 'd' },   { "count", 1, NULL, 'c' },
 		{ "file-size", 1, NULL, 's' },	   { "frame-size", 1, NULL, 'f' }, { "engine-thread", 0, NULL, 'T' },
 		{ "huge-pages", 0, NULL, 'H' },	   { "force", 0, NULL, 'F' },	   { "check", 0, NULL, 'k' },
-		{ "help", 0, NULL, 'h' },	   { NULL, 0, NULL, 0 },
+		{ "queues", 1, NULL, 'q' },	   { "help", 0, NULL, 'h' },	   { NULL, 0, NULL, 0 },
 	};
 	struct unified_config config = { .size = sizeof(config) };
 	uint16_t port = 9999;
 	uint64_t duration = 0, count = 0, events_read = 0, last_received = 0, last_bytes = 0;
 	struct pollfd waits[2] = { { .events = POLLIN }, { .events = POLLIN } };
-	pthread_t packets, storage;
+	struct lane *lanes;
 	double start, last;
 	sigset_t signals;
 	bool only_check = false;
 	int option, failed;
 
-	while ((option = getopt_long(argc, argv, "p:d:c:s:f:THFkh", options, NULL)) != -1) {
+	while ((option = getopt_long(argc, argv, "p:d:c:s:f:q:THFkh", options, NULL)) != -1) {
 		switch (option) {
 		case 'p': port = number(optarg, 65535, "--port"); break;
 		case 'd': duration = number(optarg, 1u << 30, "--duration"); break;
 		case 'c': count = number(optarg, UINT64_MAX - 1, "--count"); break;
 		case 's': config.file_size = number(optarg, INT64_MAX, "--file-size"); break;
 		case 'f': config.frame_size = number(optarg, 65536, "--frame-size"); break;
+		case 'q':
+			config.queues = strcmp(optarg, "all") ? number(optarg, 65535, "--queues") : UNIFIED_ALL_QUEUES;
+			break;
 		case 'T': config.drive = UNIFIED_DRIVE_THREAD; break;
 		case 'H': config.flags |= UNIFIED_HUGE_PAGES; break;
 		case 'F': config.flags |= UNIFIED_FORCE; break;
@@ -372,10 +423,21 @@ int main(int argc, char **argv)
 	unified_ctx_info(ctx, &info);
 	end_lba = info.blocks;
 	print_setup(&config);
-	if (pthread_create(&storage, NULL, storage_thread, NULL) ||
-	    pthread_create(&packets, NULL, packet_thread, NULL)) {
-		fprintf(stderr, "A thread could not be started\n");
+	lanes = calloc(info.lanes, sizeof(*lanes));
+	if (!lanes) {
+		fprintf(stderr, "There is no memory for %u lanes\n", info.lanes);
 		exit(1);
+	}
+	for (uint32_t i = 0; i < info.lanes; i++) {
+		if (unified_ctx_lane(ctx, i, &lanes[i].ctx) < 0) {
+			complain("Asking for a lane");
+			exit(1);
+		}
+		if (pthread_create(&lanes[i].storage, NULL, storage_thread, &lanes[i]) ||
+		    pthread_create(&lanes[i].packets, NULL, packet_thread, &lanes[i])) {
+			fprintf(stderr, "A thread could not be started\n");
+			exit(1);
+		}
 	}
 	printf("System ready. Waiting for packets...\n\n");
 
@@ -402,9 +464,12 @@ int main(int argc, char **argv)
 		if ((duration && last - start >= duration) || (count && s.received >= count))
 			stopping = true;
 	}
-	pthread_join(packets, NULL);
-	pthread_join(storage, NULL);
-	failed = print_final(events_read + drain_events());
+	for (uint32_t i = 0; i < info.lanes; i++) {
+		pthread_join(lanes[i].packets, NULL);
+		pthread_join(lanes[i].storage, NULL);
+	}
+	failed = print_final(lanes, events_read + drain_events());
+	free(lanes);
 	close(waits[0].fd);
 	if (unified_ctx_destroy(ctx) < 0) {
 		complain("Closing");

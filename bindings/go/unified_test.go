@@ -51,7 +51,8 @@ func TestLanes(t *testing.T) {
 		t.Fatal(err)
 	}
 	var all sync.WaitGroup
-	for i := range 3 {
+	for i := 0; i < 3; i++ {
+		i := i
 		lane, err := ctx.Lane(i)
 		if err != nil || lane.Info().Lane != uint32(i) || lane.Info().Lanes != 3 {
 			t.Fatal(err)
@@ -59,7 +60,7 @@ func TestLanes(t *testing.T) {
 		all.Add(1)
 		go func() {
 			defer all.Done()
-			for n := range uint64(100) {
+			for n := uint64(0); n < 100; n++ {
 				frame, err := lane.FrameAlloc()
 				if err != nil {
 					t.Error(err)

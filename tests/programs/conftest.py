@@ -44,7 +44,7 @@ def need(*tools: str) -> None:
 class Network:
     """A veth pair; the far end, which sends, is in a network namespace."""
 
-    def __init__(self):
+    def __init__(self, queues=1):
         n, pid = next(NUMBERS), os.getpid()
         self.near, self.far, self.ns = f"ut{pid}n{n}"[:15], f"uf{pid}n{n}"[:15], f"unified-test-{pid}-{n}"
         net = f"198.19.{pid & 255}.{4 * n & 255}"
@@ -52,7 +52,8 @@ class Network:
         self.address = f"{base}.{4 * n % 256 + 1}"
         must("ip", "netns", "add", self.ns)
         try:
-            must("ip", "link", "add", self.near, "type", "veth", "peer", "name", self.far, "netns", self.ns)
+            many = ["numrxqueues", queues, "numtxqueues", queues]
+            must("ip", "link", "add", self.near, *many, "type", "veth", "peer", "name", self.far, *many, "netns", self.ns)
             Path(f"/proc/sys/net/ipv6/conf/{self.near}/disable_ipv6").write_text("1")
             must("ip", "netns", "exec", self.ns, "sysctl", "-qw", f"net.ipv6.conf.{self.far}.disable_ipv6=1")
             must("ip", "addr", "add", f"{self.address}/30", "dev", self.near)
@@ -66,9 +67,10 @@ class Network:
             self.close()
             raise
 
-    def send(self, count: int, size="1024", rate=5000, port=9999) -> None:
+    def send(self, count: int, size="1024", rate=5000, port=9999, flows=1) -> None:
         text = must("ip", "netns", "exec", self.ns, OUT / "bin/unified-traffic", "send", "--to",
-                    f"{self.address}:{port}", "--count", count, "--size", size, "--rate", rate)
+                    f"{self.address}:{port}", "--count", count, "--size", size, "--rate", rate,
+                    "--flows", flows)
         assert f"Sent: {count} packets" in text
 
     def program(self) -> bool:
@@ -80,14 +82,24 @@ class Network:
         call("ip", "netns", "del", self.ns)
 
 
-@pytest.fixture
-def network():
+def of_queues(queues: int):
     if os.geteuid() != 0:
         assert not os.environ.get("UNIFIED_REQUIRE_ROOT")
         pytest.skip("needs root")
-    net = Network()
+    net = Network(queues)
     yield net
     net.close()
+
+
+@pytest.fixture
+def network():
+    yield from of_queues(1)
+
+
+@pytest.fixture
+def many_queues():
+    """A pair of four queues."""
+    yield from of_queues(4)
 
 
 class Running:

@@ -205,7 +205,7 @@ def test_what_is_not_there_is_named(words, said):
 
 @pytest.mark.parametrize("words", [["--rate", "x"], ["--duration", "0"], ["--port", "65536"], ["--size", "0"],
                                    ["--size", "2000"], ["--nonsense"], ["a", "b", "0", "d"], ["--rate"],
-                                   ["lo", "x", "-1"]])
+                                   ["lo", "x", "-1"], ["--queues", "0"], ["--queues", "some"]])
 def test_wrong_usage(words):
     assert call(SCRIPT, *words, env=ENV).returncode == 2
 
@@ -213,5 +213,67 @@ def test_wrong_usage(words):
 def test_help():
     result = call(SCRIPT, "--help")
     assert result.returncode == 0
-    for option in ("--duration", "--rate", "--size", "--port", "--no-traffic", "--yes"):
+    for option in ("--duration", "--rate", "--size", "--port", "--no-traffic", "--yes", "--queues", "--restore"):
         assert option in result.stdout
+
+
+
+def lanes_of(text: str) -> dict:
+    """What the program says that each queue received."""
+    return {int(queue): int(count) for queue, count in re.findall(r"^  Queue (\d+): received (\d+),", text, re.M)}
+
+
+def test_all_queues():
+    result = call(SCRIPT, "--duration", "2", "--rate", "1500", "--queues", "all", env=ENV)
+    assert result.returncode == 0, result.stdout
+    sent = int(re.search(r"^Sent: (\d+) packets", result.stdout, re.M)[1])
+    assert f"[SUCCESS] Every packet sent was stored and verified: {sent} of {sent}" in result.stdout
+    assert re.search(r"^\[INFO\] All 4 queues of 'ufs\w+' are received", result.stdout, re.M)
+    received = lanes_of(result.stdout)
+    assert sorted(received) == [0, 1, 2, 3] and all(received.values()) and sum(received.values()) == sent
+
+
+def test_some_queues_of_a_users_interface(many_queues, device):
+    """veth takes no rule: what comes to other queues is told, and every packet is accounted for."""
+    network = many_queues
+    result = call(SCRIPT, "--duration", "2", "--rate", "1000", "--queues", 2, "--from-netns", network.ns, network.near,
+                  device, 1, env=ENV)
+    # The script sends to all queues, and not all of it is redirected.
+    assert result.returncode == 1 and "packets were sent, the XDP program redirected" in result.stdout, result.stdout
+    assert "packets that come to other queues than 1 to 2 go to the kernel's stack" in result.stdout
+    received = lanes_of(result.stdout)
+    assert sorted(received) == [1, 2] and all(received.values())
+    assert "Books: balanced" in result.stdout and re.search(r"^  On other queues: [1-9]", result.stdout, re.M)
+    for words, said in [(["--queues", "4", network.near, device, 1], "--queues 4 from queue 1 on are more"),
+                        ([network.near, device, 4], "has 4 receive queues; there is no queue 4")]:
+        refused = call(SCRIPT, "--yes", *words, env=ENV)
+        assert refused.returncode == 1 and said in refused.stdout, refused.stdout
+    assert not network.program()
+
+
+def test_what_a_killed_run_has_left_is_put_back(start, tmp_path):
+    states = tmp_path / "states"
+    env = ENV | {"UNIFIED_STATES": str(states), "UNIFIED_SCRATCH": str(tmp_path)}
+    before = traces()
+    running = start(SCRIPT, "--duration", "60", "--queues", "all", env=env, start_new_session=True)
+    running.until("^Stats: RX=[1-9]")
+    nothing = call(SCRIPT, "--restore", env=env)
+    assert nothing.returncode == 0 and "there is nothing to put back" in nothing.stdout
+    os.kill(running.process.pid, signal.SIGKILL)
+    running.process.wait(5)
+    assert traces()["links"] != before["links"]
+    restored = call(SCRIPT, "--restore", env=env)
+    assert restored.returncode == 0 and "Everything is as it was before" in restored.stdout, restored.stdout
+    assert traces() == before and not states.exists()
+    # The program that it had started has ended, too.
+    mine = f"{tmp_path}/unified-full-stack."
+    assert not [pid for pid in Path("/proc").glob("[0-9]*") if mine in commandline(pid)]
+    again = call(SCRIPT, "--restore", env=env)
+    assert again.returncode == 0 and "there is nothing to put back" in again.stdout
+
+
+def commandline(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""

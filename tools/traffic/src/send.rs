@@ -1,6 +1,6 @@
 //! The sender: batches of prebuilt payloads by sendmmsg, paced.
 
-use std::io::{Error, IoSlice, Result};
+use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::thread::sleep;
@@ -32,6 +32,9 @@ pub struct Options {
     /// Stop after this many seconds
     #[arg(long)]
     duration: Option<u64>,
+    /// Senders' ports: a receiver with several queues spreads them over its queues
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    flows: u16,
     /// Number of the first payload
     #[arg(long, default_value_t = 0)]
     first: u64,
@@ -42,10 +45,15 @@ pub fn run(options: &Options) -> Result<()> {
         SocketAddr::V4(_) => "0.0.0.0:0",
         SocketAddr::V6(_) => "[::]:0",
     };
-    let socket = UdpSocket::bind(any)?;
-    socket
-        .connect(options.to)
-        .map_err(|e| Error::new(e.kind(), format!("sending to {}: {e}", options.to)))?;
+    let connected = |_| {
+        let socket = UdpSocket::bind(any)?;
+        socket
+            .connect(options.to)
+            .map_err(|e| Error::new(e.kind(), format!("sending to {}: {e}", options.to)))?;
+        Ok(socket)
+    };
+    let sockets: Vec<UdpSocket> = (0..options.flows).map(connected).collect::<Result<_>>()?;
+    let mut flows = sockets.iter().cycle();
     let mut buffers = vec![vec![0u8; options.size.max()]; BATCH];
     let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, None);
     let count = options.count.unwrap_or(u64::MAX);
@@ -82,6 +90,7 @@ pub fn run(options: &Options) -> Result<()> {
             slices.push([IoSlice::new(payload)]);
         }
         let to = [None::<SockaddrStorage>; BATCH];
+        let socket = flows.next().ok_or(ErrorKind::NotConnected)?;
         match sendmmsg(
             socket.as_raw_fd(),
             &mut headers,
