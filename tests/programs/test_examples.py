@@ -1,6 +1,7 @@
 """Each example does what it says, over a veth pair, and what it stored is compared."""
 
 import os
+import re
 import signal
 import sys
 
@@ -23,7 +24,21 @@ def test_it_stores_what_was_sent(name, network, device, start):
     assert not network.program()
 
 
-@pytest.mark.parametrize("name", ["minimal", "event-loop", "unified-full-stack-test"])
+def test_a_thread_for_each_queue_stores_what_was_sent(many_queues, device, start):
+    network = many_queues
+    program = start(OUT / "bin/lanes", network.near, device, COUNT)
+    program.until(f"^Receiving on {network.near}, 4 queues")
+    network.send(COUNT, "1-1472", flows=64)
+    assert program.end() == 0, program.text()
+    text = program.text()
+    assert f"Stored {COUNT} of {COUNT}" in text
+    each = [int(n) for n in re.findall(r"^Queue \d: \d+ received, (\d+) stored", text, re.M)]
+    assert len(each) == 4 and all(each) and sum(each) == COUNT
+    verify(device, COUNT, "1-1472", "--sent", COUNT, "--unordered")
+    assert not network.program()
+
+
+@pytest.mark.parametrize("name", ["minimal", "event-loop", "lanes", "unified-full-stack-test"])
 def test_bad_arguments_are_told(name, tmp_path):
     program = OUT / "bin" / name
     assert call(program).returncode == 2

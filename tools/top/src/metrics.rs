@@ -5,14 +5,21 @@
 use std::collections::BTreeMap;
 
 /// Labels that name a context; all others say which of several values it is.
-const CONTEXT: [&str; 3] = ["interface", "queue", "device"];
+const CONTEXT: [&str; 4] = ["interface", "queue", "device", "lane"];
 
-/// What one context counts.
+/// The lane of what belongs to no lane: it is part of the sum of all.
+const NO_LANE: &str = "none";
+
+/// What one context counts, or one of its lanes.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Metrics {
     pub interface: String,
     pub queue: String,
     pub device: String,
+    /// Empty, if the context has one lane.
+    pub lane: String,
+    /// Of several lanes: how many this is the sum of.
+    pub lanes: usize,
     /// By name without `unified_` and `_total`; after a space the value of its own label, if it has one.
     values: BTreeMap<String, f64>,
     /// Upper bounds in seconds, and how many did not exceed them.
@@ -20,6 +27,29 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Adds what a lane counts.
+    fn add(&mut self, lane: &Metrics) {
+        self.lanes += usize::from(lane.lane != NO_LANE);
+        for (name, value) in &lane.values {
+            let sum = self.values.entry(name.clone()).or_default();
+            // What is of the interface is the same at every lane; a longest time is that of one of them.
+            *sum = match name.as_str() {
+                "link_up" | "xdp_attached" | "link_changes" | "xdp_changes" => sum.max(*value),
+                name if name.ends_with("_max_seconds") => sum.max(*value),
+                _ => *sum + value,
+            };
+        }
+        for (name, buckets) in &lane.buckets {
+            let sums = self.buckets.entry(name.clone()).or_default();
+            for (i, (bound, count)) in buckets.iter().enumerate() {
+                match sums.get_mut(i) {
+                    Some((_, sum)) => *sum += count,
+                    None => sums.push((*bound, *count)),
+                }
+            }
+        }
+    }
+
     /// 0 for what is not there.
     pub fn get(&self, name: &str) -> f64 {
         self.values.get(name).copied().unwrap_or(0.0)
@@ -49,13 +79,16 @@ pub fn parse(text: &str) -> Result<Vec<Metrics>, String> {
             let found = labels.iter().find(|(label, _)| label == wanted);
             found.map(|(_, value)| value.clone()).unwrap_or_default()
         };
-        let [interface, queue, device] = CONTEXT.map(label);
-        let same = |m: &Metrics| m.interface == interface && m.queue == queue && m.device == device;
+        let [interface, queue, device, lane] = CONTEXT.map(label);
+        let same = |m: &Metrics| {
+            m.interface == interface && m.queue == queue && m.device == device && m.lane == lane
+        };
         let at = contexts.iter().position(same).unwrap_or_else(|| {
             contexts.push(Metrics {
                 interface: interface.clone(),
                 queue: queue.clone(),
                 device: device.clone(),
+                lane: lane.clone(),
                 ..Metrics::default()
             });
             contexts.len() - 1
@@ -85,8 +118,36 @@ pub fn parse(text: &str) -> Result<Vec<Metrics>, String> {
     match (contexts.is_empty(), ended) {
         (true, _) => Err("there is no metric of unified in it".into()),
         (_, false) => Err("its end is missing (# EOF)".into()),
-        _ => Ok(contexts),
+        _ => Ok(with_sums(contexts)),
     }
+}
+
+/// Before the lanes of a context: the sum of all of them.
+fn with_sums(contexts: Vec<Metrics>) -> Vec<Metrics> {
+    let mut all: Vec<Metrics> = Vec::new();
+    for one in contexts {
+        if !one.lane.is_empty() {
+            let same = |m: &&mut Metrics| {
+                m.lanes > 0 && m.interface == one.interface && m.device == one.device
+            };
+            match all.iter_mut().find(same) {
+                Some(sum) => sum.add(&one),
+                None => {
+                    let mut sum = Metrics {
+                        interface: one.interface.clone(),
+                        device: one.device.clone(),
+                        ..Metrics::default()
+                    };
+                    sum.add(&one);
+                    all.push(sum);
+                }
+            }
+        }
+        if one.lane != NO_LANE {
+            all.push(one);
+        }
+    }
+    all
 }
 
 type Labels = Vec<(String, String)>;
@@ -177,6 +238,34 @@ other_total 5
         assert_eq!(quantile(buckets, &[], 0.99), Some(f64::INFINITY));
         assert_eq!(quantile(buckets, buckets, 0.5), None);
         assert_eq!(quantile(&[], &[], 0.5), None);
+    }
+
+    #[test]
+    fn the_lanes_of_a_context_are_summed_up() {
+        let of = |lane: &str, queue: &str, n: u32| {
+            let l = format!("interface=\"eth0\",device=\"d\",lane=\"{lane}\",queue=\"{queue}\"");
+            format!(
+                "unified_received_total{{{l}}} {n}\nunified_link_up{{{l}}} 1\n\
+                 unified_packet_latency_max_seconds{{{l}}} {n}\n\
+                 unified_frames{{{l},state=\"free\"}} 10\n\
+                 unified_packet_latency_seconds_bucket{{{l},le=\"0.1\"}} {n}\n\
+                 unified_packet_latency_seconds_bucket{{{l},le=\"+Inf\"}} {n}\n"
+            )
+        };
+        let text = of("0", "4", 5) + &of("1", "5", 7) + &of("none", "", 0) + "# EOF\n";
+        let all = parse(&text).unwrap();
+        let names: Vec<_> = all.iter().map(|m| (m.lane.as_str(), m.lanes)).collect();
+        assert_eq!(names, [("", 2), ("0", 0), ("1", 0)]);
+        let sum = &all[0];
+        assert_eq!((sum.get("received"), sum.get("link_up")), (12.0, 1.0));
+        assert_eq!(sum.get("packet_latency_max_seconds"), 7.0);
+        assert_eq!(sum.get("frames free"), 30.0);
+        assert_eq!(
+            sum.buckets("packet_latency"),
+            [(0.1, 12.0), (f64::INFINITY, 12.0)]
+        );
+        assert_eq!(all[2].get("received"), 7.0);
+        assert_eq!(all[2].queue, "5");
     }
 
     #[test]

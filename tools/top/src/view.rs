@@ -487,9 +487,19 @@ const LEFT: [(&str, &str); 5] = [
 ];
 
 fn name_of(metrics: &Metrics) -> String {
-    match metrics.interface.as_str() {
-        "" => metrics.device.clone(),
-        interface => format!("{interface} queue {} > {}", metrics.queue, metrics.device),
+    let Metrics {
+        interface,
+        queue,
+        device,
+        ..
+    } = metrics;
+    match (interface.as_str(), metrics.lane.as_str(), metrics.lanes) {
+        ("", "", 0) => device.clone(),
+        ("", "", lanes) => format!("all {lanes} lanes > {device}"),
+        ("", lane, _) => format!("lane {lane} > {device}"),
+        (_, "", 0) => format!("{interface} queue {queue} > {device}"),
+        (_, "", lanes) => format!("{interface} all {lanes} queues > {device}"),
+        (_, lane, _) => format!("{interface} lane {lane} queue {queue} > {device}"),
     }
 }
 
