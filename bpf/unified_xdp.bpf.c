@@ -45,7 +45,8 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1); /* queues that are counted apart; whoever loads the program may give it more */
+	/* Entry 1 + n counts queue n, and the first one all that have none. Whoever loads the program may give it more. */
+	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct unified_counters);
 } unified_stats SEC(".maps");
@@ -343,10 +344,10 @@ int unified_xdp(struct xdp_md *ctx)
 {
 	struct found f = {};
 	struct unified_counters *count;
-	__u32 zero = 0, queue = ctx->rx_queue_index;
+	__u32 zero = 0, queue = ctx->rx_queue_index, counted = queue + 1;
 	__u64 now;
 
-	count = bpf_map_lookup_elem(&unified_stats, &queue);
+	count = bpf_map_lookup_elem(&unified_stats, &counted);
 	if (!count)
 		count = bpf_map_lookup_elem(&unified_stats, &zero);
 	if (!count)

@@ -9,9 +9,10 @@ mod data_path;
 mod info;
 mod open;
 
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -19,7 +20,7 @@ use parking_lot::Mutex;
 pub use info::{Info, NetworkInfo};
 
 use crate::error::{Error, Result};
-use crate::lane::Lane;
+use crate::lane::{Lane, Unfinished};
 use crate::latency::Latency;
 use crate::locked::Charge;
 use crate::log::{self, Level};
@@ -37,6 +38,18 @@ use crate::sys::shm::Shared;
 /// Counting is repeated at most this often.
 const RECOUNTS: usize = 3;
 
+/// Counts, and again if a packet came between two of the counters, and is in one of them only. That is rare.
+fn recounted<T>(count: impl Fn() -> Result<T>, is_right: impl Fn(&T) -> bool) -> Result<T> {
+    let mut found = count()?;
+    for _ in 0..RECOUNTS {
+        if is_right(&found) {
+            break;
+        }
+        found = count()?;
+    }
+    Ok(found)
+}
+
 /// How long a context's end waits for its devices.
 pub const LONGEST_END: Duration = Duration::from_secs(30);
 
@@ -50,9 +63,13 @@ pub struct Context {
     /// Somebody waits to destroy the context: calls that take long give up.
     leaving: AtomicBool,
     /// Where the next look at all lanes begins.
-    turn: AtomicUsize,
+    turns: data_path::Turns,
+    /// A bit for each lane with entries that are not published yet.
+    unpublished: AtomicU64,
     /// The lanes are used one by one.
     apart: AtomicBool,
+    /// The blocks that the pipelines of lanes write to.
+    ranges: Mutex<Vec<(u32, Range<u64>)>>,
     /// The pollable descriptor of several lanes, made when first asked for.
     poll: Mutex<Option<Epoll>>,
     /// The teardown was done.
@@ -153,59 +170,114 @@ impl Context {
         }
     }
 
+    /// Gives blocks of the device to a lane's pipeline. `EBUSY` if that of another lane has some of them.
+    pub(crate) fn claim_range(&self, lane: u32, range: Range<u64>) -> Result<()> {
+        let mut ranges = self.ranges.lock();
+        let overlaps =
+            |(_, other): &&(u32, Range<u64>)| other.start < range.end && range.start < other.end;
+        if let Some((other, taken)) = ranges.iter().find(overlaps) {
+            return Err(Error::new(
+                libc::EBUSY,
+                format!(
+                    "blocks {} to {} of '{}' for lane {lane}: the pipeline of lane {other} writes to blocks {} to {}; give \
+                     each lane a range of its own",
+                    range.start, range.end, self.info.device, taken.start, taken.end
+                ),
+            ));
+        }
+        ranges.push((lane, range));
+        Ok(())
+    }
+
+    pub(crate) fn release_range(&self, lane: u32) {
+        self.ranges.lock().retain(|(other, _)| *other != lane);
+    }
+
     /// All counters, of all lanes together. Any thread; the sums hold at quiet moments.
     pub fn statistics(&self) -> Result<Statistics> {
         let (total, _) = self.all_statistics()?;
         Ok(total)
     }
 
-    /// All counters of one lane.
+    /// All counters of one lane. Looks at no other.
     pub fn lane_statistics(&self, lane: u32) -> Result<Statistics> {
-        let index = self.lane(lane)?.number() as usize;
-        let (_, mut lanes) = self.all_statistics()?;
-        Ok(lanes.swap_remove(index))
+        self.check_process()?;
+        let _held = log::hold();
+        let lane = self.lane(lane)?;
+        let (_, link) = self.count_interface()?;
+        let count = || {
+            let mut stats = lane.statistics(self.queue_counters(lane)?)?;
+            stats.link = link;
+            Ok(stats)
+        };
+        recounted(count, Statistics::is_consistent)
+    }
+
+    /// What packets of a lane have met, without what takes longer to count: its frames and latencies. The first lane answers
+    /// for the queues without a lane, too.
+    pub(crate) fn losses_of(&self, lane: &Lane) -> Result<Statistics> {
+        let _held = log::hold();
+        let count = || {
+            let mut stats = lane.count(self.queue_counters(lane)?)?;
+            if lane.number() == 0
+                && let Some(interface) = self.interfaces.first()
+            {
+                let mut others = interface.counters()?;
+                for lane in &self.lanes {
+                    others -= self.queue_counters(lane)?;
+                }
+                stats.xdp += others;
+            }
+            Ok(stats)
+        };
+        recounted(count, Statistics::is_consistent)
+    }
+
+    /// What the XDP program has counted of a lane's queue.
+    fn queue_counters(&self, lane: &Lane) -> Result<XdpCounters> {
+        match (self.interfaces.first(), self.info.network) {
+            (Some(interface), Some(network)) => {
+                interface.queue_counters(network.queue + lane.number())
+            }
+            _ => Ok(XdpCounters::default()),
+        }
+    }
+
+    /// What the XDP program has counted of all queues, and the state of the link.
+    fn count_interface(&self) -> Result<(XdpCounters, LinkState)> {
+        let Some(interface) = self.interfaces.first() else {
+            return Ok(Default::default());
+        };
+        // An interface that is gone is counted all the same.
+        let _ = interface.watch.check();
+        Ok((interface.counters()?, interface.watch.state()))
     }
 
     /// All counters, of all lanes together and of each.
     pub fn all_statistics(&self) -> Result<(Statistics, Vec<Statistics>)> {
         self.check_process()?;
         let _held = log::hold();
-        let mut stats = self.count()?;
-        // A packet that comes between two of the counters is in one of them only. That is rare, so look again.
-        for _ in 0..RECOUNTS {
-            let is_right = |stats: &Statistics| stats.accounted_for() <= stats.xdp.redirected;
-            if stats.1.iter().all(is_right) {
-                break;
-            }
-            stats = self.count()?;
-        }
-        Ok(stats)
+        recounted(
+            || self.count(),
+            |(_, lanes)| lanes.iter().all(Statistics::is_consistent),
+        )
     }
 
     fn count(&self) -> Result<(Statistics, Vec<Statistics>)> {
-        let (mut queues, mut link) = (Vec::new(), LinkState::default());
-        for interface in &self.interfaces {
-            // An interface that is gone is counted all the same.
-            let _ = interface.watch.check();
-            link = interface.watch.state();
-            queues = interface.counters()?;
-        }
-        let first = self.info.network.map_or(0, |network| network.queue);
+        // Packets of queues without a lane are in the total, too.
+        let (xdp, link) = self.count_interface()?;
         let mut total = Statistics::default();
         let mut lanes = Vec::with_capacity(self.lanes.len());
-        for lane in &self.lanes {
-            let queue = (first + lane.number()) as usize;
-            let xdp = queues.get(queue).copied().unwrap_or_default();
-            let mut stats = lane.statistics(xdp)?;
+        let frames = self.lanes[0].census_of_all();
+        for (lane, frames) in self.lanes.iter().zip(frames) {
+            let mut stats = lane.count(self.queue_counters(lane)?)?;
+            stats.frames = frames;
+            lane.add_latencies(&mut stats);
             total += &stats;
             stats.link = link;
             lanes.push(stats);
         }
-        // Those of all queues: packets of queues without a lane are counted, too.
-        total.xdp = XdpCounters::default();
-        for queue in queues {
-            total.xdp += queue;
-        }
+        total.xdp = xdp;
         total.link = link;
         let reserve = u64::from(self.lanes[0].frames_in_reserve());
         total.frames.free += reserve;
@@ -285,27 +357,32 @@ impl Context {
         self.interfaces
             .iter()
             .for_each(|interface| interface.close());
+        let mut rest = Unfinished::default();
         for lane in &mut self.lanes {
-            let rest = lane.end(until);
-            if rest.failed == 0 && rest.unanswered == 0 {
-                continue;
-            }
-            let (device, lost) = (&self.info.device, rest.failed + u64::from(rest.unanswered));
-            let mut text = format!(
-                "destroying the context: {lost} commands submitted to '{device}' are lost: {} failed",
-                rest.failed
-            );
-            if rest.failed > 0 {
-                text += &format!(" ({})", status_text(rest.status));
-            }
-            text += &format!(", {} were not answered", rest.unanswered);
-            if rest.stays {
-                text += "; the memory that the device may still use stays mapped and the device open: see why it does not \
-                         answer";
-            }
-            return Err(Error::new(libc::EIO, text));
+            rest.add(lane.end(until));
         }
-        Ok(())
+        match rest.failed == 0 && rest.unanswered == 0 {
+            true => Ok(()),
+            false => Err(self.lost(&rest)),
+        }
+    }
+
+    /// What is lost, of all lanes together.
+    fn lost(&self, rest: &Unfinished) -> Error {
+        let (device, lost) = (&self.info.device, rest.failed + u64::from(rest.unanswered));
+        let mut text = format!(
+            "destroying the context: {lost} commands submitted to '{device}' are lost: {} failed",
+            rest.failed
+        );
+        if rest.failed > 0 {
+            text += &format!(" ({})", status_text(rest.status));
+        }
+        text += &format!(", {} were not answered", rest.unanswered);
+        if rest.stays {
+            text += "; the memory that the device may still use stays mapped and the device open: see why it does not \
+                     answer";
+        }
+        Error::new(libc::EIO, text)
     }
 
     /// In a forked child everything here is the parent's, and closing it would be felt there: the program would come off,

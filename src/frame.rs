@@ -46,12 +46,36 @@ impl Frames {
             .collect()
     }
 
+    /// Counts the frames of this lane. Exact only at a quiet moment.
+    pub fn census(&self) -> Census {
+        match self.pool.is_shared() {
+            true => self.table.census_of(|frame| self.pool.owns_frame(frame)),
+            false => self.table.census(),
+        }
+    }
+
+    /// The same of each of `lanes` lanes.
+    pub fn census_of_all(&self, lanes: usize) -> Vec<Census> {
+        let mut all = vec![Census::default(); lanes];
+        match self.pool.is_shared() {
+            true => self.table.count(|frame, counted| {
+                let owner = self.pool.owner(frame);
+                if let Some(census) = owner.and_then(|lane| all.get_mut(lane as usize)) {
+                    *census += counted;
+                }
+            }),
+            false => all[0] = self.table.census(),
+        }
+        all
+    }
+
     /// The caller is done with a frame.
     pub fn release(&self, frame: u32) -> Result<Settled> {
         let mut freed = Freed::default();
         let settled = self.table.release(frame)?;
         self.pool.put(frame, &mut freed);
         self.pool.give_back(&mut freed);
+        self.pool.owe(freed.lanes);
         Ok(settled)
     }
 
@@ -107,6 +131,7 @@ impl Frames {
 
 #[cfg(test)]
 mod tests {
+    use super::pool::KEPT;
     use super::*;
 
     #[test]
@@ -521,6 +546,31 @@ mod tests {
     }
 
     #[test]
+    fn a_busy_lane_gives_up_blocks_that_another_one_misses() {
+        let lanes = Frames::of_lanes(64 * 20, 2);
+        let (a, b) = (&lanes[0], &lanes[1]);
+        assert_eq!(a.pool.share_of_each(), 640);
+        let (mut at_a, mut at_b, mut out) = (0, 0, [0; 64 * 19]);
+        assert_eq!(a.pool.take(&mut at_a, &mut out), 64 * 19);
+        // While the reserve has a block, the others stay with the lane that works.
+        let mut freed = Freed::default();
+        a.pool.put_run(0, 64 * 19, &mut freed);
+        a.pool.give_back(&mut freed);
+        assert_eq!(a.pool.in_reserve(), 64);
+        a.pool.share();
+        assert_eq!(a.pool.in_reserve(), 64, "nobody misses any");
+        assert_eq!(b.pool.take(&mut at_b, &mut out), 64);
+        assert!(b.pool.prepare_sleep());
+        a.pool.share();
+        assert_eq!(a.pool.owed(), 2, "it waits for some");
+        b.pool.awake();
+        assert_eq!(a.pool.in_reserve(), 64 * (19 - KEPT as u32));
+        a.pool.share();
+        assert_eq!(a.pool.in_reserve(), 64 * (19 - KEPT as u32));
+        assert_eq!(b.pool.take(&mut at_b, &mut out), 64 * (19 - KEPT));
+    }
+
+    #[test]
     fn frames_of_many_lanes_are_never_lost_or_handed_out_twice() {
         const COUNT: u32 = 64 * 20 + 5;
         const LANES: u32 = 4;
@@ -542,9 +592,16 @@ mod tests {
                             lane.table.allocate(*frame, 1).unwrap();
                             assert_eq!(lane.pool.owner(*frame), Some(number as u32));
                         }
+                        let mut own = out[..count].to_vec();
+                        if let Some((first, count)) =
+                            lane.pool.take_run(&mut cursor, 1 + want as u32 % 40)
+                        {
+                            lane.table.allocate(first, count).unwrap();
+                            own.extend(first..first + count);
+                        }
+                        lane.pool.share();
                         // Some go to whichever lane gives them back.
                         let mut freed = Freed::default();
-                        let mut own = out[..count].to_vec();
                         own.retain(|frame| frame % 3 != 0 || sender.try_send(*frame).is_err());
                         own.extend(receiver.lock().try_iter().take(50));
                         for frame in own {

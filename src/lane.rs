@@ -26,7 +26,7 @@ pub use wait::{Ready, wait};
 
 use crate::counters::{OutcomeStats, RxStats};
 use crate::error::{Error, Result};
-use crate::frame::{FrameMap, Frames};
+use crate::frame::{Census, FrameMap, Frames};
 use crate::latency::Latency;
 use crate::net::interface::Interface;
 use crate::net::rx::Receiver;
@@ -270,9 +270,28 @@ impl Lane {
         self.shared.stats.latency.snapshot()
     }
 
-    /// What this lane counts. `xdp`: what the XDP program has counted of its queue. May make a receiver wait for one system
-    /// call.
+    /// As `count`, with its frames and latencies.
     pub fn statistics(&self, xdp: XdpCounters) -> Result<Statistics> {
+        let mut stats = self.count(xdp)?;
+        stats.frames = self.frames.census();
+        self.add_latencies(&mut stats);
+        Ok(stats)
+    }
+
+    /// Fills in the latencies.
+    pub fn add_latencies(&self, stats: &mut Statistics) {
+        stats.packet_latency = self.packet_latency();
+        stats.command_latency = self.command_latency();
+    }
+
+    /// The frames of all lanes of the context, counted in one go.
+    pub fn census_of_all(&self) -> Vec<Census> {
+        self.frames.census_of_all(self.peers.len())
+    }
+
+    /// What this lane counts, but for its frames and latencies, which take longer. `xdp`: what the XDP program has counted of
+    /// its queue. May make a receiver wait for one system call.
+    pub fn count(&self, xdp: XdpCounters) -> Result<Statistics> {
         let mut stats = Statistics {
             xdp,
             ..Statistics::default()
@@ -287,21 +306,7 @@ impl Lane {
                 rx_side.trace_dropped(stats.xsk);
             }
         }
-        let pool = &self.frames.pool;
-        let census = match pool.is_shared() {
-            true => self
-                .frames
-                .table
-                .census_of(|frame| pool.owner(frame) == Some(self.number)),
-            false => self.frames.table.census(),
-        };
-        stats.fill(
-            &self.rx_stats,
-            &self.peer().outcomes,
-            &self.shared.stats,
-            census,
-        );
-        stats.packet_latency = self.packet_latency();
+        stats.fill(&self.rx_stats, &self.peer().outcomes, &self.shared.stats);
         Ok(stats)
     }
 

@@ -16,6 +16,7 @@ mod runs;
 mod units;
 mod write_target;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -191,6 +192,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        self.0.context.release_range(self.0.number as u32);
         self.0.lane().release_from_pipeline();
     }
 }
@@ -313,7 +315,10 @@ impl Pipeline {
             .spawn(move || {
                 let name = called;
                 block_signals();
-                if let Err(error) = body(&on, &progress) {
+                // A bug must not keep the other thread waiting for this one.
+                let result = catch_unwind(AssertUnwindSafe(|| body(&on, &progress)));
+                let bug = |_| Err(Error::new(libc::ENOTRECOVERABLE, "a bug in the library"));
+                if let Err(error) = result.unwrap_or_else(bug) {
                     log::log(Level::Error, format_args!("{name} thread ended: {error}"));
                     progress.fail(error.errno());
                     progress.stop.store(true, Ordering::Release);

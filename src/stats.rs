@@ -152,14 +152,8 @@ impl Statistics {
         }
     }
 
-    /// Fills in what the library counts. The kernel's part was filled in before.
-    pub fn fill(
-        &mut self,
-        rx: &RxStats,
-        outcomes: &OutcomeStats,
-        engine: &EngineStats,
-        frames: Census,
-    ) {
+    /// Fills in what the library counts, but for frames and latencies. The kernel's part was filled in before.
+    pub fn fill(&mut self, rx: &RxStats, outcomes: &OutcomeStats, engine: &EngineStats) {
         self.received = rx.received.get();
         self.received_bytes = rx.received_bytes.get();
         self.sq_full = rx.sq_full.get();
@@ -182,9 +176,12 @@ impl Statistics {
         self.spilled = engine.spilled.get();
         self.spilled_bytes = engine.spilled_bytes.get();
         self.sleeps = engine.sleeps.get();
-        self.command_latency = engine.latency.snapshot();
-        self.frames = frames;
         self.redirect_errors = self.xdp.redirected.saturating_sub(self.accounted_for());
+    }
+
+    /// Whether no more packets are accounted for than were redirected.
+    pub fn is_consistent(&self) -> bool {
+        self.accounted_for() <= self.xdp.redirected
     }
 
     /// Redirected packets of which is known what became of them in the kernel.

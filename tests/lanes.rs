@@ -287,35 +287,30 @@ fn a_frame_goes_through_another_lane_and_counts_on_its_own() {
     assert!(counted.iter().map(|lane| lane.released).sum::<u64>() == released);
 }
 
-/// The flows of the far end that come to a queue: the sockets of a hundred ports are tried.
-fn sockets_to(veth: &Veth, context: &Context, queue: u32) -> Vec<u16> {
+/// A port of the far end for each of the first queues, from which packets come to it.
+fn sockets_to_each(veth: &Veth, context: &Context, queues: u32) -> Vec<u16> {
     let to = SocketAddrV4::new(veth.host_addr, PORT);
-    let ports: Vec<u16> = (20_000..20_100).collect();
-    let tried = ports.clone();
-    veth.far(move || {
-        for port in tried {
+    let mut found = vec![None; queues as usize];
+    let mut packets = [Received::default(); 8];
+    for port in 20_000..20_200 {
+        veth.far(move || {
             let socket = UdpSocket::bind(("0.0.0.0", port)).unwrap();
             socket.send_to(&[1; 100], to).unwrap();
-        }
-    })
-    .join()
-    .unwrap();
-    let mut found = Vec::new();
-    let mut packets = [Received::default(); 64];
-    let (mut count, until) = (0, Instant::now() + PATIENCE);
-    while count < ports.len() {
-        assert!(Instant::now() < until, "{count} of {}", ports.len());
+        })
+        .join()
+        .unwrap();
         let got = context.receive(&mut packets).unwrap();
         for packet in &packets[..got] {
-            if packet.queue == queue {
-                found.push(packet.headers.src_port);
+            if let Some(place) = found.get_mut(packet.queue as usize) {
+                *place = Some(packet.headers.src_port);
             }
             context.frame_release(packet.frame).unwrap();
         }
-        count += got;
+        if found.iter().all(Option::is_some) {
+            return found.into_iter().flatten().collect();
+        }
     }
-    assert!(!found.is_empty());
-    found
+    panic!("no port for some of {queues} queues: {found:?}");
 }
 
 #[test]
@@ -342,14 +337,14 @@ fn the_frames_of_idle_lanes_are_there_for_a_busy_one() {
         context.statistics().unwrap().frames_reserve,
         u64::from(frames) - 4 * 256
     );
-    let ports = sockets_to(&veth, &context, 2);
+    let port = sockets_to_each(&veth, &context, QUEUES)[2];
     // Far more than a quarter of the frames is held by one lane: all but what the others have posted.
     let to = SocketAddrV4::new(veth.host_addr, PORT);
     let most = frames - 3 * 256;
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
     let sender = veth.far(move || {
-        let socket = UdpSocket::bind(("0.0.0.0", ports[0])).unwrap();
+        let socket = UdpSocket::bind(("0.0.0.0", port)).unwrap();
         while !stopped.load(Ordering::Relaxed) {
             for _ in 0..32 {
                 socket.send_to(&[7; 100], to).unwrap();
@@ -414,13 +409,13 @@ fn one_descriptor_is_readable_for_every_lane() {
         assert!(!readable(0));
         let mut packets = [Received::default(); 64];
         let mut done = [Completion::default(); 64];
-        for queue in 0..QUEUES {
-            let ports = sockets_to(&veth, &context, queue);
+        let ports = sockets_to_each(&veth, &context, QUEUES);
+        for (queue, port) in (0..QUEUES).zip(ports) {
             while context.receive(&mut packets).unwrap() > 0 {}
             assert!(!readable(0), "queue {queue}");
             let to = SocketAddrV4::new(veth.host_addr, PORT);
             veth.far(move || {
-                let socket = UdpSocket::bind(("0.0.0.0", ports[0])).unwrap();
+                let socket = UdpSocket::bind(("0.0.0.0", port)).unwrap();
                 socket.send_to(&[1; 100], to).unwrap();
             })
             .join()
@@ -470,6 +465,21 @@ fn each_lane_has_a_pipeline_with_a_log_of_its_own() {
         layout: StoreLayout::Log,
         ..PipelineConfig::default()
     };
+    // Two lanes with some blocks in common.
+    let first = Pipeline::start_on_lane(context.clone(), 0, range(0)).unwrap();
+    let mut both = range(1);
+    both.start_lba -= 1;
+    let error = Pipeline::start_on_lane(context.clone(), 1, both)
+        .err()
+        .unwrap();
+    assert_eq!(error.errno(), libc::EBUSY);
+    assert!(
+        error
+            .message()
+            .contains("the pipeline of lane 0 writes to blocks 0 to"),
+        "{error}"
+    );
+    first.stop().1.unwrap();
     let start = |lane| Pipeline::start_on_lane(context.clone(), lane, range(lane));
     let pipelines: Vec<Pipeline> = (0..QUEUES).map(|lane| start(lane).unwrap()).collect();
     let error = start(3).err().unwrap();
@@ -605,6 +615,235 @@ fn lanes_without_an_interface_write_for_many_threads() {
                 "block {lba}"
             );
         }
+    }
+}
+
+/// A context of storage only, with so many lanes.
+fn storage(lanes: u32, drive: Drive, device: &str) -> Context {
+    let mut wanted = Config {
+        queues: lanes,
+        frame_count: lanes * 64,
+        drive,
+        ..Config::default()
+    };
+    wanted.device.path = device.into();
+    wanted.device.block_size = BLOCK as u32;
+    if device.starts_with('/') {
+        wanted.device.file_size = 1 << 20;
+    }
+    Context::open(&wanted).unwrap()
+}
+
+fn block_of(context: &Context, frame: u32, lba: u64, more: bool) -> Transfer {
+    Transfer {
+        frame,
+        offset: context.info().frames().start(frame),
+        len: BLOCK as u32,
+        lba,
+        user_data: lba,
+        more,
+        ..Transfer::default()
+    }
+}
+
+#[test]
+fn what_waits_on_other_lanes_is_published_with_the_last_one() {
+    for drive in [Drive::Inline, Drive::Thread] {
+        let context = storage(3, drive, "null:");
+        let lanes = context.lanes();
+        let mut done = [Completion::default(); 16];
+        let mut take = |count: usize| {
+            let (mut taken, until) = (0, Instant::now() + PATIENCE);
+            while taken < count {
+                assert!(Instant::now() < until, "{taken} of {count}");
+                let left = Some(Duration::from_millis(100));
+                context.wait(Ready::COMPLETIONS, left).unwrap();
+                taken += context.completions(&mut done).unwrap();
+            }
+            assert_eq!(taken, count);
+        };
+        let frame = |lane: usize| lanes[lane].frame_alloc().unwrap();
+        let write = |frame, more| {
+            let write = block_of(&context, frame, 0, more);
+            context.submit_write(&write).unwrap();
+        };
+        write(frame(1), true);
+        write(frame(2), true);
+        write(frame(0), false);
+        take(3);
+        write(frame(1), true);
+        context.submit_flush(7).unwrap();
+        take(2);
+        write(frame(2), true);
+        let batch =
+            [frame(0), frame(1), frame(0)].map(|frame| Ok(block_of(&context, frame, 1, false)));
+        assert_eq!(context.submit_writes(batch).unwrap().done, 3);
+        take(4);
+        write(frame(1), true);
+        context.submit_pending().unwrap();
+        take(1);
+        check_lanes(&context);
+    }
+}
+
+#[test]
+fn the_end_carries_out_what_every_lane_has() {
+    for drive in [Drive::Inline, Drive::Thread] {
+        let file = Scratch::new("/dev/shm", "lanes");
+        let context = storage(3, drive, file.path());
+        for (lane, lba) in context.lanes().iter().zip(0..) {
+            // The first lane's write fails: its block does not exist.
+            let lba = if lba == 0 { 1 << 40 } else { lba };
+            let frame = lane.frame_alloc().unwrap();
+            let write = block_of(&context, frame, lba, true);
+            context
+                .data()
+                .write(write.offset as usize, &[7; BLOCK as usize]);
+            lane.submit_transfer(Direction::Write, &write).unwrap();
+        }
+        let error = context.end(Instant::now() + PATIENCE).unwrap_err();
+        assert_eq!(error.errno(), libc::EIO);
+        assert!(error.message().contains("1 commands"), "{error}");
+        let bytes = fs::read(&file.0).unwrap();
+        for lba in 1..3 {
+            let at = lba * BLOCK as usize;
+            assert!(
+                bytes[at..at + BLOCK as usize].iter().all(|byte| *byte == 7),
+                "block {lba}"
+            );
+        }
+    }
+}
+
+#[test]
+fn no_lane_waits_for_ever_behind_a_busy_one() {
+    let context = storage(2, Drive::Inline, "null:");
+    let mut done = [Completion::default(); 8];
+    let mut waits = context.lanes()[1].frame_alloc().unwrap();
+    context
+        .submit_write(&block_of(&context, waits, 1000, false))
+        .unwrap();
+    for round in 0..20 {
+        // The first lane always has enough for a whole batch.
+        while let Ok(frame) = context.lanes()[0].frame_alloc() {
+            let write = block_of(&context, frame, 0, false);
+            context.lanes()[0]
+                .submit_transfer(Direction::Write, &write)
+                .unwrap();
+            if context.lanes()[0].outstanding().unwrap() >= 16 {
+                break;
+            }
+        }
+        let _ = context.receive(&mut []);
+        let got = context.completions(&mut done).unwrap();
+        if done[..got].iter().any(|done| done.user_data == 1000) {
+            waits = u32::MAX;
+            break;
+        }
+        assert!(round < 10, "not in {round} rounds");
+    }
+    assert_eq!(waits, u32::MAX);
+}
+
+#[test]
+fn with_few_frames_every_queue_has_some() {
+    if !is_root("with_few_frames_every_queue_has_some") {
+        return;
+    }
+    let veth = network();
+    for (frames, expected) in [(256, 48), (400, 48), (600, 64), (1024, 192), (8192, 256)] {
+        let context = Context::open(&Config {
+            frame_count: frames,
+            ..config(&veth, "null:")
+        })
+        .unwrap();
+        let lanes = check_lanes(&context);
+        let posted: Vec<u64> = lanes.iter().map(|lane| lane.frames.filled).collect();
+        assert_eq!(posted, [expected; 4], "{frames} frames");
+    }
+}
+
+/// A frame that goes from lane to lane holds other packets' bytes: none of them may reach a log.
+#[test]
+fn no_log_has_bytes_of_another_lanes_packets() {
+    if !is_root("no_log_has_bytes_of_another_lanes_packets") {
+        return;
+    }
+    for layout in [StoreLayout::Slot, StoreLayout::Log] {
+        let veth = network();
+        let file = Scratch::new("/dev/shm", "lanes");
+        let mut wanted = config(&veth, file.path());
+        wanted.device.file_size = 32 << 20;
+        wanted.drive = Drive::Thread;
+        wanted.queues = 2;
+        // Each lane has some blocks posted and takes the next one from the reserve: frames go from lane to lane.
+        (wanted.frame_count, wanted.rx_ring, wanted.fill_ring) = (8 * 64, 256, 256);
+        let context = Arc::new(Context::open(&wanted).unwrap());
+        // What one lane knows to be zero in a frame, another lane may have written to.
+        let delivered = |context: &Context| context.info().network.unwrap().writes_are_delivered;
+        assert!(!delivered(&context));
+        let ports = sockets_to_each(&veth, &context, 2);
+        let blocks = (16 << 20) / BLOCK;
+        let start = |lane: u32| {
+            let config = PipelineConfig {
+                start_lba: u64::from(lane) * blocks,
+                blocks,
+                layout,
+                pack_below: Some(1),
+                ..PipelineConfig::default()
+            };
+            Pipeline::start_on_lane(context.clone(), lane, config).unwrap()
+        };
+        let pipelines: Vec<Pipeline> = (0..2).map(start).collect();
+        let before = context.statistics().unwrap().received;
+        let to = SocketAddrV4::new(veth.host_addr, PORT);
+        let (rounds, each) = (20, 40);
+        veth.far(move || {
+            let bind = |port| UdpSocket::bind(("0.0.0.0", port)).unwrap();
+            let sockets: Vec<UdpSocket> = ports.into_iter().map(bind).collect();
+            for round in 0..rounds {
+                // The lanes take turns with long payloads of one byte and short ones of another.
+                for (lane, socket) in sockets.iter().enumerate() {
+                    let long = (lane + round) % 2 == 0;
+                    let payload = if long {
+                        vec![0xaa; 1400]
+                    } else {
+                        vec![0xbb; 20]
+                    };
+                    for _ in 0..each {
+                        socket.send_to(&payload, to).unwrap();
+                    }
+                    std::thread::sleep(Duration::from_millis(12));
+                }
+            }
+        })
+        .join()
+        .unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        for pipeline in pipelines {
+            pipeline.stop().1.unwrap();
+        }
+        let lanes = check_lanes(&context);
+        let received = context.statistics().unwrap().received - before;
+        assert_eq!(received, 2 * rounds as u64 * each, "{lanes:#?}");
+        drop(context);
+        let one = Context::open(&Config {
+            queues: 1,
+            ..wanted.clone()
+        });
+        assert!(delivered(&one.unwrap()));
+        let bytes = fs::read(&file.0).unwrap();
+        let mut short = 0;
+        for slot in bytes.chunks(2048) {
+            // A slot with a short payload has nothing of a long one.
+            let run =
+                |byte: u8, len: usize| slot.windows(len).any(|w| w.iter().all(|b| *b == byte));
+            if run(0xbb, 20) {
+                short += 1;
+                assert!(!run(0xaa, 8), "{layout:?}: bytes of another packet");
+            }
+        }
+        assert_eq!(short, rounds as u64 * each);
     }
 }
 

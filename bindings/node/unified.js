@@ -189,12 +189,13 @@ class Context {
     }
     this._whole = this;
     const wanted = Uint16Array.from(ports);
+    const places = Uint32Array.from(cpus);
     const config = encoded('config', {
       ...rest,
       ifname,
       ports: ports.length ? wanted : null,
       port_count: ports.length,
-      cpus: cpus.length ? Uint32Array.from(cpus) : null,
+      cpus: cpus.length ? places : null,
       cpu_count: cpus.length,
       flags: Object.entries(FLAGS).reduce((all, [name, flag]) => (name in rest ? all | constants[flag] : all), flags),
     });

@@ -601,9 +601,9 @@ class Context:
             queues=queues, cpu_count=len(cpus), cpus=None if places is None else c.addressof(places))
         ctx = c.c_void_p()
         _check(_lib.unified_ctx_create(c.byref(config), c.byref(ctx)))
-        self._opened(ctx, self)
+        self._opened(ctx, None)
 
-    def _opened(self, ctx: c.c_void_p, whole: Context) -> None:
+    def _opened(self, ctx: c.c_void_p, whole: Optional[Context]) -> None:
         """What a context and its lanes have."""
         self._ctx = ctx
         self._whole = whole
@@ -647,7 +647,7 @@ class Context:
         """Takes the XDP program off, finishes what is in flight, frees everything. Views of its memory end; slices
         of them, and views whose frame's object is gone, do not, and must not be used."""
         if self._ctx is not None:
-            if self._whole is not self:
+            if self._whole is not None:
                 raise ValueError(f"lane {self.info.lane} ends with its context: close that one")
             ctx = self._ctx
             for one in (self, *self._lanes.values()):
@@ -664,7 +664,7 @@ class Context:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_ctx", None) is not None and getattr(self, "_whole", None) is self:
+        if getattr(self, "_ctx", None) is not None and getattr(self, "_whole", None) is None:
             warnings.warn(f"context on {self.device} was not closed", ResourceWarning, source=self)
             self.close()
 
@@ -747,7 +747,8 @@ class Context:
         return [Packet(self, p) for p in self._packets[:count]]
 
     def _own(self, frame: Frame) -> Frame:
-        if frame._owner()._whole is not self._whole:
+        owner = frame._owner()
+        if (owner._whole or owner) is not (self._whole or self):
             raise ValueError("the frame is of another context")
         return frame
 

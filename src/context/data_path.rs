@@ -7,7 +7,7 @@
 
 use std::iter;
 use std::os::fd::RawFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::Context;
@@ -17,6 +17,15 @@ use crate::log;
 use crate::net::rx::Received;
 use crate::sys::abi::NvmeUringCmd;
 use crate::sys::event::Epoll;
+
+/// Where the next look at all lanes begins, of each function that looks at them: with one for all, two that are called in
+/// turn would each begin with the same lanes for ever.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    receive: AtomicUsize,
+    complete: AtomicUsize,
+    allocate: AtomicUsize,
+}
 
 impl Context {
     /// The lane that serves what belongs to no other.
@@ -31,15 +40,41 @@ impl Context {
     }
 
     /// All lanes, beginning with another one at each call: none waits for ever behind a busy one.
-    fn in_turn(&self) -> impl Iterator<Item = &Lane> {
-        let begin = self.turn.fetch_add(1, Ordering::Relaxed) % self.lanes.len();
+    fn in_turn(&self, turn: &AtomicUsize) -> impl Iterator<Item = &Lane> {
+        let begin = turn.fetch_add(1, Ordering::Relaxed) % self.lanes.len();
         self.lanes[begin..].iter().chain(&self.lanes[..begin])
+    }
+
+    /// An entry was queued on a lane, which has published it unless more will follow. Those that wait on other lanes are
+    /// published with the last one.
+    fn published(&self, lane: &Lane, more: bool) -> Result<()> {
+        if self.lanes.len() == 1 {
+            return Ok(());
+        }
+        let bit = 1 << lane.number();
+        if more {
+            self.unpublished.fetch_or(bit, Ordering::Relaxed);
+            return Ok(());
+        }
+        let mut waiting = self.unpublished.swap(0, Ordering::Relaxed) & !bit;
+        while waiting != 0 {
+            self.lanes[waiting.trailing_zeros() as usize].submit_pending()?;
+            waiting &= waiting - 1;
+        }
+        Ok(())
+    }
+
+    /// Submits on the first lane, and publishes what waits on the others.
+    fn on_first(&self, submit: impl FnOnce(&Lane) -> Result<()>) -> Result<()> {
+        let first = self.first();
+        submit(first).and_then(|()| self.published(first, false))
     }
 
     /// Fills `out` from one lane after the other. What they gave is handed out, even if one of them has failed: it says so
     /// again at the next call.
     fn gather<T>(
         &self,
+        turn: &AtomicUsize,
         out: &mut [T],
         mut of: impl FnMut(&Lane, &mut [T]) -> Result<usize>,
     ) -> Result<usize> {
@@ -47,7 +82,7 @@ impl Context {
             return of(lane, out);
         }
         let (mut count, mut failed) = (0, None);
-        for lane in self.in_turn() {
+        for lane in self.in_turn(turn) {
             if count == out.len() {
                 break;
             }
@@ -63,16 +98,16 @@ impl Context {
     }
 
     pub fn receive(&self, out: &mut [Received]) -> Result<usize> {
-        self.gather(out, Lane::receive)
+        self.gather(&self.turns.receive, out, Lane::receive)
     }
 
     pub fn completions(&self, out: &mut [Completion]) -> Result<usize> {
-        self.gather(out, Lane::completions)
+        self.gather(&self.turns.complete, out, Lane::completions)
     }
 
     pub fn frame_alloc(&self) -> Result<u32> {
         let mut none = None;
-        for lane in self.in_turn() {
+        for lane in self.in_turn(&self.turns.allocate) {
             match lane.frame_alloc() {
                 Err(error) if error.errno() == libc::ENOBUFS => none = Some(error),
                 result => return result,
@@ -94,8 +129,9 @@ impl Context {
     }
 
     pub fn submit_transfer(&self, direction: Direction, request: &Transfer) -> Result<()> {
-        self.lane_of(request.frame)
-            .submit_transfer(direction, request)
+        let lane = self.lane_of(request.frame);
+        lane.submit_transfer(direction, request)
+            .and_then(|()| self.published(lane, request.more))
     }
 
     pub fn submit_write(&self, request: &Transfer) -> Result<()> {
@@ -125,6 +161,7 @@ impl Context {
             match self.lanes[lane as usize].submit_writes(part) {
                 Ok(progress) => {
                     done += progress.done;
+                    self.published(&self.lanes[lane as usize], false)?;
                     if progress.refused.is_some() {
                         return Progress::new(done, progress.refused);
                     }
@@ -148,7 +185,7 @@ impl Context {
     }
 
     pub fn submit_flush(&self, user_data: u64) -> Result<()> {
-        self.first().submit_flush(user_data)
+        self.on_first(|lane| lane.submit_flush(user_data))
     }
 
     pub fn submit_write_zeroes(
@@ -158,12 +195,11 @@ impl Context {
         fua: bool,
         user_data: u64,
     ) -> Result<()> {
-        self.first()
-            .submit_write_zeroes(lba, blocks, fua, user_data)
+        self.on_first(|lane| lane.submit_write_zeroes(lba, blocks, fua, user_data))
     }
 
     pub fn submit_deallocate(&self, lba: u64, blocks: u32, user_data: u64) -> Result<()> {
-        self.first().submit_deallocate(lba, blocks, user_data)
+        self.on_first(|lane| lane.submit_deallocate(lba, blocks, user_data))
     }
 
     pub fn submit_raw(
@@ -174,6 +210,7 @@ impl Context {
     ) -> Result<()> {
         let lane = frame.map_or(self.first(), |(frame, _)| self.lane_of(frame));
         lane.submit_raw(cmd, frame, user_data)
+            .and_then(|()| self.published(lane, false))
     }
 
     pub fn wait(&self, what: Ready, timeout: Option<Duration>) -> Result<Ready> {

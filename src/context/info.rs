@@ -51,7 +51,7 @@ pub struct NetworkInfo {
     pub program_id: u32,
     /// Packets that can wait in the kernel: entries of the shorter of the RX and the fill ring.
     pub backlog: u32,
-    /// The kernel writes into a frame only what it then delivers: it copies packets, and the RX ring has a place for every
-    /// frame that it can have.
+    /// The kernel writes into a frame only what it then delivers to the one lane that there is: it copies packets, and the RX
+    /// ring has a place for every frame that it can have.
     pub writes_are_delivered: bool,
 }

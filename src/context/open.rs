@@ -3,10 +3,11 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::Mutex;
 
+use super::data_path::Turns;
 use super::{Context, Info, NetworkInfo};
 use crate::config::{Config, Drive, KERNEL_HEADROOM};
 use crate::counters::RxStats;
@@ -141,8 +142,10 @@ impl Context {
             process,
             interfaces: interface.into_iter().collect(),
             lanes,
-            turn: AtomicUsize::new(0),
+            turns: Turns::default(),
+            unpublished: AtomicU64::new(0),
             apart: AtomicBool::new(false),
+            ranges: Mutex::new(Vec::new()),
             poll: Mutex::new(None),
             leaving: AtomicBool::new(false),
             ended: false,
@@ -247,6 +250,7 @@ fn open_network(
         run_priority: config.run_priority,
         event_sample: config.event_sample,
         events_bytes: config.events_bytes,
+        queues: config.queue + sides.frames.len() as u32,
     };
     // The program first: a native zero-copy bind needs it.
     let mut attached = Attached::attach(link.clone(), &xdp_config, config.xsk_map)?;
@@ -308,8 +312,9 @@ fn open_network(
         zero_copy,
         program_id: found.program_id,
         backlog,
-        // Somebody else's program may leave more before a packet than ours does.
+        // Somebody else's program may leave more before a packet than ours does, and another lane other bytes in a frame.
         writes_are_delivered: !zero_copy
+            && sides.frames.len() == 1
             && config.rx_ring >= config.fill_ring
             && config.xsk_map.is_none(),
     };

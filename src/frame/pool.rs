@@ -14,12 +14,12 @@ use std::ops::Range;
 #[cfg(loom)]
 use loom::sync::{
     Arc,
-    atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
+    atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
 };
 #[cfg(not(loom))]
 use std::sync::{
     Arc,
-    atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
+    atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
 };
 
 /// Most lanes that can share frames.
@@ -28,6 +28,8 @@ pub const MAX_LANES: u32 = 64;
 const RESERVE: u8 = u8::MAX;
 /// Frames of a block.
 const BLOCK: u32 = 64;
+/// Whole blocks that a busy lane keeps when another one needs some.
+pub(super) const KEPT: usize = 4;
 
 /// Frames that are given back together: those of one block at a time.
 #[derive(Debug, Default)]
@@ -51,6 +53,8 @@ struct Blocks {
     dry: AtomicU64,
     /// A bit for each lane that keeps no blocks it does not need.
     idle: AtomicU64,
+    /// A lane found the reserve empty: others give up what they keep beyond a few blocks.
+    wanting: AtomicBool,
 }
 
 impl Blocks {
@@ -66,6 +70,7 @@ impl Blocks {
             reserve: AtomicU32::new(if reserve { len } else { 0 }),
             dry: AtomicU64::new(0),
             idle: AtomicU64::new(0),
+            wanting: AtomicBool::new(false),
         };
         let bits = |block| match reserve {
             true => 0,
@@ -115,8 +120,9 @@ impl Blocks {
                     .is_ok()
             {
                 self.reserve.fetch_sub(1, Ordering::Relaxed);
-                // Nobody else has a frame of it, so nobody else touches this word.
-                self.free[block].store(self.whole(block), Ordering::Relaxed);
+                // Nobody else has a frame of it. Release: a thread that takes some because it believes to be the owner sees
+                // the new one (`take_bits`).
+                self.free[block].store(self.whole(block), Ordering::Release);
                 return Some(block);
             }
         }
@@ -131,6 +137,7 @@ pub struct FramePool {
     lane: u8,
     shared: bool,
     first: u32,
+    share: u32,
     /// Blocks at the start whose frames are kept for runs.
     for_runs: AtomicU32,
     /// Lanes that were given frames outside of a batch.
@@ -146,6 +153,10 @@ impl FramePool {
     fn new(blocks: Arc<Blocks>, lane: u8, lanes: u32) -> FramePool {
         FramePool {
             first: u32::from(lane) * (blocks.free.len() as u32 / lanes) * BLOCK,
+            share: match lanes {
+                1 => blocks.count,
+                _ => blocks.count / BLOCK / lanes * BLOCK,
+            },
             blocks,
             lane,
             shared: lanes > 1,
@@ -166,6 +177,11 @@ impl FramePool {
         (0..lanes as u8).map(pool).collect()
     }
 
+    /// Frames of each lane, if all have as many: whole blocks of them, if there are several lanes.
+    pub fn share_of_each(&self) -> u32 {
+        self.share
+    }
+
     /// Whether other lanes take frames from the same reserve.
     pub fn is_shared(&self) -> bool {
         self.shared
@@ -184,6 +200,11 @@ impl FramePool {
             RESERVE => None,
             lane => Some(lane.into()),
         }
+    }
+
+    /// Whether a frame belongs to this lane.
+    pub fn owns_frame(&self, frame: u32) -> bool {
+        self.owner(frame) == Some(self.lane.into())
     }
 
     fn owns(&self, block: usize) -> bool {
@@ -244,8 +265,12 @@ impl FramePool {
         while taken < out.len()
             && let Some(block) = self.claim(*cursor)
         {
-            taken += self.take_of(block, u64::MAX, &mut out[taken..]);
-            *cursor = out[taken - 1] + 1;
+            let count = self.take_of(block, u64::MAX, &mut out[taken..]);
+            // None: others have moved the block away again.
+            if count > 0 {
+                taken += count;
+                *cursor = out[taken - 1] + 1;
+            }
         }
         if *cursor >= self.blocks.count {
             *cursor = 0;
@@ -255,12 +280,16 @@ impl FramePool {
 
     /// Takes a block out of the reserve.
     fn claim(&self, cursor: u32) -> Option<usize> {
-        match self.shared {
-            true => self
-                .blocks
-                .claim(self.lane, cursor.div_ceil(BLOCK) as usize),
-            false => None,
+        if !self.shared {
+            return None;
         }
+        let claimed = self
+            .blocks
+            .claim(self.lane, cursor.div_ceil(BLOCK) as usize);
+        if claimed.is_none() {
+            self.blocks.wanting.store(true, Ordering::Relaxed);
+        }
+        claimed
     }
 
     /// Takes the free frames of a block that are in `mask`, as many as `out` has room for.
@@ -285,21 +314,38 @@ impl FramePool {
         if mask == 0 {
             return 0;
         }
+        if !self.shared {
+            // Nobody else takes any. Acquire: as below.
+            self.blocks.free[block].fetch_and(!mask, Ordering::Acquire);
+            return mask;
+        }
         // Acquire: pairs with `give_back`; whoever gave these frames back has finished with them.
         let before = self.blocks.free[block].fetch_and(!mask, Ordering::Acquire);
         let taken = before & mask;
         if taken != 0 && !self.owns(block) {
             // Since the look at the owner, another thread moved the block to the reserve, and another lane took it.
-            let mut freed = Freed {
-                block,
-                mask: taken,
-                lanes: 0,
-            };
-            self.give_back(&mut freed);
-            self.owed.fetch_or(freed.lanes, Ordering::Relaxed);
+            self.give_back_later(block, taken);
             return 0;
         }
         taken
+    }
+
+    /// Gives frames back outside of a batch.
+    fn give_back_later(&self, block: usize, mask: u64) {
+        let mut freed = Freed {
+            block,
+            mask,
+            lanes: 0,
+        };
+        self.give_back(&mut freed);
+        self.owe(freed.lanes);
+    }
+
+    /// Some lanes were given frames outside of a batch: `owed` tells about them.
+    pub fn owe(&self, lanes: u64) {
+        if self.shared {
+            self.owed.fetch_or(lanes, Ordering::Relaxed);
+        }
     }
 
     /// Takes neighbouring free frames from `cursor` on: `most` of them (at most 64) if there are so many together, else the
@@ -339,12 +385,18 @@ impl FramePool {
             found = Some((block, 0, whole.trailing_ones().min(most)));
         }
         let (block, bit, count) = found?;
-        let mask = u64::MAX >> (BLOCK - count) << bit;
-        let taken = self.take_bits(block, mask);
+        let run = |bit, count| u64::MAX >> (BLOCK - count) << bit;
+        let mut taken = self.take_bits(block, run(bit, count));
         if taken == 0 {
             return None;
         }
-        debug_assert_eq!(taken, mask, "only this thread takes");
+        // Fewer than were there: another lane believed to be the owner, and will give some of them back.
+        let bit = taken.trailing_zeros();
+        let count = (!(taken >> bit)).trailing_zeros();
+        taken &= !run(bit, count);
+        if taken != 0 {
+            self.give_back_later(block, taken);
+        }
         let first = block as u32 * BLOCK + bit;
         *cursor = (first + count) % self.blocks.count;
         Some((first, count))
@@ -380,16 +432,19 @@ impl FramePool {
             return;
         }
         let blocks = &*self.blocks;
-        let owner = match self.shared {
-            // Before they are free: until then the block stays its lane's.
-            true => blocks.owners[freed.block].load(Ordering::Relaxed),
-            false => 0,
-        };
-        // Release: everything that was done with the frames comes before they are free.
+        if !self.shared {
+            // Release: everything that was done with the frames comes before they are free.
+            blocks.free[freed.block].fetch_or(mask, Ordering::Release);
+            freed.lanes = 1;
+            return;
+        }
+        // Before they are free: until then the block stays its lane's.
+        let owner = blocks.owners[freed.block].load(Ordering::Relaxed);
+        // Release: as above.
         let before = blocks.free[freed.block].fetch_or(mask, Ordering::Release);
         let bit = 1u64.checked_shl(owner.into()).unwrap_or(0);
         freed.lanes |= bit;
-        if self.shared && before | mask == blocks.whole(freed.block) {
+        if before | mask == blocks.whole(freed.block) {
             // As in `rest`.
             fence(Ordering::SeqCst);
             let idle = blocks.idle.load(Ordering::Relaxed) & bit != 0;
@@ -413,7 +468,25 @@ impl FramePool {
                 self.blocks.surrender(block);
             }
         }
-        self.owed.store(u64::MAX, Ordering::Relaxed);
+        self.owe(u64::MAX);
+    }
+
+    /// If another lane has found the reserve empty: gives up what this one keeps beyond a few blocks. RX thread only.
+    pub fn share(&self) {
+        let blocks = &*self.blocks;
+        if !self.shared
+            || !blocks.wanting.load(Ordering::Relaxed)
+            || !blocks.wanting.swap(false, Ordering::Relaxed)
+        {
+            return;
+        }
+        let whole = |block: &usize| {
+            self.owns(*block) && blocks.free[*block].load(Ordering::Relaxed) == blocks.whole(*block)
+        };
+        for block in (0..blocks.free.len()).filter(whole).skip(KEPT) {
+            blocks.surrender(block);
+        }
+        self.owe(u64::MAX);
     }
 
     /// This lane keeps its blocks again. RX thread only.

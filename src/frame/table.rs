@@ -473,25 +473,30 @@ impl FrameTable {
     /// Counts those frames of the table that are `counted`.
     pub fn census_of(&self, counted: impl Fn(u32) -> bool) -> Census {
         let mut census = Census::default();
-        for frame in (0..self.count).filter(|frame| counted(*frame)) {
+        self.count(|frame, one| {
+            if counted(frame) {
+                census += one;
+            }
+        });
+        census
+    }
+
+    /// Gives each frame with what it counts for.
+    pub fn count(&self, mut each: impl FnMut(u32, Census)) {
+        for frame in 0..self.count {
             let Ok(state) = self.state(frame) else {
                 continue;
             };
             let packets = u64::from(self.packets_in(frame, state));
+            let mut one = Census::default();
             match state & STATE {
-                0 => census.free += 1,
-                1 => census.filled += 1,
-                2 => {
-                    census.held += 1;
-                    census.packets_held += packets;
-                }
-                _ => {
-                    census.in_flight += 1;
-                    census.packets_in_flight += packets;
-                }
+                0 => one.free = 1,
+                1 => one.filled = 1,
+                2 => (one.held, one.packets_held) = (1, packets),
+                _ => (one.in_flight, one.packets_in_flight) = (1, packets),
             }
+            each(frame, one);
         }
-        census
     }
 }
 

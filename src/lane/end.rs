@@ -26,6 +26,18 @@ pub struct Unfinished {
     pub stays: bool,
 }
 
+impl Unfinished {
+    /// Adds those of another lane.
+    pub fn add(&mut self, other: Unfinished) {
+        if self.failed == 0 {
+            self.status = other.status;
+        }
+        self.failed += other.failed;
+        self.unanswered += other.unanswered;
+        self.stays |= other.stays;
+    }
+}
+
 impl Lane {
     /// Ends the lane after `close`: carries out what was submitted, ends the engine, closes the socket. Waits for the device
     /// at most until then.

@@ -153,19 +153,22 @@ impl Lane {
             _ => 0,
         };
         if sleeps || rx_side.empty_looks >= EMPTY_LOOKS {
-            self.give_up_frames();
+            self.frames.pool.rest();
         } else if packets > 0 {
             self.frames.pool.works();
-            self.ring_receivers(self.frames.pool.owed());
         }
+        self.frames.pool.share();
+        self.ring_owed();
     }
 
     /// Until the next packet this lane needs no frames but those that the kernel has.
     pub(super) fn give_up_frames(&self) {
-        if !self.frames.pool.is_shared() {
-            return;
-        }
         self.frames.pool.rest();
+        self.ring_owed();
+    }
+
+    /// Wakes the receivers that wait for what was given back outside of a batch.
+    fn ring_owed(&self) {
         self.ring_receivers(self.frames.pool.owed());
     }
 
@@ -191,6 +194,7 @@ impl Lane {
             Some(receiver) => receiver.allocate(),
             None => self.frames.allocate(&mut rx_side.cursor),
         }?;
+        self.ring_owed();
         frame.ok_or_else(|| {
             Error::new(
                 libc::ENOBUFS,
@@ -205,6 +209,7 @@ impl Lane {
         let Some((first, count)) = self.frames.pool.take_run(&mut rx_side.run_cursor, most) else {
             return Ok(None);
         };
+        self.ring_owed();
         self.frames.table.allocate(first, count)?;
         Ok(Some((first, count)))
     }

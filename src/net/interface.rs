@@ -131,12 +131,21 @@ impl Interface {
         }
     }
 
-    /// The counters of the library's own program, of each queue; none if it is somebody else's.
-    pub fn counters(&self) -> Result<Vec<XdpCounters>> {
+    /// The counters of the library's own program, of all queues; zeroes if it is somebody else's.
+    pub fn counters(&self) -> Result<XdpCounters> {
+        self.counted(Xdp::counters)
+    }
+
+    /// The same of one queue.
+    pub fn queue_counters(&self, queue: u32) -> Result<XdpCounters> {
+        self.counted(|xdp| xdp.queue_counters(queue))
+    }
+
+    fn counted(&self, read: impl FnOnce(&Xdp) -> Result<XdpCounters>) -> Result<XdpCounters> {
         let _held = log::hold();
         match &*self.feed.lock() {
-            Some(Feed::Own(xdp)) => xdp.counters(),
-            _ => Ok(Vec::new()),
+            Some(Feed::Own(xdp)) => read(xdp),
+            _ => Ok(XdpCounters::default()),
         }
     }
 

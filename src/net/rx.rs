@@ -27,6 +27,9 @@ struct Supply {
     /// Whether there are other lanes. If not, the kernel gets all that fit.
     shared: bool,
     frames: u32,
+    /// Bounds of them: all lanes together do not post more frames than there are.
+    least: u32,
+    most: u32,
     /// Packets since the kernel last needed most of them.
     calm: u32,
 }
@@ -35,28 +38,34 @@ struct Supply {
 const IDLE_SUPPLY: u32 = 256;
 
 impl Supply {
-    fn new(shared: bool) -> Supply {
+    /// `share`: the frames of each lane, if all have as many.
+    fn new(shared: bool, share: u32) -> Supply {
+        // Some are left for those that the caller allocates.
+        let most = if shared { share - share / 4 } else { u32::MAX };
+        let least = if shared { IDLE_SUPPLY.min(most) } else { most };
         Supply {
             shared,
-            frames: if shared { IDLE_SUPPLY } else { u32::MAX },
+            frames: least,
+            least,
+            most,
             calm: 0,
         }
     }
 
-    /// After `taken` packets, when the kernel has `left` frames. `most`: what it can get.
+    /// After `taken` packets, when the kernel has `left` frames. `most`: what the fill ring takes.
     fn adapt(&mut self, taken: u32, left: u32, most: u32) {
         if !self.shared || taken == 0 {
             return;
         }
         if left < self.frames / 2 {
-            self.frames = (self.frames * 2).min(most.max(IDLE_SUPPLY));
+            self.frames = (self.frames * 2).min(most).min(self.most).max(self.least);
             self.calm = 0;
         } else if left < self.frames - self.frames / 4 {
             self.calm = 0;
         } else {
             self.calm += taken;
             if self.calm >= self.frames * 4 {
-                self.frames = (self.frames / 2).max(IDLE_SUPPLY);
+                self.frames = (self.frames / 2).max(self.least);
                 self.calm = 0;
             }
         }
@@ -125,7 +134,7 @@ impl Receiver {
         rings: (u32, u32),
         counters: (Arc<RxStats>, Arc<OutcomeStats>),
     ) -> Receiver {
-        let supply = Supply::new(frames.pool.is_shared());
+        let supply = Supply::new(frames.pool.is_shared(), frames.pool.share_of_each());
         let (fill_ring, backlog) = rings;
         let cursor = frames.pool.first_cursor();
         let (stats, outcomes) = counters;
@@ -433,10 +442,15 @@ mod tests {
 
     #[test]
     fn the_supply_follows_the_packets() {
-        let mut alone = Supply::new(false);
+        let mut alone = Supply::new(false, 4096);
         alone.adapt(1000, 0, 2048);
         assert_eq!(alone.frames, u32::MAX);
-        let mut supply = Supply::new(true);
+        // Few frames: no lane posts more than its share.
+        let mut few = Supply::new(true, 128);
+        assert_eq!(few.frames, 96);
+        few.adapt(100, 0, 2048);
+        assert_eq!(few.frames, 96);
+        let mut supply = Supply::new(true, 4096);
         assert_eq!(supply.frames, 256);
         for (left, expected) in [(200, 256), (127, 512), (100, 1024), (0, 2048), (0, 2048)] {
             supply.adapt(100, left, 2048);

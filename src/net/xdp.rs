@@ -45,6 +45,8 @@ pub struct XdpConfig {
     pub event_sample: u32,
     /// Bytes of the events ring buffer, a power of two.
     pub events_bytes: u32,
+    /// How many queues are counted apart, from the first one on.
+    pub queues: u32,
 }
 
 pub struct Xdp {
@@ -57,6 +59,8 @@ pub struct Xdp {
     attached: bool,
     /// It recognizes merged datagrams.
     merged: bool,
+    /// How many are counted apart.
+    queues: u32,
     ports: Vec<u16>,
     /// Somebody has asked for events.
     events_read: bool,
@@ -168,7 +172,7 @@ impl Xdp {
             }
         };
         log_libraries();
-        let mut program = Program::open(config.events_bytes, link.rx_queues, variant)
+        let mut program = Program::open(config.events_bytes, config.queues, variant)
             .map_err(|e| failed(e, "preparing the XDP program for"))?;
         program
             .set_run_config(config.run_priority, true)
@@ -214,6 +218,7 @@ impl Xdp {
             dispatcher,
             attached: true,
             merged: variant.merged,
+            queues: config.queues,
             ports: Vec::new(),
             events_read: false,
             fds,
@@ -231,7 +236,8 @@ impl Xdp {
     pub fn load_as(config: &XdpConfig, variant: Variant) -> Result<Xdp> {
         let failed = |e: io::Error| Error::os(&e, "loading the XDP program");
         log_libraries();
-        let mut program = Program::open(config.events_bytes, 1, variant).map_err(failed)?;
+        let mut program =
+            Program::open(config.events_bytes, config.queues, variant).map_err(failed)?;
         program.load().map_err(failed)?;
         let owner = OwnerSocket::new();
         let (fds, events) = open_maps(&program, config, &owner).map_err(failed)?;
@@ -247,6 +253,7 @@ impl Xdp {
             dispatcher: false,
             attached: false,
             merged: variant.merged,
+            queues: config.queues,
             ports: Vec::new(),
             events_read: false,
             fds,
@@ -335,14 +342,20 @@ impl Xdp {
         })
     }
 
-    /// What it has counted of each queue. A queue that the interface got since it was attached counts as the first.
-    pub fn counters(&self) -> Result<Vec<XdpCounters>> {
-        counters_of(self.fds.stats, self.link.rx_queues).map_err(|e| {
-            Error::os(
-                &e,
-                format_args!("reading the XDP counters of '{}'", self.link.name),
-            )
-        })
+    /// What it has counted of all queues.
+    pub fn counters(&self) -> Result<XdpCounters> {
+        let all = all_counters(self.fds.stats, self.queues);
+        all.map_err(|e| self.not_read(&e))
+    }
+
+    /// What it has counted of a queue that is counted apart.
+    pub fn queue_counters(&self, queue: u32) -> Result<XdpCounters> {
+        counters_at(self.fds.stats, queue + 1).map_err(|e| self.not_read(&e))
+    }
+
+    fn not_read(&self, e: &io::Error) -> Error {
+        let what = format_args!("reading the XDP counters of '{}'", self.link.name);
+        Error::os(e, what)
     }
 
     /// Its counter of merged datagrams, which stays readable after it is detached; `None` if it does not recognize
@@ -355,7 +368,7 @@ impl Xdp {
             .map_err(|e| Error::os(&e, format_args!("watching '{}'", self.link.name)))?;
         Ok(Some(MergedCount {
             map,
-            queues: self.link.rx_queues,
+            queues: self.queues,
         }))
     }
 
@@ -482,18 +495,21 @@ pub struct MergedCount {
 
 impl MergedCount {
     pub fn get(&self) -> io::Result<u64> {
-        let counters = counters_of(self.map.as_raw_fd(), self.queues)?;
-        Ok(counters.iter().map(|queue| queue.merged).sum())
+        Ok(all_counters(self.map.as_raw_fd(), self.queues)?.merged)
     }
 }
 
-fn counters_of(map: RawFd, queues: u32) -> io::Result<Vec<XdpCounters>> {
-    let of = |queue| {
-        Ok(XdpCounters::from_words(&bpf::map_sum::<COUNTERS>(
-            map, queue,
-        )?))
-    };
-    (0..queues.max(1)).map(of).collect()
+fn counters_at(map: RawFd, entry: u32) -> io::Result<XdpCounters> {
+    let words = bpf::map_sum::<COUNTERS>(map, entry)?;
+    Ok(XdpCounters::from_words(&words))
+}
+
+fn all_counters(map: RawFd, queues: u32) -> io::Result<XdpCounters> {
+    let mut sum = XdpCounters::default();
+    for entry in 0..=queues {
+        sum += counters_at(map, entry)?;
+    }
+    Ok(sum)
 }
 
 fn open_maps(

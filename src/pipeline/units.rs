@@ -129,6 +129,7 @@ impl<'a> Packets<'a> {
         let frame_count = self.frames_of_lane();
         let frames = u64::from(frame_count);
         let backlog = info.network.map_or(0, |network| network.backlog);
+        let backlog = backlog.min(frame_count);
         self.filling.bound = is_bound(in_flight, frames, backlog.into(), self.filling.bound);
         // Besides those that a batch takes out of the RX ring at once.
         let kept = in_flight + frames / u64::from(RESERVED) + BATCH as u64;

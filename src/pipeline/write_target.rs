@@ -100,10 +100,11 @@ impl Range {
 }
 
 impl WriteTarget {
-    /// `EINVAL`: the range is not on the device, or no log fits into it. `ENOTCONN`, `EROFS`: nothing to
+    /// `EINVAL`: the range is not on the device, or no log fits into it. `EBUSY`: the pipeline of another lane has it. `ENOTCONN`, `EROFS`: nothing to
     /// receive from, or to write to.
     pub fn open(context: &Context, lane: &Lane, config: &PipelineConfig) -> Result<WriteTarget> {
         let end = check_range(context, config)?;
+        context.claim_range(lane.number(), config.start_lba..end)?;
         let start = config.start_lba;
         Ok(match config.layout {
             StoreLayout::Payload => WriteTarget::Range(Range {

@@ -24,14 +24,14 @@ impl LossCount {
     pub(super) fn begin(context: &Context, lane: &Lane, before: Losses) -> Result<LossCount> {
         Ok(LossCount {
             before,
-            base: lost(&counted(context, lane)?),
+            base: lost(&context.losses_of(lane)?),
             known: before,
         })
     }
 
     /// Looks at the counters. If they cannot be read, the known losses stay.
     pub(super) fn look(&mut self, context: &Context, lane: &Lane) {
-        if let Ok(stats) = counted(context, lane) {
+        if let Ok(stats) = context.losses_of(lane) {
             self.add(&stats);
         }
     }
@@ -53,20 +53,6 @@ impl LossCount {
             }
         }
     }
-}
-
-/// What a lane has counted. The first one answers for the queues without a lane, too.
-fn counted(context: &Context, lane: &Lane) -> Result<Statistics> {
-    let (total, mut lanes) = context.all_statistics()?;
-    let others: u64 = lanes.iter().map(|lane| lane.xdp.no_socket).sum();
-    let mut stats = lanes.swap_remove(lane.number() as usize);
-    if lane.number() == 0 {
-        stats.xdp.no_socket += total.xdp.no_socket.saturating_sub(others);
-        if context.lanes().len() == 1 {
-            stats.xdp = total.xdp;
-        }
-    }
-    Ok(stats)
 }
 
 /// Packets of the recorded ports that are not in the log: dropped by the kernel, and seen but not recorded. Failed

@@ -31,6 +31,7 @@ pub(super) use node::{another_has, open_unused};
 use passthrough::{block_node_of, claim_namespace, identify_limits, open_nvme, passthrough_node};
 
 use crate::error::{Error, Result};
+use crate::log::{self, Level};
 use crate::sys::file as sysfile;
 
 /// How to open a device.
@@ -180,12 +181,18 @@ impl Device {
         }
     }
 
-    /// The descriptors for the engine's file table, in `files`' order.
-    pub fn duplicate_files(&self) -> Result<Vec<OwnedFd>> {
+    /// The descriptors for an engine's file table, in `files`' order. `own`: with file descriptions of their own, so that each of
+    /// several engines is told if writing back fails.
+    pub fn duplicate_files(&self, own: bool) -> Result<Vec<OwnedFd>> {
+        let cached = matches!(self.kind, Kind::File | Kind::Block);
         self.files
             .iter()
             .map(|f| {
-                f.try_clone().map(OwnedFd::from).map_err(|e| {
+                let duplicate = match own && cached {
+                    true => own_description(f, &self.path),
+                    false => f.try_clone(),
+                };
+                duplicate.map(OwnedFd::from).map_err(|e| {
                     Error::os(
                         &e,
                         format_args!("duplicating the descriptor of '{}'", self.path),
@@ -194,6 +201,19 @@ impl Device {
             })
             .collect()
     }
+}
+
+/// A description of its own of an open file, or a duplicate if there can be none.
+pub(super) fn own_description(file: &File, path: &str) -> io::Result<File> {
+    sysfile::reopen(file).or_else(|e| {
+        log::log(
+            Level::Warn,
+            format_args!(
+                "'{path}' cannot be opened again ({e}): if cached writes fail, only one of the lanes that flush is told"
+            ),
+        );
+        file.try_clone()
+    })
 }
 
 fn file_name(path: &Path) -> &str {

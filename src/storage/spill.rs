@@ -16,14 +16,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use super::command::{Command, opcode, status};
 use super::device::{
     Claim, Device, DeviceConfig, MadeFile, absent, another_has, check_place, guard_contents,
-    open_or_make, open_unused,
+    open_or_make, open_unused, own_description,
 };
 use super::task::Outcome;
 use crate::error::{Error, Result};
 
 #[derive(Debug)]
 pub struct Spill {
-    file: OwnedFd,
+    file: File,
     pub path: String,
     /// Set if opening created the file, which is removed again unless it is kept.
     pub made: Option<MadeFile>,
@@ -76,12 +76,12 @@ impl Spill {
         Ok(Spill {
             made,
             _claim: claim,
-            ..Spill::to(file.into(), path)
+            ..Spill::to(file, path)
         })
     }
 
     /// To a file that is open for writing.
-    pub(super) fn to(file: OwnedFd, path: &str) -> Spill {
+    pub(super) fn to(file: File, path: &str) -> Spill {
         Spill {
             file,
             path: path.into(),
@@ -106,11 +106,10 @@ impl Spill {
 
     /// Whether a flush has something to sync. Then the caller syncs it, and tells `synced` what became of that.
     pub fn wants_sync(&self) -> bool {
-        // First: whoever looks next must not find neither.
-        self.syncing.fetch_add(1, Ordering::AcqRel);
+        // First: whoever looks next must not find neither. And a sync that fails between the two has made it dirty again.
+        let others = self.syncing.fetch_add(1, Ordering::AcqRel) > 0;
         // What is spilled from now on is for the next flush.
-        let wants =
-            self.dirty.swap(false, Ordering::AcqRel) || self.syncing.load(Ordering::Acquire) > 1;
+        let wants = self.dirty.swap(false, Ordering::AcqRel) || others;
         if !wants {
             self.syncing.fetch_sub(1, Ordering::AcqRel);
         }
@@ -125,9 +124,13 @@ impl Spill {
         self.syncing.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// A descriptor for an engine's file table.
-    pub fn duplicate_file(&self) -> Result<OwnedFd> {
-        self.file.try_clone().map_err(|e| {
+    /// A descriptor for an engine's file table. `own`: as `Device::duplicate_files`.
+    pub fn duplicate_file(&self, own: bool) -> Result<OwnedFd> {
+        let duplicate = match own {
+            true => own_description(&self.file, &self.path),
+            false => self.file.try_clone(),
+        };
+        duplicate.map(OwnedFd::from).map_err(|e| {
             Error::os(
                 &e,
                 format_args!("duplicating the descriptor of the spill '{}'", self.path),

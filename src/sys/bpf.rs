@@ -214,7 +214,7 @@ unsafe impl Send for Program {}
 unsafe impl Sync for Program {}
 
 impl Program {
-    /// Opens the embedded object; `events_bytes` is a power of two of at least a page, `queues` how many are counted apart.
+    /// Opens the embedded object; `events_bytes` is a power of two of at least a page, `queues` how many are counted apart, from the first one on.
     pub fn open(events_bytes: u32, queues: u32, variant: Variant) -> io::Result<Program> {
         route_log();
         let bytes = variant.object();
@@ -234,7 +234,7 @@ impl Program {
         negative(unsafe { libbpf_sys::bpf_map__set_max_entries(events, events_bytes) })?;
         let stats = program.map(c"unified_stats")?;
         // SAFETY: as above.
-        negative(unsafe { libbpf_sys::bpf_map__set_max_entries(stats, queues.max(1)) })?;
+        negative(unsafe { libbpf_sys::bpf_map__set_max_entries(stats, queues.saturating_add(1)) })?;
         // SAFETY: the object is open and outlives the program (Drop closes the program first).
         let raw = unsafe { libxdp_sys::xdp_program__from_bpf_obj(object.cast(), SECTION.as_ptr()) };
         // SAFETY: libxdp_get_error takes any pointer that libxdp returned.

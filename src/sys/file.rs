@@ -1,10 +1,11 @@
 //! System calls on devices and files that std lacks: direct I/O limits, NVMe ioctls, fallocate, locks.
 
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,6 +56,17 @@ pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: just made, and owned by nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(own) })
+}
+
+/// A description of its own of an open file, with the same flags. An error of writing back is reported once to each
+/// description.
+pub fn reopen(file: &File) -> io::Result<File> {
+    let flags = open_flags(file)?;
+    OpenOptions::new()
+        .read(true)
+        .write(flags & libc::O_ACCMODE != libc::O_RDONLY)
+        .custom_flags(flags & libc::O_DIRECT)
+        .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// How a file was opened: the access mode, O_DIRECT and so on (F_GETFL).

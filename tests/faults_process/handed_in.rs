@@ -53,6 +53,7 @@ fn attach_for_others(veth: &Veth) -> Xdp {
         run_priority: 50,
         event_sample: 0,
         events_bytes: 4096,
+        queues: 1,
     };
     Xdp::attach(link::look_up(&veth.host, 0).unwrap(), &config).unwrap()
 }

@@ -64,7 +64,7 @@ fn events_beyond_the_ring_buffer_are_counted_as_lost() {
         assert_eq!(readable(), i >= 16, "after {i} packets");
         let verdict = rig.xdp.run(packet, None, &mut out).unwrap();
         assert_eq!(verdict, XDP_REDIRECT, "a lost event loses no packet");
-        let count = rig.xdp.counters().unwrap()[0];
+        let count = rig.xdp.counters().unwrap();
         let kept = records.min(i + 1) as u64;
         assert_eq!(
             (count.events, count.events_lost),
@@ -80,7 +80,7 @@ fn events_beyond_the_ring_buffer_are_counted_as_lost() {
     assert_eq!(lengths, (0..records).collect::<Vec<_>>());
     assert_eq!(rig.xdp.drain_events(1000, |_| panic!("empty")).unwrap(), 0);
     // And there is room again.
-    rig.counted = rig.xdp.counters().unwrap()[0];
+    rig.counted = rig.xdp.counters().unwrap();
     let got = rig.run(&packets[70]);
     assert_eq!(got.events[0].payload_len, 70);
     assert_eq!(got.counted.events_lost, 0);
@@ -98,7 +98,7 @@ fn events_that_nobody_reads_are_not_lost() {
     for len in 0..100 {
         rig.xdp.run(&packet(len), None, &mut out).unwrap();
     }
-    let count = rig.xdp.counters().unwrap()[0];
+    let count = rig.xdp.counters().unwrap();
     assert_eq!((count.events, count.events_lost), (records as u64, 0));
     // Whoever reads late finds the oldest ones; from now on what finds no room is lost.
     let mut lengths = Vec::new();
@@ -108,7 +108,7 @@ fn events_that_nobody_reads_are_not_lost() {
     for len in 0..100 {
         rig.xdp.run(&packet(len), None, &mut out).unwrap();
     }
-    let count = rig.xdp.counters().unwrap()[0];
+    let count = rig.xdp.counters().unwrap();
     let lost = 100 - records as u64;
     assert_eq!(
         (count.events, count.events_lost),

@@ -33,6 +33,7 @@ pub fn config() -> XdpConfig {
         run_priority: 50,
         event_sample: 1,
         events_bytes: 4096,
+        queues: 1,
     }
 }
 
@@ -108,7 +109,7 @@ impl Rig {
             }
             other => panic!("verdict {other} for {packet:x?}"),
         };
-        let now = self.xdp.counters().unwrap()[0];
+        let now = self.xdp.counters().unwrap();
         let counted = difference(&now, &self.counted);
         self.counted = now;
         assert_eq!(now.seen, now.passed + now.redirected, "{now:?}");

@@ -68,10 +68,12 @@ impl Target {
     ) -> Result<Target> {
         let OpenTarget { device, spill } = opened;
         let backend = Backend::of(&device, files.len() as u32)?;
-        files.extend(device.duplicate_files()?);
+        // The first lane has the description that was opened.
+        let own = config.lane > 0;
+        files.extend(device.duplicate_files(own)?);
         let spill = match spill {
             Some(spill) => {
-                files.push(spill.duplicate_file()?);
+                files.push(spill.duplicate_file(own)?);
                 Some(TargetSpill {
                     file: files.len() as u32 - 1,
                     spill,

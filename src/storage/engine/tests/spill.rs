@@ -127,7 +127,7 @@ fn a_spill_that_fails_too_leaves_the_devices_error() {
     // Always full, and as long as one likes.
     let mut rig = Rig::with_spill("spill-full", once, |_| {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
-        Some(Spill::to(full.unwrap().into(), "/dev/full"))
+        Some(Spill::to(full.unwrap(), "/dev/full"))
     });
     rig.fail(opcode::WRITE, -libc::EIO);
     rig.write(0..1);
