@@ -1498,8 +1498,8 @@ int unified_packet_flow(const struct unified_packet *packet,
  *
  * Returns 0, or -EINVAL: the range is not on the device, no log fits into it, a log of other sizes or of the other layout is
  * there, a field of `config` is out of range, or the context has several lanes and `ctx` is not the handle of one; -EROFS; -EEXIST: the range holds something that is not a log (UNIFIED_LOG_NEW overrides
- * this); -EALREADY: a pipeline runs, or has not ended yet; -EBUSY: completions of earlier commands were not taken yet, or
- * another thread is taking some; -ENOTCONN: no interface; -EIO: the log cannot be read; -EPROTONOSUPPORT: this library does
+ * this); -EALREADY: a pipeline runs, or has not ended yet; -EBUSY: completions of earlier commands were not taken yet,
+ * another thread is taking some, or the pipeline of another lane writes to the range; -ENOTCONN: no interface; -EIO: the log cannot be read; -EPROTONOSUPPORT: this library does
  * not know the version of the log in the range; -ETIMEDOUT: the device did not answer for 30 s. Any thread.
  *
  * With UNIFIED_FUA, or on a device without volatile cache, a completed write is durable. Otherwise it is durable as soon as

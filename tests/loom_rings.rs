@@ -288,3 +288,82 @@ fn a_dry_receiver_is_woken() {
         taker.join().unwrap();
     });
 }
+
+/// A block that goes from lane to lane through the reserve, while somebody gives its last frame back: one lane has each frame,
+/// and none is lost.
+#[test]
+fn a_block_is_of_one_lane_at_a_time() {
+    model(|| {
+        let lanes = Arc::new(Frames::of_lanes(2, 2));
+        let bytes = Arc::new([0, 1].map(|_| Bytes(UnsafeCell::new(0))));
+        let mut cursor = 0;
+        let mut out = [0; 2];
+        assert_eq!(lanes[0].pool.take(&mut cursor, &mut out), 2);
+        lanes[0].table.allocate(0, 2).unwrap();
+        // One is free already, so that the lane may be taking it while the other one comes.
+        let mut freed = Freed::default();
+        lanes[0].table.release(1).unwrap();
+        lanes[0].pool.put(1, &mut freed);
+        lanes[0].pool.give_back(&mut freed);
+        let take = |lane: &Frames, bytes: &[Bytes; 2]| {
+            let mut out = [0; 2];
+            let count = lane.pool.take(&mut 0, &mut out);
+            for frame in &out[..count] {
+                // Fails if another lane has it.
+                lane.table.allocate(*frame, 1).unwrap();
+                bytes[*frame as usize].touch();
+            }
+            count
+        };
+        let giver = thread::spawn({
+            let (lanes, bytes) = (lanes.clone(), bytes.clone());
+            move || {
+                let mut freed = Freed::default();
+                bytes[0].touch();
+                lanes[1].table.release(0).unwrap();
+                lanes[1].pool.put(0, &mut freed);
+                lanes[1].pool.give_back(&mut freed);
+            }
+        });
+        let other = thread::spawn({
+            let (lanes, bytes) = (lanes.clone(), bytes.clone());
+            move || take(&lanes[1], &bytes)
+        });
+        let taken = take(&lanes[0], &bytes);
+        giver.join().unwrap();
+        let taken = taken + other.join().unwrap();
+        let rest = take(&lanes[0], &bytes) + take(&lanes[1], &bytes);
+        assert_eq!(taken + rest, 2);
+    });
+}
+
+/// A lane has run dry and sleeps; what another lane's frames become whole by wakes it.
+#[test]
+fn a_dry_lane_is_woken_by_the_reserve() {
+    model(|| {
+        let lanes = Arc::new(Frames::of_lanes(1, 2));
+        let bell = Bell::new();
+        assert_eq!(lanes[0].pool.take(&mut 0, &mut [0]), 1);
+        lanes[0].table.allocate(0, 1).unwrap();
+        let giver = thread::spawn({
+            let (lanes, bell) = (lanes.clone(), bell.clone());
+            move || {
+                let mut freed = Freed::default();
+                lanes[0].table.release(0).unwrap();
+                lanes[0].pool.put(0, &mut freed);
+                lanes[0].pool.give_back(&mut freed);
+                if lanes[0].pool.to_wake(freed.lanes) & 2 != 0 {
+                    bell.ring();
+                }
+            }
+        });
+        let pool = &lanes[1].pool;
+        while pool.take(&mut 0, &mut [0]) == 0 {
+            if pool.prepare_sleep() {
+                bell.sleep();
+            }
+            pool.awake();
+        }
+        giver.join().unwrap();
+    });
+}

@@ -122,7 +122,7 @@ impl Blocks {
                 self.reserve.fetch_sub(1, Ordering::Relaxed);
                 // Nobody else has a frame of it. Release: a thread that takes some because it believes to be the owner sees
                 // the new one (`take_bits`).
-                self.free[block].store(self.whole(block), Ordering::Release);
+                self.free[block].fetch_or(self.whole(block), Ordering::Release);
                 return Some(block);
             }
         }
