@@ -438,6 +438,12 @@ impl FramePool {
             freed.lanes = 1;
             return;
         }
+        self.give_back_shared(freed, mask);
+    }
+
+    #[inline(never)]
+    fn give_back_shared(&self, freed: &mut Freed, mask: u64) {
+        let blocks = &*self.blocks;
         // Before they are free: until then the block stays its lane's.
         let owner = blocks.owners[freed.block].load(Ordering::Relaxed);
         // Release: as above.

@@ -103,11 +103,17 @@ impl Lane {
     #[inline(always)]
     pub(super) fn attribute(&self, frame: u32, batch: &mut Batch) {
         if self.frames.pool.is_shared() {
-            let owner = self.owner(frame);
-            if owner != batch.owner {
-                self.add_outcomes(batch);
-                batch.owner = owner;
-            }
+            self.attribute_shared(frame, batch);
+        }
+    }
+
+    // Apart: a lane alone does without it.
+    #[inline(never)]
+    fn attribute_shared(&self, frame: u32, batch: &mut Batch) {
+        let owner = self.owner(frame);
+        if owner != batch.owner {
+            self.add_outcomes(batch);
+            batch.owner = owner;
         }
     }
 
