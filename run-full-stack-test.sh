@@ -136,7 +136,7 @@ parse() {
 # What must be undone, newest last. The same is in a file, for --restore after this script was killed: its first line is the
 # number of the process and when it was started.
 undo=()
-state=
+undo_file=
 child=
 sender=
 scratch=
@@ -165,18 +165,18 @@ finish() {
 	for ((i = ${#undo[@]} - 1; i >= 0; i--)); do
 		eval "${undo[i]}" >/dev/null 2>&1 || warn "could not undo: ${undo[i]}"
 	done
-	[ -n "$state" ] && rm -f "$state" && rmdir "$states" 2>/dev/null
+	[ -n "$undo_file" ] && rm -f "$undo_file" && rmdir "$states" 2>/dev/null
 	[ -n "$scratch" ] && rm -rf "$scratch"
 	exit "$code"
 }
 
 later() {
 	undo+=("$(printf '%q ' "$@")")
-	if [ -z "$state" ] && mkdir -p "$states" 2>/dev/null; then
-		state=$states/full-stack-$$
-		(umask 077 && echo "$$ $(started "$$")" >"$state") || state=
+	if [ -z "$undo_file" ] && mkdir -p "$states" 2>/dev/null; then
+		undo_file=$states/full-stack-$$
+		(umask 077 && echo "$$ $(started "$$")" >"$undo_file") || undo_file=
 	fi
-	[ -z "$state" ] || printf '%s\n' "${undo[-1]}" >>"$state"
+	[ -z "$undo_file" ] || printf '%s\n' "${undo[-1]}" >>"$undo_file"
 }
 
 # When a process was started, in ticks since the system was: its number alone may be another's by now.
@@ -513,6 +513,32 @@ prepare_device() {
 	fi
 }
 
+# Where the NIC and the drive are, and what lies between them and the memory: both cost a part of the rate if they are not
+# as they should be. Reported and not changed: that takes another slot, or a restart.
+check_placement() {
+	local sys=${UNIFIED_SYS:-/sys} name near far= file kind
+	name=$(basename "$device")
+	[[ $name =~ ^ng([0-9]+n[0-9]+)$ ]] && name=nvme${BASH_REMATCH[1]}
+	near=$(cat "$sys/class/net/$iface/device/numa_node" 2>/dev/null)
+	for file in "$sys/block/$name/device/numa_node" "$sys/block/$name/device/device/numa_node"; do
+		[ -n "$far" ] || far=$(cat "$file" 2>/dev/null)
+	done
+	# -1: the machine has one node.
+	if [[ $near =~ ^[0-9]+$ && $far =~ ^[0-9]+$ ]]; then
+		if [ "$near" = "$far" ]; then
+			info "'$iface' and '$device' are on NUMA node $near"
+		else
+			warn "'$iface' is on NUMA node $near and '$device' on node $far: every packet crosses from one to the other; take a drive of node $near"
+		fi
+	fi
+	kind=$(cat "$sys/class/net/$iface/device/iommu_group/type" 2>/dev/null)
+	case $kind in
+	identity) info "IOMMU: '$iface' reaches the memory directly (identity)" ;;
+	DMA-FQ) info "IOMMU: '$iface' reaches the memory by translation, which is undone in batches (DMA-FQ, lazy)" ;;
+	DMA) warn "IOMMU: every buffer of '$iface' is unmapped at once after its use (DMA, strict), which costs a part of the rate: docs/tuning.md, 'The IOMMU'" ;;
+	esac
+}
+
 huge=()
 force=()
 tune_memory() {
@@ -746,6 +772,7 @@ fi
 [ -n "$iface" ] || make_network
 tune_interface
 prepare_device
+check_placement
 tune_memory
 start_program
 generate

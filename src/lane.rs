@@ -148,6 +148,10 @@ impl Role {
 impl Lane {
     pub fn new(parts: LaneParts) -> Lane {
         let cursor = parts.frames.pool.first_cursor();
+        if parts.receiver.is_none() {
+            // No packets come: it keeps no frames for them.
+            parts.frames.pool.rest();
+        }
         Lane {
             process: parts.process,
             interface: parts.interface,

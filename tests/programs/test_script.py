@@ -218,6 +218,33 @@ def test_help():
 
 
 
+@pytest.mark.parametrize("near, far, kind, said", [
+    ("0", "1", "DMA", ["[WARN] '{near}' is on NUMA node 0 and '{device}' on node 1", "[WARN] IOMMU: every buffer of '{near}'"]),
+    ("1", "1", "DMA-FQ", ["[INFO] '{near}' and '{device}' are on NUMA node 1", "undone in batches (DMA-FQ, lazy)"]),
+    ("-1", "-1", "identity", ["[INFO] IOMMU: '{near}' reaches the memory directly"]),
+    ("-1", None, None, []),
+])
+def test_where_the_nic_and_the_drive_are_is_told(near, far, kind, said, network, device, tmp_path):
+    """With a sysfs as such a machine has it."""
+    nic, drive = tmp_path / f"class/net/{network.near}/device", tmp_path / f"block/{device.name}/device/device"
+    (nic / "iommu_group").mkdir(parents=True)
+    (nic / "numa_node").write_text(near)
+    if kind:
+        (nic / "iommu_group/type").write_text(kind)
+    if far:
+        drive.mkdir(parents=True)
+        (drive / "numa_node").write_text(far)
+    result = call(SCRIPT, "--yes", "--no-traffic", "--duration", "1", network.near, device,
+                  env=ENV | {"UNIFIED_SYS": str(tmp_path)})
+    assert result.returncode == 0, result.stdout
+    for words in said:
+        assert words.format(near=network.near, device=device) in result.stdout, result.stdout
+    if len(said) < 2:
+        assert "NUMA" not in result.stdout
+    if not kind:
+        assert "IOMMU" not in result.stdout
+
+
 def lanes_of(text: str) -> dict:
     """What the program says that each queue received."""
     return {int(queue): int(count) for queue, count in re.findall(r"^  Queue (\d+): received (\d+),", text, re.M)}
@@ -262,6 +289,9 @@ def test_what_a_killed_run_has_left_is_put_back(start, tmp_path):
     os.kill(running.process.pid, signal.SIGKILL)
     running.process.wait(5)
     assert traces()["links"] != before["links"]
+    (state,) = states.iterdir()
+    for change in ("ip netns del", "ip link del", "ethtool -K ufs", "end_program"):
+        assert change in state.read_text()
     restored = call(SCRIPT, "--restore", env=env)
     assert restored.returncode == 0 and "Everything is as it was before" in restored.stdout, restored.stdout
     assert traces() == before and not states.exists()
