@@ -57,6 +57,14 @@ fn config(veth: &Veth, device: &str) -> Config {
     config
 }
 
+fn open(veth: &Veth, device: &str, drive: Drive) -> Context {
+    Context::open(&Config {
+        drive,
+        ..config(veth, device)
+    })
+    .unwrap()
+}
+
 /// Sends `count` payloads of 200 bytes from each of `flows` sockets of the far end, which the kernel spreads over the queues
 /// by their ports. Slowly: a lane has only 256 frames posted, and its thread may have to wait for a processor. Payload `i` of
 /// flow `f` has the number `f << 16 | i`.
@@ -119,11 +127,7 @@ fn one_thread_serves_all_queues() {
     for drive in [Drive::Inline, Drive::Thread] {
         let veth = network();
         let file = Scratch::new("/dev/shm", "lanes");
-        let context = Context::open(&Config {
-            drive,
-            ..config(&veth, file.path())
-        })
-        .unwrap();
+        let context = open(&veth, file.path(), drive);
         assert_eq!(context.lanes().len(), QUEUES as usize);
         assert_eq!(context.info().frame_count, QUEUES * 4096);
         let (flows, count) = (64, 50);
@@ -216,11 +220,7 @@ fn each_lane_has_threads_of_its_own() {
     for drive in [Drive::Inline, Drive::Thread] {
         let veth = network();
         let file = Scratch::new("/dev/shm", "lanes");
-        let context = Context::open(&Config {
-            drive,
-            ..config(&veth, file.path())
-        })
-        .unwrap();
+        let context = open(&veth, file.path(), drive);
         let (flows, count) = (64, 100);
         let sender = send(&veth, flows, count);
         let (written, completed) = (AtomicU32::new(0), AtomicU32::new(0));
@@ -401,11 +401,7 @@ fn one_descriptor_is_readable_for_every_lane() {
     }
     for drive in [Drive::Inline, Drive::Thread] {
         let veth = network();
-        let context = Context::open(&Config {
-            drive,
-            ..config(&veth, "null:")
-        })
-        .unwrap();
+        let context = open(&veth, "null:", drive);
         let fd = context.poll_fd().unwrap();
         assert_eq!(context.poll_fd().unwrap(), fd);
         let readable = |ms| poll_readable(&[fd], Some(Duration::from_millis(ms))).unwrap();
@@ -547,16 +543,7 @@ fn each_lane_has_a_pipeline_with_a_log_of_its_own() {
 fn lanes_without_an_interface_write_for_many_threads() {
     for drive in [Drive::Inline, Drive::Thread] {
         let file = Scratch::new("/dev/shm", "lanes");
-        let mut wanted = Config {
-            queues: 8,
-            frame_count: 8 * 64,
-            drive,
-            ..Config::default()
-        };
-        wanted.device.path = file.path().into();
-        wanted.device.file_size = 8 << 20;
-        wanted.device.block_size = BLOCK as u32;
-        let context = Context::open(&wanted).unwrap();
+        let context = storage(8, drive, file.path());
         let each = 1000u64;
         std::thread::scope(|scope| {
             for lane in context.lanes() {
@@ -579,17 +566,10 @@ fn lanes_without_an_interface_write_for_many_threads() {
                             }
                         };
                         let lba = u64::from(lane.number()) * each + submitted;
-                        let offset = context.info().frames().start(frame);
+                        let write = block_of(context, frame, lba, false);
                         context
                             .data()
-                            .write(offset as usize, &[lba as u8 | 1; BLOCK as usize]);
-                        let write = Transfer {
-                            frame,
-                            offset,
-                            len: BLOCK as u32,
-                            lba,
-                            ..Transfer::default()
-                        };
+                            .write(write.offset as usize, &[lba as u8 | 1; BLOCK as usize]);
                         match lane.submit_transfer(Direction::Write, &write) {
                             Ok(()) => submitted += 1,
                             Err(error) => {
@@ -632,7 +612,7 @@ fn storage(lanes: u32, drive: Drive, device: &str) -> Context {
     wanted.device.path = device.into();
     wanted.device.block_size = BLOCK as u32;
     if device.starts_with('/') {
-        wanted.device.file_size = 1 << 20;
+        wanted.device.file_size = 8 << 20;
     }
     Context::open(&wanted).unwrap()
 }
