@@ -204,7 +204,7 @@ impl Context {
         self.check_process()?;
         let _held = log::hold();
         let lane = self.lane(lane)?;
-        let (_, link) = self.count_interface()?;
+        let link = self.link_state();
         let count = || {
             let mut stats = lane.statistics(self.queue_counters(lane)?)?;
             stats.link = link;
@@ -243,14 +243,13 @@ impl Context {
         }
     }
 
-    /// What the XDP program has counted of all queues, and the state of the link.
-    fn count_interface(&self) -> Result<(XdpCounters, LinkState)> {
+    fn link_state(&self) -> LinkState {
         let Some(interface) = self.interfaces.first() else {
-            return Ok(Default::default());
+            return LinkState::default();
         };
         // An interface that is gone is counted all the same.
         let _ = interface.watch.check();
-        Ok((interface.counters()?, interface.watch.state()))
+        interface.watch.state()
     }
 
     /// All counters, of all lanes together and of each.
@@ -265,7 +264,11 @@ impl Context {
 
     fn count(&self) -> Result<(Statistics, Vec<Statistics>)> {
         // Packets of queues without a lane are in the total, too.
-        let (xdp, link) = self.count_interface()?;
+        let link = self.link_state();
+        let xdp = match self.interfaces.first() {
+            Some(interface) => interface.counters()?,
+            None => XdpCounters::default(),
+        };
         let mut total = Statistics::default();
         let mut lanes = Vec::with_capacity(self.lanes.len());
         let frames = self.lanes[0].census_of_all();
