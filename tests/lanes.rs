@@ -77,7 +77,7 @@ fn send(veth: &Veth, flows: u32, count: u32) -> JoinHandle<()> {
             for (flow, socket) in (0..).zip(&sockets) {
                 socket.send_to(&numbered(flow << 16 | i), to).unwrap();
             }
-            std::thread::sleep(Duration::from_millis(4));
+            std::thread::sleep(Duration::from_millis(12));
         }
     })
 }
