@@ -232,6 +232,46 @@ typedef struct unified_log unified_log; /* A log being read: opaque. */
 #define UNIFIED_NO_RETRY 4294967295
 
 /**
+ * unified_submission.op: flush `device`, or all devices with UNIFIED_ALL_DEVICES (unified_submit_flush).
+ */
+#define UNIFIED_OP_FLUSH 0
+
+/**
+ * unified_submission.op: as unified_submit_write.
+ */
+#define UNIFIED_OP_WRITE 1
+
+/**
+ * unified_submission.op: as unified_submit_read.
+ */
+#define UNIFIED_OP_READ 2
+
+/**
+ * unified_submission.op: as unified_submit_compare.
+ */
+#define UNIFIED_OP_COMPARE 5
+
+/**
+ * unified_submission.op: as unified_submit_write_zeroes.
+ */
+#define UNIFIED_OP_WRITE_ZEROES 8
+
+/**
+ * unified_submission.op: as unified_submit_deallocate.
+ */
+#define UNIFIED_OP_DEALLOCATE 9
+
+/**
+ * unified_submission.op: `command`, as unified_submit_raw.
+ */
+#define UNIFIED_OP_RAW 256
+
+/**
+ * unified_submission.device: all devices of the context. Only for UNIFIED_OP_FLUSH.
+ */
+#define UNIFIED_ALL_DEVICES 4294967295
+
+/**
  * For unified_ctx_latency: from the arrival of a packet until the completion of its first write was taken. Arrival is when
  * the XDP program saw the packet, or when unified_rx_batch took it if the driver has no metadata area. The count is stored +
  * failed + packets that were written and that the caller owns again.
@@ -280,6 +320,45 @@ struct unified_log;
  * unified_set_log_callback.
  */
 typedef void (*unified_log_fn)(int level, const char *line, void *user);
+
+/**
+ * One of the devices of unified_config.devices. Zero the struct and set `size`, which is the same in all elements of the array,
+ * and `path`.
+ */
+struct unified_device {
+  /**
+   * sizeof(struct unified_device)
+   */
+  uint64_t size;
+  /**
+   * As unified_config.device.
+   */
+  const char *path;
+  /**
+   * As unified_config.file_size.
+   */
+  uint64_t file_size;
+  /**
+   * As unified_config.block_size. Devices may differ in it.
+   */
+  uint32_t block_size;
+  /**
+   * UNIFIED_FORCE, UNIFIED_READ_ONLY, UNIFIED_NO_PASSTHROUGH or UNIFIED_DEVICE_FD, for this device.
+   */
+  uint32_t flags;
+  /**
+   * As unified_config.device_fd.
+   */
+  int32_t fd;
+  /**
+   * Must be 0.
+   */
+  uint32_t reserved;
+  /**
+   * As unified_config.spill, for this device.
+   */
+  const char *spill;
+};
 
 /**
  * Configuration of a context. Zero the struct, set `size` and `device`, and set the fields that shall differ from their
@@ -421,6 +500,17 @@ struct unified_config {
    */
   uint32_t cpu_count;
   const uint32_t *cpus;
+  /**
+   * Several devices: `device_count` of them, at most 16, numbered from 0 in the order of the array. Then `device`, `file_size`,
+   * `block_size`, `device_fd` and `spill` above must be zero, and the flags about devices above count for all of them. With 0
+   * there is one device, which the fields above describe.
+   */
+  const struct unified_device *devices;
+  uint32_t device_count;
+  /**
+   * Must be 0.
+   */
+  uint32_t reserved2;
 };
 
 /**
@@ -502,6 +592,11 @@ struct unified_info {
    * The lane that this tells about: its rings and its queue. 0 for the handle of the context.
    */
   uint32_t lane;
+  /**
+   * How many devices the context has. The fields above are about device 0; unified_device_info tells about each.
+   */
+  uint32_t devices;
+  uint32_t reserved1;
 };
 
 /**
@@ -865,10 +960,13 @@ struct unified_completion {
    */
   uint32_t frame;
   /**
-   * UNIFIED_COMPLETION_DNR, _FRAME, _BOUNCED
+   * UNIFIED_COMPLETION_DNR, _FRAME, _BOUNCED, _SPILLED
    */
   uint32_t flags;
-  uint32_t reserved;
+  /**
+   * Number of the device. Of a flush of several devices: that of the device with this status.
+   */
+  uint32_t device;
 };
 
 /**
@@ -1276,7 +1374,7 @@ int unified_events(const unified_ctx *ctx,
 int unified_events_fd(const unified_ctx *ctx);
 
 /**
- * Copies the device's path, as it was opened, to `path`: at most `len` bytes, including the zero byte. Returns the length
+ * Copies the path of device 0, as it was opened, to `path`: at most `len` bytes, including the zero byte. Returns the length
  * without the zero byte, -EINVAL or -ENAMETOOLONG. Any thread.
  */
 int unified_ctx_device(const unified_ctx *ctx,
@@ -1385,8 +1483,9 @@ int unified_submit_compare(const unified_ctx *ctx,
                            uint32_t flags);
 
 /**
- * Flushes the device: when the flush completes, all writes that completed before it was submitted are durable. Writes that
- * were in flight may or may not be covered. Returns 0, -EBUSY, -EAGAIN or -ESHUTDOWN. The receiver's thread. Base Specification 2.0, section 7.1.
+ * Flushes all devices of the context: when the flush completes, all writes that completed before it was submitted are durable.
+ * Writes that were in flight may or may not be covered. It has one completion, with the worst status of all devices, and the
+ * device of that status; unified_submit flushes a single one. Returns 0, -EBUSY, -EAGAIN or -ESHUTDOWN. The receiver's thread. Base Specification 2.0, section 7.1.
  */
 int unified_submit_flush(const unified_ctx *ctx,
                          uint64_t user_data);

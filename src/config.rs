@@ -11,7 +11,7 @@ use crate::net::link::Link;
 use crate::net::socket::ZeroCopy;
 use crate::net::xdp::XdpMode;
 use crate::region::MAX_ENTRIES;
-use crate::storage::device::DeviceConfig;
+use crate::storage::device::{DeviceConfig, MAX_DEVICES};
 use crate::storage::retry::{MAX_BACKOFF_US, Retry};
 
 /// Bytes that the kernel keeps before the headroom (XDP_PACKET_HEADROOM).
@@ -61,6 +61,8 @@ pub struct Config {
     pub event_sample: u32,
     pub events_bytes: u32,
     pub device: DeviceConfig,
+    /// Devices 1 and so on; `device` is number 0.
+    pub more_devices: Vec<DeviceConfig>,
     pub drive: Drive,
     /// 2048 or 4096 bytes.
     pub frame_size: u32,
@@ -77,8 +79,6 @@ pub struct Config {
     pub bounce: bool,
     /// Which errors the engine retries, how often and when.
     pub retry: Retry,
-    /// Where the writes go that the device failed: a regular file (created if it does not exist) or a block device.
-    pub spill: Option<String>,
     /// For processes that may not attach programs: the map of AF_XDP sockets of a program that another process
     /// attached to the interface. No program is attached then. The descriptor stays the caller's, who may close it
     /// afterwards.
@@ -105,6 +105,7 @@ impl Default for Config {
             event_sample: 1,
             events_bytes: 256 << 10,
             device: DeviceConfig::default(),
+            more_devices: Vec::new(),
             drive: Drive::Inline,
             frame_size: 2048,
             frame_count: 0,
@@ -116,7 +117,6 @@ impl Default for Config {
             huge_pages: false,
             bounce: true,
             retry: Retry::default(),
-            spill: None,
             xsk_map: None,
             xsk: None,
             cpus: Cpus::default(),
@@ -132,10 +132,22 @@ fn invalid(message: String) -> Error {
 impl Config {
     /// `EINVAL`, naming the field.
     pub fn validate(&self) -> Result<()> {
-        if self.device.path.is_empty() && self.device.fd.is_none() {
-            return Err(invalid(
-                "no device is given: a path, or null: to store nothing".into(),
-            ));
+        for (number, device) in self.devices().enumerate() {
+            if device.path.is_empty() && device.fd.is_none() {
+                let which = match number {
+                    0 => "no device is given".into(),
+                    _ => format!("device {number} has no path"),
+                };
+                return Err(invalid(format!(
+                    "{which}: a path, or null: to store nothing"
+                )));
+            }
+        }
+        let devices = 1 + self.more_devices.len();
+        if devices > MAX_DEVICES {
+            return Err(invalid(format!(
+                "{devices} devices: a context has 1 to {MAX_DEVICES}; take fewer, or make several contexts"
+            )));
         }
         if !matches!(self.frame_size, 2048 | 4096) {
             return Err(invalid(format!(
@@ -244,6 +256,11 @@ impl Config {
             )));
         }
         Ok(lanes)
+    }
+
+    /// All devices, in the order of their numbers.
+    pub fn devices(&self) -> impl Iterator<Item = &DeviceConfig> {
+        std::iter::once(&self.device).chain(&self.more_devices)
     }
 
     /// How many frames so many lanes have together.

@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-pub use info::{Info, NetworkInfo};
+pub use info::{DeviceInfo, Info, NetworkInfo};
 
+use crate::counters::DeviceCounts;
 use crate::error::{Error, Result};
 use crate::lane::{Lane, Unfinished};
 use crate::latency::Latency;
@@ -103,6 +104,27 @@ impl Context {
         })
     }
 
+    /// A device, and what was counted of it: by one lane, or by all. `EINVAL`, saying how many there are.
+    pub fn device(&self, number: u32, lane: Option<u32>) -> Result<(&DeviceInfo, DeviceCounts)> {
+        self.check_process()?;
+        let about = self.info.devices.get(number as usize).ok_or_else(|| {
+            Error::new(
+                libc::EINVAL,
+                format!(
+                    "device {number} does not exist: this context has {}, numbered from 0",
+                    self.info.devices.len()
+                ),
+            )
+        })?;
+        let mut counts = DeviceCounts::default();
+        for one in &self.lanes {
+            if lane.is_none_or(|lane| lane == one.number()) {
+                counts += one.engine_shared().stats.devices[number as usize].snapshot();
+            }
+        }
+        Ok((about, counts))
+    }
+
     /// From now on the lanes are used one by one, each by threads of its own.
     pub fn set_apart(&self) {
         self.apart.store(true, Ordering::Relaxed);
@@ -181,7 +203,7 @@ impl Context {
                 format!(
                     "blocks {} to {} of '{}' for lane {lane}: the pipeline of lane {other} writes to blocks {} to {}; give \
                      each lane a range of its own",
-                    range.start, range.end, self.info.device, taken.start, taken.end
+                    range.start, range.end, self.info.devices[0].path, taken.start, taken.end
                 ),
             ));
         }
@@ -372,9 +394,10 @@ impl Context {
 
     /// What is lost, of all lanes together.
     fn lost(&self, rest: &Unfinished) -> Error {
-        let (device, lost) = (&self.info.device, rest.failed + u64::from(rest.unanswered));
+        let lost = rest.failed + u64::from(rest.unanswered);
+        let devices = self.info.device_names();
         let mut text = format!(
-            "destroying the context: {lost} commands submitted to '{device}' are lost: {} failed",
+            "destroying the context: {lost} commands submitted to {devices} are lost: {} failed",
             rest.failed
         );
         if rest.failed > 0 {

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::latency::Histogram;
@@ -32,20 +33,73 @@ pub struct EngineStats {
     pub completed: Counter,
     /// Of these, with a status other than success. A run of the pipeline that is submitted again in parts is not one.
     pub errors: Counter,
-    /// Operations given to the device (a command may take several).
-    pub operations: Counter,
     /// Commands whose data was copied by the library because the device could not take it in place.
     pub bounced: Counter,
     pub bounced_bytes: Counter,
+    /// Turns that found nothing to do and slept.
+    pub sleeps: Counter,
+    /// From a command's submission to its completion in the CQ ring.
+    pub latency: Histogram,
+    /// Of each device.
+    pub devices: Box<[DeviceStats]>,
+}
+
+impl EngineStats {
+    pub fn for_devices(count: usize) -> EngineStats {
+        EngineStats {
+            devices: (0..count).map(|_| DeviceStats::default()).collect(),
+            ..EngineStats::default()
+        }
+    }
+}
+
+/// What an engine counts of one device.
+#[derive(Debug, Default)]
+pub struct DeviceStats {
+    /// Operations given to the device (a command may take several).
+    pub operations: Counter,
+    /// Commands that completed with an error.
+    pub errors: Counter,
     pub bytes_written: Counter,
     pub bytes_read: Counter,
     /// Writes that the device failed and the spill took; not in `errors` and `bytes_written`.
     pub spilled: Counter,
     pub spilled_bytes: Counter,
-    /// Turns that found nothing to do and slept.
-    pub sleeps: Counter,
-    /// From a command's submission to its completion in the CQ ring.
-    pub latency: Histogram,
+}
+
+impl DeviceStats {
+    pub fn snapshot(&self) -> DeviceCounts {
+        DeviceCounts {
+            operations: self.operations.get(),
+            errors: self.errors.get(),
+            bytes_written: self.bytes_written.get(),
+            bytes_read: self.bytes_read.get(),
+            spilled: self.spilled.get(),
+            spilled_bytes: self.spilled_bytes.get(),
+        }
+    }
+}
+
+/// A snapshot of `DeviceStats`.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceCounts {
+    pub operations: u64,
+    pub errors: u64,
+    pub bytes_written: u64,
+    pub bytes_read: u64,
+    pub spilled: u64,
+    pub spilled_bytes: u64,
+}
+
+impl AddAssign for DeviceCounts {
+    fn add_assign(&mut self, other: DeviceCounts) {
+        self.operations += other.operations;
+        self.errors += other.errors;
+        self.bytes_written += other.bytes_written;
+        self.bytes_read += other.bytes_read;
+        self.spilled += other.spilled;
+        self.spilled_bytes += other.spilled_bytes;
+    }
 }
 
 /// Written by the thread that receives and submits.

@@ -21,7 +21,7 @@ use parking_lot::{Mutex, MutexGuard};
 pub use complete::Completion;
 pub use end::Unfinished;
 pub use receive::{RxSide, RxSideGuard};
-pub use submit::{Direction, FrameRun, Transfer};
+pub use submit::{Blocks, Direction, FrameRun, Transfer};
 pub use wait::{Ready, wait};
 
 use crate::counters::{OutcomeStats, RxStats};
@@ -71,7 +71,8 @@ pub struct LaneParts {
     pub frames: Arc<Frames>,
     pub map: FrameMap,
     pub data: Shared,
-    pub limits: Limits,
+    /// Of each device.
+    pub devices: Arc<[Limits]>,
     pub rx_stats: Arc<RxStats>,
     pub sq: Producer<UnifiedSqe>,
     pub cq: Consumer<UnifiedCqe>,
@@ -109,7 +110,7 @@ pub struct Lane {
     frames: Arc<Frames>,
     map: FrameMap,
     data: Shared,
-    limits: Limits,
+    devices: Arc<[Limits]>,
     number: u32,
     peers: Arc<[Peer]>,
     rx_stats: Arc<RxStats>,
@@ -163,7 +164,7 @@ impl Lane {
             frames: parts.frames,
             map: parts.map,
             data: parts.data,
-            limits: parts.limits,
+            devices: parts.devices,
             number: parts.number,
             peers: parts.peers,
             rx_stats: parts.rx_stats,
@@ -210,9 +211,29 @@ impl Lane {
         &self.shared
     }
 
-    /// Blocks that `len` bytes take on the device.
-    pub fn blocks_of(&self, len: u32) -> u32 {
-        len.div_ceil(self.limits.block_size)
+    /// Blocks that `len` bytes take on a device. There is one of that number.
+    pub fn blocks_of(&self, device: u8, len: u32) -> u32 {
+        len.div_ceil(self.devices[device as usize].block_size)
+    }
+
+    /// The limits of a device. `EINVAL`, saying how many there are.
+    #[inline(always)]
+    fn limits_of(&self, device: u8) -> Result<&Limits> {
+        match self.devices.get(device as usize) {
+            Some(limits) => Ok(limits),
+            None => Err(self.no_device(device)),
+        }
+    }
+
+    #[cold]
+    fn no_device(&self, device: u8) -> Error {
+        Error::new(
+            libc::EINVAL,
+            format!(
+                "device {device} does not exist: this context has {}, numbered from 0",
+                self.devices.len()
+            ),
+        )
     }
 
     fn check_process(&self) -> Result<()> {

@@ -18,6 +18,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::context::Context;
+use crate::counters::DeviceCounts;
 use crate::error::{Error, Result};
 use crate::latency::{self, Latency};
 use crate::stats::Statistics;
@@ -25,16 +26,23 @@ use crate::stats::Statistics;
 /// Labels of a sample.
 type Labels = Vec<(&'static str, String)>;
 
-/// What was counted, with the labels that say by whom: once without labels, or once for each lane.
+/// What was counted.
 #[derive(Debug)]
-struct Snapshot(Vec<(Labels, Statistics)>);
+struct Snapshot {
+    /// With the labels that say by whom: once without labels, or once for each lane.
+    counted: Vec<(Labels, Statistics)>,
+    /// The names of the devices.
+    devices: Vec<String>,
+}
 
-/// A number out of the statistics.
+/// A number out of the statistics, or out of those of a device.
 type Value = fn(&Statistics) -> u64;
+type DeviceValue = fn(&DeviceCounts) -> u64;
 
 struct Encoder<'a, 'b> {
     descriptors: DescriptorEncoder<'a>,
     counted: &'b [(Labels, Statistics)],
+    devices: &'b [String],
 }
 
 /// Encodes a sample for each of those who counted.
@@ -53,18 +61,46 @@ fn samples(
 }
 
 impl Encoder<'_, '_> {
-    fn counter(&mut self, name: &str, help: &str, value: Value) -> fmt::Result {
+    fn begin_counter<'s>(
+        &'s mut self,
+        name: &'s str,
+        help: &'s str,
+    ) -> std::result::Result<MetricEncoder<'s>, fmt::Error> {
         // The encoder appends the unit to the metric's name.
         let (name, unit) = match name.strip_suffix("_bytes") {
             Some(name) => (name, Some(&Unit::Bytes)),
             None => (name, None),
         };
-        let encoder = self
-            .descriptors
-            .encode_descriptor(name, help, unit, MetricType::Counter)?;
-        samples(encoder, self.counted, |encoder, s| {
+        self.descriptors
+            .encode_descriptor(name, help, unit, MetricType::Counter)
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: Value) -> fmt::Result {
+        let counted = self.counted;
+        samples(self.begin_counter(name, help)?, counted, |encoder, s| {
             ConstCounter::new(value(s)).encode(encoder)
         })
+    }
+
+    /// A counter of each device. A device that is alone is in the labels of all metrics.
+    fn of_devices(&mut self, name: &str, help: &str, value: DeviceValue) -> fmt::Result {
+        let (counted, devices) = (self.counted, self.devices);
+        let encoder = self.begin_counter(name, help)?;
+        if devices.len() < 2 {
+            return samples(encoder, counted, |encoder, s| {
+                ConstCounter::new(value(&s.devices[0])).encode(encoder)
+            });
+        }
+        let mut encoder = encoder;
+        for (labels, s) in counted {
+            for (device, counts) in devices.iter().zip(&s.devices) {
+                let mut labels = labels.clone();
+                labels.push(("device", escape(device)));
+                let sample = encoder.encode_family(&labels)?;
+                ConstCounter::new(value(counts)).encode(sample)?;
+            }
+        }
+        Ok(())
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: Value) -> fmt::Result {
@@ -137,7 +173,8 @@ impl Collector for Snapshot {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
         let mut to = Encoder {
             descriptors: encoder,
-            counted: &self.0,
+            counted: &self.counted,
+            devices: &self.devices,
         };
         let counters: &[(&str, &str, Value)] = &[
             ("xdp_seen", "Packets that the XDP program saw", |s| {
@@ -198,10 +235,6 @@ impl Collector for Snapshot {
             ("released", "Packets let go unwritten", |s| s.released),
             ("submitted", "Commands taken by the engine", |s| s.submitted),
             ("completed", "Commands completed", |s| s.completed),
-            ("errors", "Commands completed with an error", |s| s.errors),
-            ("operations", "Operations given to the device", |s| {
-                s.operations
-            }),
             (
                 "sq_full",
                 "Submissions refused because the SQ ring was full",
@@ -212,18 +245,6 @@ impl Collector for Snapshot {
             }),
             ("bounced_bytes", "Bytes that the library copied", |s| {
                 s.bounced_bytes
-            }),
-            ("bytes_written", "Bytes written with success", |s| {
-                s.bytes_written
-            }),
-            ("bytes_read", "Bytes read with success", |s| s.bytes_read),
-            (
-                "spilled",
-                "Writes that the device failed and the spill took",
-                |s| s.spilled,
-            ),
-            ("spilled_bytes", "Bytes that the spill took", |s| {
-                s.spilled_bytes
             }),
             (
                 "packed",
@@ -256,6 +277,27 @@ impl Collector for Snapshot {
         ];
         for (name, help, value) in counters {
             to.counter(name, help, *value)?;
+        }
+        let of_devices: &[(&str, &str, DeviceValue)] = &[
+            ("errors", "Commands completed with an error", |d| d.errors),
+            ("operations", "Operations given to the device", |d| {
+                d.operations
+            }),
+            ("bytes_written", "Bytes written with success", |d| {
+                d.bytes_written
+            }),
+            ("bytes_read", "Bytes read with success", |d| d.bytes_read),
+            (
+                "spilled",
+                "Writes that the device failed and the spill took",
+                |d| d.spilled,
+            ),
+            ("spilled_bytes", "Bytes that the spill took", |d| {
+                d.spilled_bytes
+            }),
+        ];
+        for (name, help, value) in of_devices {
+            to.of_devices(name, help, *value)?;
         }
         to.family(
             (
@@ -331,7 +373,8 @@ fn escape(value: &str) -> String {
     escaped
 }
 
-/// The statistics of a context, with labels for its interface and device. Of one lane, or of a `lane` of several, with a label
+/// The statistics of a context, with labels for its interface and device; of several devices, what was counted of each has a
+/// label for it. Of one lane, or of a `lane` of several, with a label
 /// for its queue; of several lanes each sample has labels for its lane and queue, and the lane `none` has what belongs to none
 /// of them: packets of queues without a lane, and the reserve of frames. Ends in "# EOF".
 pub fn render(context: &Context, lane: Option<u32>) -> Result<String> {
@@ -358,9 +401,14 @@ pub fn render(context: &Context, lane: Option<u32>) -> Result<String> {
             all.chain([(none, rest)]).collect()
         }
     };
-    labels.push(label("device", &info.device));
+    if let [device] = &*info.devices {
+        labels.push(label("device", &device.path));
+    }
     let mut registry = Registry::with_prefix_and_labels("unified", labels.into_iter());
-    registry.register_collector(Box::new(Snapshot(counted)));
+    registry.register_collector(Box::new(Snapshot {
+        counted,
+        devices: info.devices.iter().map(|d| d.path.clone()).collect(),
+    }));
     let mut text = String::new();
     encode(&mut text, &registry)
         .map_err(|_| Error::new(libc::EINVAL, "the statistics cannot be written as text"))?;
@@ -377,10 +425,10 @@ mod tests {
         assert_eq!(escape(forged), r#"a\"} 1\nunified_forged{x=\"b\\"#);
         let labels = [(Cow::from("device"), Cow::from(escape(forged)))];
         let mut registry = Registry::with_prefix_and_labels("unified", labels.into_iter());
-        registry.register_collector(Box::new(Snapshot(vec![(
-            Labels::new(),
-            Statistics::default(),
-        )])));
+        registry.register_collector(Box::new(Snapshot {
+            counted: vec![(Labels::new(), Statistics::default())],
+            devices: vec![forged.into()],
+        }));
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         assert!(
@@ -407,7 +455,10 @@ mod tests {
         s.command_latency.max = 2_500_000;
         let mut text = String::new();
         let mut registry = Registry::with_prefix("unified");
-        registry.register_collector(Box::new(Snapshot(vec![(Labels::new(), s)])));
+        registry.register_collector(Box::new(Snapshot {
+            counted: vec![(Labels::new(), s)],
+            devices: vec!["a".into()],
+        }));
         encode(&mut text, &registry).unwrap();
         for line in [
             "unified_xdp_seen_total 101",

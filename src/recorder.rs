@@ -68,7 +68,7 @@ fn unreadable_start(device: &str, start_lba: u64) -> Error {
 /// and some in between. Slots that cannot be read are ignored. `lba`: where a slot of the range begins.
 fn check_empty(disk: &Disk, count: u64, lba: impl Fn(u64) -> u64) -> Result<()> {
     // A null device stores nothing: a read returns what the memory held.
-    if disk.context.info().kind == Kind::Null {
+    if disk.context.info().devices[0].kind == Kind::Null {
         return Ok(());
     }
     let last = count - READ_BATCH.min(count);
@@ -89,7 +89,7 @@ fn check_empty(disk: &Disk, count: u64, lba: impl Fn(u64) -> u64) -> Result<()> 
                         libc::EEXIST,
                         format!(
                             "'{}' holds data that is not a log (at block {}) and would be overwritten; use an empty range or another device, or overwrite it (the flag UNIFIED_LOG_NEW, or UNIFIED_FORCE of the context)",
-                            disk.context.info().device,
+                            disk.context.info().devices[0].path,
                             lba(at)
                         ),
                     ));

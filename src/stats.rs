@@ -4,11 +4,12 @@
 
 use std::ops::AddAssign;
 
-use crate::counters::{EngineStats, OutcomeStats, RxStats};
+use crate::counters::{DeviceCounts, EngineStats, OutcomeStats, RxStats};
 use crate::frame::Census;
 use crate::latency::Latency;
 use crate::net::watch::LinkState;
 use crate::net::wire::XdpCounters;
+use crate::storage::device::MAX_DEVICES;
 use crate::sys::xsk::XskStatistics;
 
 /// A snapshot of everything that is counted. The sums, at a quiet moment:
@@ -59,6 +60,8 @@ pub struct Statistics {
     /// Free frames that no lane has; part of `frames.free` of all lanes together.
     pub frames_reserve: u64,
     pub link: LinkState,
+    /// Of each device: parts of `operations`, `errors`, `bytes_written`, `bytes_read`, `spilled` and `spilled_bytes`.
+    pub devices: [DeviceCounts; MAX_DEVICES],
 }
 
 impl AddAssign<&Statistics> for Statistics {
@@ -97,12 +100,16 @@ impl AddAssign<&Statistics> for Statistics {
             command_latency,
             frames,
             link: _,
+            devices,
         } = lane;
         self.xdp += *xdp;
         self.xsk += *xsk;
         self.packet_latency += packet_latency;
         self.command_latency += command_latency;
         self.frames += *frames;
+        for (to, from) in self.devices.iter_mut().zip(devices) {
+            *to += *from;
+        }
         for (to, from) in [
             (&mut self.rx_pending, rx_pending),
             (&mut self.redirect_errors, redirect_errors),
@@ -168,13 +175,18 @@ impl Statistics {
         self.completed = engine.completed.get();
         self.submitted = engine.submitted.get();
         self.errors = engine.errors.get();
-        self.operations = engine.operations.get();
         self.bounced = engine.bounced.get();
         self.bounced_bytes = engine.bounced_bytes.get();
-        self.bytes_written = engine.bytes_written.get();
-        self.bytes_read = engine.bytes_read.get();
-        self.spilled = engine.spilled.get();
-        self.spilled_bytes = engine.spilled_bytes.get();
+        let mut all = DeviceCounts::default();
+        for (counts, device) in self.devices.iter_mut().zip(&engine.devices) {
+            *counts = device.snapshot();
+            all += *counts;
+        }
+        self.operations = all.operations;
+        self.bytes_written = all.bytes_written;
+        self.bytes_read = all.bytes_read;
+        self.spilled = all.spilled;
+        self.spilled_bytes = all.spilled_bytes;
         self.sleeps = engine.sleeps.get();
         self.redirect_errors = self.xdp.redirected.saturating_sub(self.accounted_for());
     }

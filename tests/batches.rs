@@ -110,7 +110,7 @@ fn store_half(veth: &Veth, drive: Drive) {
                         ..Transfer::default()
                     });
                     stored.push((received, lba));
-                    lba += u64::from(context.blocks_of(len));
+                    lba += u64::from(context.blocks_of(0, len));
                 }
                 received += 1;
             }

@@ -139,9 +139,10 @@ fn a_loop_device_and_the_file_behind_it() {
 fn a_spill_that_is_somebodys_device() {
     let (device, other) = (Target::disk(), Target::disk());
     let rig = other.open(Drive::Inline);
-    let spilling = |to: &str| Config {
-        spill: Some(to.into()),
-        ..device.config(Drive::Inline)
+    let spilling = |to: &str| {
+        let mut config = device.config(Drive::Inline);
+        config.device.spill = Some(to.into());
+        config
     };
     refused(&spilling(&other.path));
     drop(rig);
@@ -151,10 +152,8 @@ fn a_spill_that_is_somebodys_device() {
     drop(other.open(Drive::Inline));
     // The device itself, by the name of its descriptor too.
     let file = writable(&device.path, 0);
-    let itself = Config {
-        spill: Some(device.path.clone()),
-        ..handed(&file)
-    };
+    let mut itself = handed(&file);
+    itself.device.spill = Some(device.path.clone());
     let Err(error) = Context::open(&itself) else {
         panic!("a device spills to itself");
     };

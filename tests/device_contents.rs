@@ -105,10 +105,8 @@ fn a_file_with_something_in_it() {
         refused(&longer, &["ext4"]);
         assert_eq!(fs::metadata(&file.0).unwrap().len(), DEVICE_BYTES);
         let device = Target::disk();
-        let spill = Config {
-            spill: Some(file.path().into()),
-            ..device.config(Drive::Inline)
-        };
+        let mut spill = device.config(Drive::Inline);
+        spill.device.spill = Some(file.path().into());
         refused(&spill, &["ext4"]);
     }
 }
@@ -121,10 +119,8 @@ fn a_spill_device_with_something_on_it() {
     let device = Target::disk();
     let spill = LoopDevice::new(DEVICE_BYTES, 512);
     run("mkfs.ext4", &["-q", "-F", &spill.node]);
-    let mut config = Config {
-        spill: Some(spill.node.clone()),
-        ..device.config(Drive::Inline)
-    };
+    let mut config = device.config(Drive::Inline);
+    config.device.spill = Some(spill.node.clone());
     refused(&config, &["ext4", &spill.node]);
     config.device.force = true;
     drop(Rig::open(&config));
@@ -162,7 +158,11 @@ fn begin(context: &Context, start: u64, blocks: u64, existing: Existing) -> Resu
     ) {
         Ok(_) => Ok(()),
         Err(error) => {
-            for word in ["not a log", &context.info().device, "UNIFIED_LOG_NEW"] {
+            for word in [
+                "not a log",
+                &context.info().devices[0].path,
+                "UNIFIED_LOG_NEW",
+            ] {
                 assert!(error.message().contains(word), "'{word}' in: {error}");
             }
             Err(error.errno())

@@ -19,10 +19,9 @@ fn making(path: &str) -> Config {
 }
 
 fn spilling(device: &str, path: &str) -> Config {
-    Config {
-        spill: Some(path.into()),
-        ..storage_config(device, Drive::Inline)
-    }
+    let mut config = storage_config(device, Drive::Inline);
+    config.device.spill = Some(path.into());
+    config
 }
 
 fn refused(config: &Config, errno: i32, words: &[&str]) {
@@ -108,10 +107,8 @@ fn only_what_was_made_is_removed() {
     let dir = Directory::new("made");
     let file = dir.path("file");
     // The device is made first.
-    let config = Config {
-        spill: Some(dir.path("no/spill")),
-        ..making(&file)
-    };
+    let mut config = making(&file);
+    config.device.spill = Some(dir.path("no/spill"));
     refused(&config, libc::ENOENT, &["no/spill"]);
     assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 0);
     fs::write(&file, payload(1, 4096)).unwrap();

@@ -174,7 +174,7 @@ fn submit(context: &Context, count: u32, more: bool) {
         context
             .data()
             .write(offset as usize, &payload(number, BLOCK));
-        let block = context.info().limits.block_size;
+        let block = context.info().devices[0].limits.block_size;
         let transfer = Transfer {
             frame,
             offset,
@@ -235,7 +235,7 @@ fn completions_that_nobody_took_keep_no_write_from_the_device() {
         let context = Context::open(&config).unwrap();
         let room = context.info().layout.cq_count;
         for number in 0..room {
-            while context.submit_flush(number.into()).is_err() {
+            while context.submit_flush(None, number.into()).is_err() {
                 context
                     .wait(unified::lane::Ready::COMPLETIONS, Some(Duration::ZERO))
                     .unwrap();

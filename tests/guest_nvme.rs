@@ -14,7 +14,7 @@ use common::{is_root, log_to_stderr, payload, skip};
 use nix::unistd::{Uid, seteuid};
 use unified::config::{Config, DEFAULT_HEADROOM, Drive, KERNEL_HEADROOM};
 use unified::context::Context;
-use unified::lane::{Completion, Ready, Transfer};
+use unified::lane::{Blocks, Completion, Ready, Transfer};
 use unified::region::{Layout, Region};
 use unified::ring::{Consumer, Producer};
 use unified::storage::command::{self, opcode, status};
@@ -140,11 +140,11 @@ fn packets(test: &str, drive: Drive) {
             let mut config = namespace.config(drive);
             (config.frame_size, config.frame_count) = (frame_size, 4096);
             let (info, stats) = store_and_compare(config, Some(&|| namespace.read()));
-            assert_eq!(info.kind, Kind::Nvme);
+            assert_eq!(info.devices[0].kind, Kind::Nvme);
             // Before 6.12 the local drive's driver refuses them; the one over TCP never does.
             let remote = namespace.transport() != "pcie";
             assert_eq!(info.registered_buffers, remote || kernel() >= (6, 12));
-            match info.limits.block_size {
+            match info.devices[0].limits.block_size {
                 512 => assert_eq!(stats.bounced, 0, "{stats:#?}"),
                 // The padding of a 4 KiB block reaches beyond the frame's end.
                 4096 => assert_eq!(stats.bounced, stats.stored, "{stats:#?}"),
@@ -259,7 +259,7 @@ fn memory_in_pieces_is_one_command_where_the_drive_takes_gaps() {
             let mut config = namespace.config(drive);
             config.frame_count = 512;
             let context = Context::open(&config).unwrap();
-            let block = context.info().limits.block_size;
+            let block = context.info().devices[0].limits.block_size;
             let len = block.max(1024);
             let mut frames: Vec<u32> = (0..COUNT).map(|_| context.frame_alloc().unwrap()).collect();
             frames.reverse();
@@ -317,7 +317,7 @@ fn memory_in_pieces_is_one_command_where_the_drive_takes_gaps() {
             match gaps {
                 // As long as a command may be; and the first and the last of both directions may be short.
                 true => {
-                    let limits = context.info().limits;
+                    let limits = context.info().devices[0].limits;
                     let each = (limits.max_transfer / len).min(limits.max_segments).min(64);
                     let most = 2 * (COUNT as u64 / u64::from(each) + 3);
                     assert!(operations <= most, "{operations} of {most}");
@@ -354,7 +354,7 @@ fn succeeded(context: &Context, what: &str) -> Completion {
 
 /// One command on a whole frame.
 fn transfer(context: &Context, frame: u32, lba: u64) -> Transfer {
-    assert_eq!(4096 % context.info().limits.block_size, 0);
+    assert_eq!(4096 % context.info().devices[0].limits.block_size, 0);
     Transfer {
         frame,
         offset: u64::from(frame) * 4096,
@@ -385,7 +385,7 @@ fn every_command() {
 
 fn commands(namespace: &Namespace, drive: Drive) {
     let context = Context::open(&namespace.config(drive)).unwrap();
-    let limits = context.info().limits;
+    let limits = context.info().devices[0].limits;
     let blocks = 4096 / limits.block_size;
     let frame = context.frame_alloc().unwrap();
     let at = frame as usize * 4096;
@@ -418,17 +418,21 @@ fn commands(namespace: &Namespace, drive: Drive) {
             "{done:?}"
         );
     }
-    context.submit_flush(1).unwrap();
+    context.submit_flush(None, 1).unwrap();
     succeeded(&context, "flush");
 
-    context.submit_write_zeroes(lba, blocks, false, 2).unwrap();
+    context
+        .submit_write_zeroes(&Blocks::new(lba, blocks, 2), false)
+        .unwrap();
     succeeded(&context, "write zeroes");
     context
         .submit_read(&transfer(&context, frame, lba))
         .unwrap();
     succeeded(&context, "read zeroes");
     assert!(frame_bytes(&context, frame).iter().all(|b| *b == 0));
-    context.submit_deallocate(lba, blocks, 3).unwrap();
+    context
+        .submit_deallocate(&Blocks::new(lba, blocks, 3))
+        .unwrap();
     assert_eq!(succeeded(&context, "deallocate").user_data, 3);
 
     identify(&context, frame, namespace);
@@ -440,14 +444,14 @@ fn commands(namespace: &Namespace, drive: Drive) {
         cdw12: blocks - 1,
         ..NvmeUringCmd::default()
     };
-    context.submit_raw(&verify, None, 4).unwrap();
+    context.submit_raw(0, &verify, None, 4).unwrap();
     succeeded(&context, "verify");
     let raw = NvmeUringCmd {
         nsid: limits.nsid,
         data_len: limits.block_size,
         ..command::transfer(opcode::READ, 0, 1, 0, limits.block_size, false).nvme_cmd
     };
-    context.submit_raw(&raw, Some((frame, 0)), 5).unwrap();
+    context.submit_raw(0, &raw, Some((frame, 0)), 5).unwrap();
     assert_eq!(succeeded(&context, "raw read").len, limits.block_size);
     context.frame_release(frame).unwrap();
     let stats = context.statistics().unwrap();
@@ -468,9 +472,9 @@ fn identify(context: &Context, frame: u32, namespace: &Namespace) {
         data_len: 4096,
         ..NvmeUringCmd::default()
     };
-    let limits = context.info().limits;
+    let limits = context.info().devices[0].limits;
     context
-        .submit_raw(&command(1, 0), Some((frame, 0)), 10)
+        .submit_raw(0, &command(1, 0), Some((frame, 0)), 10)
         .unwrap();
     assert_eq!(succeeded(context, "Identify Controller").len, 4096);
     let page = frame_bytes(context, frame);
@@ -482,7 +486,7 @@ fn identify(context: &Context, frame: u32, namespace: &Namespace) {
     let segments = (namespace.number("queue/max_segments") as u32 - 1) * 4096;
     assert_eq!(limits.max_transfer, segments.min(4096 << page[77]));
     context
-        .submit_raw(&command(0, limits.nsid), Some((frame, 0)), 11)
+        .submit_raw(0, &command(0, limits.nsid), Some((frame, 0)), 11)
         .unwrap();
     succeeded(context, "Identify Namespace");
     let page = frame_bytes(context, frame);
@@ -495,7 +499,7 @@ fn limits_are_the_drives_own() {
     let mut transfers = Vec::new();
     for namespace in writable(test).into_iter().flatten() {
         let context = Context::open(&namespace.config(Drive::Inline)).unwrap();
-        let limits = context.info().limits;
+        let limits = context.info().devices[0].limits;
         eprintln!("{} ({}): {limits:?}", namespace.node, namespace.serial());
         let block = namespace.number("queue/logical_block_size");
         assert_eq!(u64::from(limits.block_size), block);
@@ -527,7 +531,7 @@ fn namespaces_of_one_controller_are_apart() {
     let contexts: Vec<Context> = pair.iter().map(open).collect();
     for (i, context) in contexts.iter().enumerate() {
         assert_eq!(
-            context.info().limits.nsid.to_string(),
+            context.info().devices[0].limits.nsid.to_string(),
             pair[i].sysfs("nsid")
         );
         let frame = context.frame_alloc().unwrap();
@@ -553,7 +557,7 @@ fn failures_keep_their_status() {
 
 fn failures(namespace: &Namespace, drive: Drive) {
     let context = Context::open(&namespace.config(drive)).unwrap();
-    let limits = context.info().limits;
+    let limits = context.info().devices[0].limits;
     let frame = context.frame_alloc().unwrap();
     // What the library refuses itself never reaches the drive.
     context
@@ -598,7 +602,7 @@ fn failures(namespace: &Namespace, drive: Drive) {
             true,
         ),
     ] {
-        context.submit_raw(&cmd, data, 7).unwrap();
+        context.submit_raw(0, &cmd, data, 7).unwrap();
         let done = complete(&context);
         assert_eq!((done.status, done.result), (expected, 0), "{what}");
         // Only the drive sets its do-not-retry bit.

@@ -655,7 +655,7 @@ fn what_waits_on_other_lanes_is_published_with_the_last_one() {
         write(frame(0), false);
         take(3);
         write(frame(1), true);
-        context.submit_flush(7).unwrap();
+        context.submit_flush(None, 7).unwrap();
         take(2);
         write(frame(2), true);
         let batch =

@@ -29,15 +29,16 @@ macro_rules! of {
 #[test]
 fn the_crate_lays_out_what_c_sees_as_the_table_says() {
     let mut lines = Vec::new();
-    of! { lines, "unified_config", unified_config { size ifname device file_size queue flags ports port_count drive frame_size frame_count headroom sq_entries cq_entries rx_ring fill_ring xdp_mode copy_mode run_priority event_sample events_bytes block_size reserved retries retry_backoff_us retry_give_up_ms xsk_map_fd xsk_fd device_fd spill queues cpu_count cpus } }
-    of! { lines, "unified_info", unified_info { size backend region region_size sq_ring cq_ring sq_entries_offset cq_entries_offset buffers buffers_size blocks block_size max_transfer dma_alignment nsid sq_entries cq_entries frame_size frame_count headroom ifindex queue rx_queues xdp_program_id huge_pages native zero_copy dispatcher direct_io writable volatile_cache threaded reserved lanes lane } }
+    of! { lines, "unified_device", unified_device { size path file_size block_size flags fd reserved spill } }
+    of! { lines, "unified_config", unified_config { size ifname device file_size queue flags ports port_count drive frame_size frame_count headroom sq_entries cq_entries rx_ring fill_ring xdp_mode copy_mode run_priority event_sample events_bytes block_size reserved retries retry_backoff_us retry_give_up_ms xsk_map_fd xsk_fd device_fd spill queues cpu_count cpus devices device_count reserved2 } }
+    of! { lines, "unified_info", unified_info { size backend region region_size sq_ring cq_ring sq_entries_offset cq_entries_offset buffers buffers_size blocks block_size max_transfer dma_alignment nsid sq_entries cq_entries frame_size frame_count headroom ifindex queue rx_queues xdp_program_id huge_pages native zero_copy dispatcher direct_io writable volatile_cache threaded reserved lanes lane devices reserved1 } }
     of! { lines, "unified_stats", unified_stats { size xdp_seen xdp_passed xdp_redirected xdp_matched xdp_no_socket xdp_malformed xdp_fragments events events_lost no_metadata rx_dropped rx_ring_full rx_fill_ring_empty redirect_errors rx_pending received received_bytes stored stored_bytes failed released packets_held packets_in_flight submitted completed errors operations commands_in_flight sq_full bounced bounced_bytes bytes_written bytes_read frames_free frames_filled frames_held frames_in_flight misplaced bad_descriptors link_up link_changes xdp_attached xdp_changes spilled spilled_bytes xdp_merged packed packed_bytes frames_reserve } }
     of! { lines, "unified_latency", unified_latency { size count sum max buckets } }
     of! { lines, "unified_event", unified_event { timestamp src_addr dst_addr src_port dst_port payload_len vlan_tci queue ip_version flags reserved } }
     of! { lines, "unified_packet", unified_packet { data payload timestamp len payload_len frame queue l3_offset payload_offset src_port dst_port vlan_tci ip_version flags reserved } }
     of! { lines, "unified_write", unified_write { data lba user_data len frame flags reserved } }
     of! { lines, "unified_nvme_command", unified_nvme_command { opcode reserved0 reserved1 nsid cdw2 cdw3 cdw10 cdw11 cdw12 cdw13 cdw14 cdw15 data_len timeout } }
-    of! { lines, "unified_completion", unified_completion { user_data result status len frame flags reserved } }
+    of! { lines, "unified_completion", unified_completion { user_data result status len frame flags device } }
     of! { lines, "unified_pipeline_config", unified_pipeline_config { size start_lba blocks at_end flags layout flush_writes flush_interval_ms moderation_us pack_below reserved } }
     of! { lines, "unified_pipeline_status", unified_pipeline_status { size next_lba wraps submitted stored failed payload_bytes no_space empty running error first_sequence completed durable flushes pack_below } }
     of! { lines, "unified_log_record", unified_log_record { size sequence count timestamp packet payload len payload_len kind src_port dst_port vlan_tci queue ip_version flags reserved } }
@@ -79,6 +80,14 @@ fn the_crate_lays_out_what_c_sees_as_the_table_says() {
     of! { lines, "UNIFIED_AT_END_WRAP" = UNIFIED_AT_END_WRAP }
     of! { lines, "UNIFIED_ALL_QUEUES" = UNIFIED_ALL_QUEUES }
     of! { lines, "UNIFIED_NO_RETRY" = UNIFIED_NO_RETRY }
+    of! { lines, "UNIFIED_OP_FLUSH" = UNIFIED_OP_FLUSH }
+    of! { lines, "UNIFIED_OP_WRITE" = UNIFIED_OP_WRITE }
+    of! { lines, "UNIFIED_OP_READ" = UNIFIED_OP_READ }
+    of! { lines, "UNIFIED_OP_COMPARE" = UNIFIED_OP_COMPARE }
+    of! { lines, "UNIFIED_OP_WRITE_ZEROES" = UNIFIED_OP_WRITE_ZEROES }
+    of! { lines, "UNIFIED_OP_DEALLOCATE" = UNIFIED_OP_DEALLOCATE }
+    of! { lines, "UNIFIED_OP_RAW" = UNIFIED_OP_RAW }
+    of! { lines, "UNIFIED_ALL_DEVICES" = UNIFIED_ALL_DEVICES }
     of! { lines, "UNIFIED_LATENCY_PACKET" = UNIFIED_LATENCY_PACKET }
     of! { lines, "UNIFIED_LATENCY_COMMAND" = UNIFIED_LATENCY_COMMAND }
     of! { lines, "UNIFIED_LATENCY_BUCKETS" = UNIFIED_LATENCY_BUCKETS }

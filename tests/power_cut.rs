@@ -68,7 +68,7 @@ fn records_until_the_power_is_cut() {
     };
     config.device.path = node.clone();
     let context = Arc::new(Context::open(&config).unwrap());
-    let blocks = context.info().limits.blocks;
+    let blocks = context.info().devices[0].limits.blocks;
     let pipeline = Pipeline::start(context, recording(blocks)).unwrap();
     let mut notes = OpenOptions::new();
     notes.write(true).custom_flags(libc::O_DIRECT);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use store::{DEVICE_BYTES, Rig, STALE, Target, can_loop, succeeded};
 use unified::config::{Config, Drive};
 use unified::context::Context;
-use unified::lane::{Completion, Transfer};
+use unified::lane::{Blocks, Completion, Transfer};
 use unified::sys::abi::NvmeUringCmd;
 use unified::sys::event::poll_readable;
 
@@ -161,14 +161,16 @@ fn flush_and_fua(target: &Target, rig: Rig) {
     succeeded(&rig.one());
     let operations = |fua: bool| {
         let before = rig.context.statistics().unwrap().operations;
-        rig.context.submit_write_zeroes(9, 1, fua, 77).unwrap();
+        rig.context
+            .submit_write_zeroes(&Blocks::new(9, 1, 77), fua)
+            .unwrap();
         succeeded(&rig.one());
         rig.context.statistics().unwrap().operations - before
     };
     let (fua, plain) = (operations(true), operations(false));
     let synced = u64::from(target.stores());
     assert_eq!(fua, plain + synced, "zeroing has no FUA: a sync follows it");
-    rig.context.submit_flush(78).unwrap();
+    rig.context.submit_flush(None, 78).unwrap();
     let done = rig.one();
     succeeded(&done);
     assert_eq!((done.user_data, done.len, done.frame), (78, 0, None));
@@ -192,7 +194,7 @@ fn write_zeroes_and_deallocate(target: &Target, rig: Rig) {
     };
     for (first, count) in [(1, 1), (5, 3), (8, per(200 << 10))] {
         rig.context
-            .submit_write_zeroes(first, count, false, first)
+            .submit_write_zeroes(&Blocks::new(first, count, first), false)
             .unwrap();
         let done = rig.one();
         succeeded(&done);
@@ -201,7 +203,7 @@ fn write_zeroes_and_deallocate(target: &Target, rig: Rig) {
     }
     let (first, count) = (per(208 << 10), per(16 << 10));
     rig.context
-        .submit_deallocate(first.into(), count, 11)
+        .submit_deallocate(&Blocks::new(first.into(), count, 11))
         .unwrap();
     let done = rig.one();
     succeeded(&done);
@@ -210,16 +212,22 @@ fn write_zeroes_and_deallocate(target: &Target, rig: Rig) {
     check(first as usize, count as usize);
 
     for (lba, blocks) in [(0, 0), (0, 65537)] {
-        let error = rig.context.submit_write_zeroes(lba, blocks, false, 1);
+        let error = rig
+            .context
+            .submit_write_zeroes(&Blocks::new(lba, blocks, 1), false);
         assert_eq!(error.unwrap_err().errno(), libc::EINVAL);
-        let error = rig.context.submit_deallocate(lba, blocks, 1);
+        let error = rig.context.submit_deallocate(&Blocks::new(lba, blocks, 1));
         assert_eq!(error.unwrap_err().errno(), libc::EINVAL);
     }
     // Beyond the end neither touches anything.
     let last = target.blocks() - 1;
-    rig.context.submit_write_zeroes(last, 2, false, 12).unwrap();
+    rig.context
+        .submit_write_zeroes(&Blocks::new(last, 2, 12), false)
+        .unwrap();
     assert_eq!(rig.one().status, 0x080);
-    rig.context.submit_deallocate(last, 2, 13).unwrap();
+    rig.context
+        .submit_deallocate(&Blocks::new(last, 2, 13))
+        .unwrap();
     assert_eq!(rig.one().status, if target.stores() { 0x080 } else { 0 });
     check(0, 0);
 }
@@ -240,13 +248,13 @@ fn identify(target: &Target, rig: Rig) {
         };
         rig.fill(frame, 0, &[STALE; 4096]);
         rig.context
-            .submit_raw(&cmd, Some((frame, 0)), rig.id())
+            .submit_raw(0, &cmd, Some((frame, 0)), rig.id())
             .unwrap();
         let done = rig.one();
         assert_eq!((done.frame, done.result), (Some(frame), 0));
         (done.status, rig.bytes(frame, 0, 4096))
     };
-    let limits = rig.context.info().limits;
+    let limits = rig.context.info().devices[0].limits;
     let (status, namespace) = ask(0, 1);
     assert_eq!(status, 0);
     for (name, at) in [("nsze", 0), ("ncap", 8), ("nuse", 16)] {
@@ -324,7 +332,7 @@ fn what_cannot_be_right_gets_its_status(target: &Target, rig: Rig) {
         ("fused", NvmeUringCmd { flags: 1, ..write }, 0x002),
     ] {
         rig.context
-            .submit_raw(&cmd, Some((frame, 0)), rig.id())
+            .submit_raw(0, &cmd, Some((frame, 0)), rig.id())
             .unwrap();
         let done = rig.one();
         assert_eq!((done.status, done.result), (status, 0), "{what}: {done:?}");
@@ -332,7 +340,7 @@ fn what_cannot_be_right_gets_its_status(target: &Target, rig: Rig) {
     }
     // And the same command without a mistake, as raw.
     rig.context
-        .submit_raw(&write, Some((frame, 0)), rig.id())
+        .submit_raw(0, &write, Some((frame, 0)), rig.id())
         .unwrap();
     succeeded(&rig.one());
     rig.context.frame_release(frame).unwrap();
@@ -412,9 +420,9 @@ fn what_does_not_fit_a_frame_is_refused(_: &Target, rig: Rig) {
         cdw12: (64 << 10) / rig.block() as u32 - 1,
         ..NvmeUringCmd::default()
     };
-    let error = rig.context.submit_raw(&raw, Some((frame, 0)), 1);
+    let error = rig.context.submit_raw(0, &raw, Some((frame, 0)), 1);
     assert_eq!(error.unwrap_err().errno(), libc::EINVAL);
-    let error = rig.context.submit_raw(&raw, None, 1);
+    let error = rig.context.submit_raw(0, &raw, None, 1);
     assert_eq!(error.unwrap_err().errno(), libc::EINVAL);
     // After all these the caller holds the frame as before.
     rig.check_sums(1);
@@ -544,14 +552,18 @@ fn a_device_opened_for_reading(target: &Target, rig: Rig) {
     drop(rig);
     config.device.read_only = true;
     let rig = Rig::open(&config);
-    assert!(!rig.context.info().writable);
+    assert!(!rig.context.info().devices[0].writable);
     let done = rig.write(0, 0, &[1; 4096]);
     assert_eq!((done.status, done.result), (0x020, 0), "{done:?}");
-    rig.context.submit_write_zeroes(0, 8, false, 1).unwrap();
+    rig.context
+        .submit_write_zeroes(&Blocks::new(0, 8, 1), false)
+        .unwrap();
     assert_eq!(rig.one().status, 0x020);
-    rig.context.submit_deallocate(0, 8, 2).unwrap();
+    rig.context
+        .submit_deallocate(&Blocks::new(0, 8, 2))
+        .unwrap();
     assert_eq!(rig.one().status, 0x020);
-    rig.context.submit_flush(3).unwrap();
+    rig.context.submit_flush(None, 3).unwrap();
     let flushed = rig.one();
     assert!(flushed.status == 0, "{flushed:?}");
     let back = rig.read(0, 4096);
@@ -580,7 +592,7 @@ fn less_than_was_asked_for_means_that_the_descriptor_tells() {
         let fd = context.poll_fd().unwrap();
         for round in 0..100 {
             for number in 0..32 {
-                context.submit_flush(number).unwrap();
+                context.submit_flush(None, number).unwrap();
             }
             let mut done = [Completion::default(); 64];
             let mut count = 0;

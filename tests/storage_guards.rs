@@ -187,7 +187,7 @@ fn a_partitioned_device() {
 
     let partition = config(&format!("/dev/{name}"));
     let rig = Rig::open(&partition);
-    assert_eq!(rig.context.info().limits.blocks, 4096);
+    assert_eq!(rig.context.info().devices[0].limits.blocks, 4096);
     let bytes = payload(3, 4096);
     succeeded(&rig.write(0, 0, &bytes));
     assert_eq!(rig.write(4096, 0, &bytes).status, 0x080);
@@ -360,7 +360,11 @@ fn what_is_no_device() {
     }
     fs::write(&small.0, vec![1; 1023]).unwrap();
     let rig = Rig::open(&config(small.path()));
-    assert_eq!(rig.context.info().limits.blocks, 1, "half a block is none");
+    assert_eq!(
+        rig.context.info().devices[0].limits.blocks,
+        1,
+        "half a block is none"
+    );
 }
 
 /// A file that does not fit is not left half grown.

@@ -17,7 +17,7 @@ fn limits_are_those_of_sysfs() {
     for sector in [512, 4096] {
         let device = LoopDevice::new(DEVICE_BYTES, sector);
         let rig = Rig::open(&storage_config(&device.node, DRIVES[0]));
-        let limits = rig.context.info().limits;
+        let limits = rig.context.info().devices[0].limits;
         let said = |name| device.queue(name).parse::<u64>().unwrap();
         assert_eq!(u64::from(limits.block_size), said("logical_block_size"));
         assert_eq!(limits.block_size, sector);

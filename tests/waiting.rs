@@ -159,7 +159,7 @@ fn a_close_and_a_failure_wake_every_waiter() {
             assert!(poll_readable(&[fd], Some(Duration::ZERO)).unwrap());
         }
     }
-    let shared: Arc<EngineShared> = EngineShared::new(0).unwrap();
+    let shared: Arc<EngineShared> = EngineShared::new(0, 1).unwrap();
     shared.end.fail(libc::EIO);
     shared.end.fail(libc::ENODEV);
     assert_eq!(shared.failure(), Some(libc::EIO), "the first tells why");
@@ -212,7 +212,7 @@ fn whoever_sleeps_keeps_its_role() {
                 // Nobody waits for the sleeper, and the other role is free.
                 context.statistics().unwrap();
             }
-            context.submit_flush(round).unwrap();
+            context.submit_flush(None, round).unwrap();
             let woken = bounded("the sleeper", move || sleeper.join().unwrap());
             assert_eq!(woken.unwrap(), Ready::COMPLETIONS);
             assert_eq!(context.completions(&mut out).unwrap(), 1);

@@ -4,6 +4,16 @@ typedef struct unified_ctx unified_ctx;
 typedef struct unified_log unified_log;
 struct unified_log;
 typedef void (*unified_log_fn)(int level, const char *line, void *user);
+struct unified_device {
+  uint64_t size;
+  const char *path;
+  uint64_t file_size;
+  uint32_t block_size;
+  uint32_t flags;
+  int32_t fd;
+  uint32_t reserved;
+  const char *spill;
+};
 struct unified_config {
   uint64_t size;
   const char *ifname;
@@ -38,6 +48,9 @@ struct unified_config {
   uint32_t queues;
   uint32_t cpu_count;
   const uint32_t *cpus;
+  const struct unified_device *devices;
+  uint32_t device_count;
+  uint32_t reserved2;
 };
 struct unified_info {
   uint64_t size;
@@ -75,6 +88,8 @@ struct unified_info {
   uint32_t reserved;
   uint32_t lanes;
   uint32_t lane;
+  uint32_t devices;
+  uint32_t reserved1;
 };
 struct unified_stats {
   uint64_t size;
@@ -197,7 +212,7 @@ struct unified_completion {
   uint32_t len;
   uint32_t frame;
   uint32_t flags;
-  uint32_t reserved;
+  uint32_t device;
 };
 struct unified_pipeline_config {
   uint64_t size;
@@ -440,6 +455,14 @@ return {
     AT_END_WRAP = 1,
     ALL_QUEUES = 4294967295,
     NO_RETRY = 4294967295,
+    OP_FLUSH = 0,
+    OP_WRITE = 1,
+    OP_READ = 2,
+    OP_COMPARE = 5,
+    OP_WRITE_ZEROES = 8,
+    OP_DEALLOCATE = 9,
+    OP_RAW = 256,
+    ALL_DEVICES = 4294967295,
     LATENCY_PACKET = 0,
     LATENCY_COMMAND = 1,
     LATENCY_BUCKETS = 101,

@@ -41,6 +41,14 @@ exports.constants = Object.freeze({
   AT_END_WRAP: 1,
   ALL_QUEUES: 4294967295,
   NO_RETRY: 4294967295,
+  OP_FLUSH: 0,
+  OP_WRITE: 1,
+  OP_READ: 2,
+  OP_COMPARE: 5,
+  OP_WRITE_ZEROES: 8,
+  OP_DEALLOCATE: 9,
+  OP_RAW: 256,
+  ALL_DEVICES: 4294967295,
   LATENCY_PACKET: 0,
   LATENCY_COMMAND: 1,
   LATENCY_BUCKETS: 101,
@@ -51,6 +59,16 @@ exports.constants = Object.freeze({
 });
 
 exports.structs = {
+  unified_device: koffi.struct('unified_device', {
+    size: 'uint64_t',
+    path: 'str',
+    file_size: 'uint64_t',
+    block_size: 'uint32_t',
+    flags: 'uint32_t',
+    fd: 'int32_t',
+    reserved: 'uint32_t',
+    spill: 'str',
+  }),
   unified_config: koffi.struct('unified_config', {
     size: 'uint64_t',
     ifname: 'str',
@@ -85,6 +103,9 @@ exports.structs = {
     queues: 'uint32_t',
     cpu_count: 'uint32_t',
     cpus: 'void *',
+    devices: 'void *',
+    device_count: 'uint32_t',
+    reserved2: 'uint32_t',
   }),
   unified_info: koffi.struct('unified_info', {
     size: 'uint64_t',
@@ -122,6 +143,8 @@ exports.structs = {
     reserved: 'uint32_t',
     lanes: 'uint32_t',
     lane: 'uint32_t',
+    devices: 'uint32_t',
+    reserved1: 'uint32_t',
   }),
   unified_stats: koffi.struct('unified_stats', {
     size: 'uint64_t',
@@ -244,7 +267,7 @@ exports.structs = {
     len: 'uint32_t',
     frame: 'uint32_t',
     flags: 'uint32_t',
-    reserved: 'uint32_t',
+    device: 'uint32_t',
   }),
   unified_pipeline_config: koffi.struct('unified_pipeline_config', {
     size: 'uint64_t',

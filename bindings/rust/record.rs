@@ -35,8 +35,8 @@ fn record(iface: &str, path: &str, count: u64) -> Result<u64> {
     let info = context.info();
     println!(
         "Receiving on {iface}, recording on {} ({})",
-        info.device,
-        info.kind.name()
+        info.devices[0].path,
+        info.devices[0].kind.name()
     );
     loop {
         let now = pipeline.status();

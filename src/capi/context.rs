@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use super::types::*;
 use super::{
-    ENDED, ENDING, OPEN, cell, count, get_sized, guard, keep, not_open, null, optional_str, put,
-    put_sized, unified_ctx, with,
+    ENDED, ENDING, OPEN, cell, count, device, get_sized, guard, keep, not_open, null, optional_str,
+    put, put_sized, unified_ctx, with,
 };
 use crate::config::{Config, Drive};
 use crate::context::{Context, LONGEST_END};
@@ -21,7 +21,7 @@ use crate::metrics;
 use crate::net::socket::ZeroCopy;
 use crate::net::wire::Event;
 use crate::net::xdp::XdpMode;
-use crate::storage::device::Kind;
+use crate::storage::device::{DeviceConfig, Kind};
 
 const KNOWN_FLAGS: u32 = UNIFIED_HUGE_PAGES
     | UNIFIED_FORCE
@@ -44,6 +44,22 @@ fn choice<T>(value: u32, what: &str, choices: [T; 3]) -> Result<T> {
         .ok_or_else(|| Error::new(libc::EINVAL, format!("{what} {value} is not 0 to 2")))
 }
 
+/// A descriptor that counts if its flag is set.
+pub(super) fn handed_in(is_set: bool, fd: i32, what: &str) -> Result<Option<i32>> {
+    match (is_set, fd) {
+        (true, fd) if fd >= 0 => Ok(Some(fd)),
+        (false, 0) => Ok(None),
+        (true, fd) => Err(Error::new(
+            libc::EBADF,
+            format!("{what} {fd} is not a descriptor"),
+        )),
+        (false, fd) => Err(Error::new(
+            libc::EINVAL,
+            format!("{what} {fd} is set without its flag"),
+        )),
+    }
+}
+
 /// # Safety
 /// The pointers in `c` must be what the header says.
 unsafe fn config_of(c: &unified_config) -> Result<Config> {
@@ -53,11 +69,11 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
         config.ifname = optional_str(c.ifname, "the interface's name")?;
         config.device.path = match optional_str(c.device, "the device's path")? {
             Some(path) => path,
-            None if c.flags & UNIFIED_DEVICE_FD != 0 => String::new(),
+            None if c.flags & UNIFIED_DEVICE_FD != 0 || c.device_count > 0 => String::new(),
             None => return Err(null("`device`")),
         };
     }
-    if c.flags & !KNOWN_FLAGS != 0 || c.reserved != 0 {
+    if c.flags & !KNOWN_FLAGS != 0 || c.reserved != 0 || c.reserved2 != 0 {
         return Err(Error::new(
             libc::EINVAL,
             format!("unknown configuration flags {:#x}", c.flags & !KNOWN_FLAGS),
@@ -118,23 +134,12 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
     if c.flags & UNIFIED_NO_EVENTS != 0 {
         config.event_sample = 0;
     }
-    let handed = |flag: u32, fd: i32, what: &str| match (c.flags & flag != 0, fd) {
-        (true, fd) if fd >= 0 => Ok(Some(fd)),
-        (false, 0) => Ok(None),
-        (true, fd) => Err(Error::new(
-            libc::EBADF,
-            format!("{what} {fd} is not a descriptor"),
-        )),
-        (false, fd) => Err(Error::new(
-            libc::EINVAL,
-            format!("{what} {fd} is set without its flag"),
-        )),
-    };
+    let handed = |flag, fd, what| handed_in(c.flags & flag != 0, fd, what);
     config.xsk_map = handed(UNIFIED_XSK_MAP_FD, c.xsk_map_fd, "xsk_map_fd")?;
     config.xsk = handed(UNIFIED_XSK_FD, c.xsk_fd, "xsk_fd")?;
     config.device.fd = handed(UNIFIED_DEVICE_FD, c.device_fd, "device_fd")?;
     // SAFETY: the caller's promise.
-    config.spill = unsafe { optional_str(c.spill, "the spill's path")? };
+    config.device.spill = unsafe { optional_str(c.spill, "the spill's path")? };
     config.huge_pages = c.flags & UNIFIED_HUGE_PAGES != 0;
     config.bounce = c.flags & UNIFIED_NO_BOUNCE == 0;
     config.device.force = c.flags & UNIFIED_FORCE != 0;
@@ -142,6 +147,26 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
     config.device.no_passthrough = c.flags & UNIFIED_NO_PASSTHROUGH != 0;
     config.device.file_size = c.file_size;
     config.device.block_size = c.block_size;
+    if c.device_count > 0 {
+        if config.device
+            != (DeviceConfig {
+                force: config.device.force,
+                read_only: config.device.read_only,
+                no_passthrough: config.device.no_passthrough,
+                ..DeviceConfig::default()
+            })
+        {
+            return Err(Error::new(
+                libc::EINVAL,
+                "`devices` is given, and also one of device, file_size, block_size, device_fd and spill: put those into the \
+                 elements of `devices`",
+            ));
+        }
+        // SAFETY: the caller's promise.
+        let mut devices = unsafe { device::devices_of(c, &config.device)? };
+        config.more_devices = devices.split_off(1);
+        config.device = devices.remove(0);
+    }
     config.drive = match c.drive {
         UNIFIED_DRIVE_INLINE => Drive::Inline,
         UNIFIED_DRIVE_THREAD => Drive::Thread,
@@ -333,20 +358,25 @@ pub unsafe extern "C" fn unified_ctx_info(
     })
 }
 
+/// The name of a backend.
+pub(super) fn backend(kind: Kind) -> &'static CStr {
+    match kind {
+        Kind::Nvme => c"nvme passthrough",
+        Kind::Block => c"block",
+        Kind::File => c"file",
+        Kind::Null => c"null",
+    }
+}
+
 fn info_of(context: &Context, lane: Option<u32>) -> unified_info {
     let info = context.info();
     let lane = lane.unwrap_or(0);
     let rings = info.layout.rings(lane);
     let network = info.network;
-    let backend: &'static CStr = match info.kind {
-        Kind::Nvme => c"nvme passthrough",
-        Kind::Block => c"block",
-        Kind::File => c"file",
-        Kind::Null => c"null",
-    };
+    let first = &info.devices[0];
     unified_info {
         size: 0,
-        backend: backend.as_ptr(),
+        backend: backend(first.kind).as_ptr(),
         region: info.region_address as *mut _,
         region_size: info.layout.total as u64,
         sq_ring: rings.sq_ring as u64,
@@ -355,11 +385,11 @@ fn info_of(context: &Context, lane: Option<u32>) -> unified_info {
         cq_entries_offset: rings.cq_entries as u64,
         buffers: info.layout.buffers as u64,
         buffers_size: info.layout.buffers_len as u64,
-        blocks: info.limits.blocks,
-        block_size: info.limits.block_size,
-        max_transfer: info.limits.max_transfer,
-        dma_alignment: info.limits.dma_alignment,
-        nsid: info.limits.nsid,
+        blocks: first.limits.blocks,
+        block_size: first.limits.block_size,
+        max_transfer: first.limits.max_transfer,
+        dma_alignment: first.limits.dma_alignment,
+        nsid: first.limits.nsid,
         sq_entries: info.layout.sq_count,
         cq_entries: info.layout.cq_count,
         frame_size: info.frame_size,
@@ -373,13 +403,15 @@ fn info_of(context: &Context, lane: Option<u32>) -> unified_info {
         native: network.is_some_and(|n| n.native).into(),
         zero_copy: network.is_some_and(|n| n.zero_copy).into(),
         dispatcher: network.is_some_and(|n| n.dispatcher).into(),
-        direct_io: info.limits.direct.into(),
-        writable: info.writable.into(),
-        volatile_cache: info.limits.volatile_cache.map_or(2, u8::from),
+        direct_io: first.limits.direct.into(),
+        writable: first.writable.into(),
+        volatile_cache: first.limits.volatile_cache.map_or(2, u8::from),
         threaded: (info.drive == Drive::Thread).into(),
         reserved: 0,
         lanes: info.layout.lanes,
         lane,
+        devices: info.devices.len() as u32,
+        reserved1: 0,
     }
 }
 
@@ -656,7 +688,7 @@ pub unsafe extern "C" fn unified_events_fd(ctx: *const unified_ctx) -> c_int {
     guard(|| with(ctx, |_, context| context.events_fd()))
 }
 
-/// Copies the device's path, as it was opened, to `path`: at most `len` bytes, including the zero byte. Returns the length
+/// Copies the path of device 0, as it was opened, to `path`: at most `len` bytes, including the zero byte. Returns the length
 /// without the zero byte, -EINVAL or -ENAMETOOLONG. Any thread.
 ///
 /// # Safety
@@ -669,7 +701,7 @@ pub unsafe extern "C" fn unified_ctx_device(
 ) -> c_int {
     guard(|| {
         with(ctx, |_, context| {
-            let name = context.info().device.as_bytes();
+            let name = context.info().devices[0].path.as_bytes();
             if path.is_null() {
                 return Err(null("`path`"));
             }

@@ -7,7 +7,7 @@ use super::types::*;
 use super::{count, guard, null, on_path, remember, unified_ctx, with};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::lane::{Completion, Direction, Progress, Ready, Transfer};
+use crate::lane::{Blocks, Completion, Direction, Progress, Ready, Transfer};
 use crate::net::rx::Received;
 use crate::sys::abi::NvmeUringCmd;
 
@@ -81,7 +81,7 @@ unsafe fn elements<T: Copy>(
 }
 
 /// What a batch returns. The reason why it ended early is for `unified_last_error`.
-fn so_many(progress: Progress) -> c_int {
+pub(super) fn so_many(progress: Progress) -> c_int {
     if let Some(error) = progress.refused {
         remember(error.message());
     }
@@ -213,13 +213,13 @@ pub unsafe extern "C" fn unified_rx_batch(
 }
 
 /// The arguments that transfers have in common.
-struct Request {
-    frame: u32,
-    data: *const c_void,
-    len: u32,
-    lba: u64,
-    user_data: u64,
-    flags: u32,
+pub(super) struct Request {
+    pub frame: u32,
+    pub data: *const c_void,
+    pub len: u32,
+    pub lba: u64,
+    pub user_data: u64,
+    pub flags: u32,
 }
 
 fn submit(ctx: *const unified_ctx, direction: Direction, request: Request) -> c_int {
@@ -232,7 +232,7 @@ fn submit(ctx: *const unified_ctx, direction: Direction, request: Request) -> c_
     })
 }
 
-fn transfer(context: &Context, request: &Request) -> Result<Transfer> {
+pub(super) fn transfer(context: &Context, request: &Request) -> Result<Transfer> {
     let flags = request.flags;
     if flags & !(UNIFIED_FUA | UNIFIED_KEEP | UNIFIED_MORE) != 0 {
         return Err(Error::new(
@@ -256,6 +256,7 @@ fn transfer(context: &Context, request: &Request) -> Result<Transfer> {
         fua: flags & UNIFIED_FUA != 0,
         keep: flags & UNIFIED_KEEP != 0,
         more: flags & UNIFIED_MORE != 0,
+        ..Transfer::default()
     })
 }
 
@@ -389,14 +390,15 @@ pub unsafe extern "C" fn unified_submit_compare(
     submit(ctx, Direction::Compare, request)
 }
 
-/// Flushes the device: when the flush completes, all writes that completed before it was submitted are durable. Writes that
-/// were in flight may or may not be covered. Returns 0, -EBUSY, -EAGAIN or -ESHUTDOWN. The receiver's thread. Base Specification 2.0, section 7.1.
+/// Flushes all devices of the context: when the flush completes, all writes that completed before it was submitted are durable.
+/// Writes that were in flight may or may not be covered. It has one completion, with the worst status of all devices, and the
+/// device of that status; unified_submit flushes a single one. Returns 0, -EBUSY, -EAGAIN or -ESHUTDOWN. The receiver's thread. Base Specification 2.0, section 7.1.
 ///
 /// # Safety
 /// `ctx` must be a handle.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn unified_submit_flush(ctx: *const unified_ctx, user_data: u64) -> c_int {
-    guard(|| on_path!(ctx, |_context, path| path.submit_flush(user_data)).map(|()| 0))
+    guard(|| on_path!(ctx, |_context, path| path.submit_flush(None, user_data)).map(|()| 0))
 }
 
 /// Zeroes `blocks` (1 to 65536) blocks, beginning at `lba`. `flags`: UNIFIED_FUA or 0. Errors and thread as
@@ -420,7 +422,8 @@ pub unsafe extern "C" fn unified_submit_write_zeroes(
             ));
         }
         on_path!(ctx, |_context, path| {
-            path.submit_write_zeroes(lba, blocks, flags & UNIFIED_FUA != 0, user_data)
+            let blocks = Blocks::new(lba, blocks, user_data);
+            path.submit_write_zeroes(&blocks, flags & UNIFIED_FUA != 0)
         })
         .map(|()| 0)
     })
@@ -440,7 +443,7 @@ pub unsafe extern "C" fn unified_submit_deallocate(
 ) -> c_int {
     guard(|| {
         on_path!(ctx, |_context, path| {
-            path.submit_deallocate(lba, blocks, user_data)
+            path.submit_deallocate(&Blocks::new(lba, blocks, user_data))
         })
         .map(|()| 0)
     })
@@ -466,46 +469,59 @@ pub unsafe extern "C" fn unified_submit_raw(
             return Err(null("`command`"));
         }
         // SAFETY: the caller's promise; not null and aligned.
-        let c = unsafe { command.read() };
-        if c.reserved0 != 0 || c.reserved1 != 0 {
-            return Err(Error::new(
-                libc::EINVAL,
-                "reserved fields of the command are not zero",
-            ));
-        }
-        let cmd = NvmeUringCmd {
-            opcode: c.opcode,
-            nsid: c.nsid,
-            cdw2: c.cdw2,
-            cdw3: c.cdw3,
-            cdw10: c.cdw10,
-            cdw11: c.cdw11,
-            cdw12: c.cdw12,
-            cdw13: c.cdw13,
-            cdw14: c.cdw14,
-            cdw15: c.cdw15,
-            data_len: c.data_len,
-            timeout_ms: c.timeout,
-            ..NvmeUringCmd::default()
-        };
+        let command = raw_command(&unsafe { command.read() })?;
         on_path!(ctx, |context, path| {
-            if data.is_null() {
-                return path.submit_raw(&cmd, None, user_data);
-            }
-            let start = context.data().address() + context.info().frames().start(frame) as usize;
-            let at = (data as usize)
-                .checked_sub(start)
-                .and_then(|at| u32::try_from(at).ok());
-            let at = at.ok_or_else(|| {
-                Error::new(
-                    libc::EINVAL,
-                    format!("the data does not lie in frame {frame}"),
-                )
-            })?;
-            path.submit_raw(&cmd, Some((frame, at)), user_data)
+            let data = raw_data(context, frame, data)?;
+            path.submit_raw(0, &command, data, user_data)
         })
         .map(|()| 0)
     })
+}
+
+pub(super) fn raw_command(c: &unified_nvme_command) -> Result<NvmeUringCmd> {
+    if c.reserved0 != 0 || c.reserved1 != 0 {
+        return Err(Error::new(
+            libc::EINVAL,
+            "reserved fields of the command are not zero",
+        ));
+    }
+    Ok(NvmeUringCmd {
+        opcode: c.opcode,
+        nsid: c.nsid,
+        cdw2: c.cdw2,
+        cdw3: c.cdw3,
+        cdw10: c.cdw10,
+        cdw11: c.cdw11,
+        cdw12: c.cdw12,
+        cdw13: c.cdw13,
+        cdw14: c.cdw14,
+        cdw15: c.cdw15,
+        data_len: c.data_len,
+        timeout_ms: c.timeout,
+        ..NvmeUringCmd::default()
+    })
+}
+
+/// The frame of a raw command's data, and where in it they begin; `None` if there are none.
+pub(super) fn raw_data(
+    context: &Context,
+    frame: u32,
+    data: *const c_void,
+) -> Result<Option<(u32, u32)>> {
+    if data.is_null() {
+        return Ok(None);
+    }
+    let start = context.data().address() + context.info().frames().start(frame) as usize;
+    let at = (data as usize)
+        .checked_sub(start)
+        .and_then(|at| u32::try_from(at).ok());
+    match at {
+        Some(at) => Ok(Some((frame, at))),
+        None => Err(Error::new(
+            libc::EINVAL,
+            format!("the data does not lie in frame {frame}"),
+        )),
+    }
 }
 
 /// Makes commands that were submitted with UNIFIED_MORE visible to the engine. Returns 0, -EBUSY or -ESHUTDOWN. The receiver's
@@ -558,7 +574,7 @@ fn completion_of(done: &Completion) -> unified_completion {
             | flag(done.frame.is_some(), UNIFIED_COMPLETION_FRAME)
             | flag(done.bounced, UNIFIED_COMPLETION_BOUNCED)
             | flag(done.spilled, UNIFIED_COMPLETION_SPILLED),
-        reserved: 0,
+        device: done.device.into(),
     }
 }
 

@@ -4,11 +4,13 @@
 //! error becomes a negative errno with a message for `unified_last_error`.
 
 mod context;
+mod device;
 mod io;
 mod log_reader;
 mod misc;
 mod packet;
 mod pipeline;
+mod submission;
 pub mod types;
 mod uapi;
 

@@ -172,6 +172,36 @@ pub struct unified_config {
     /// CPUs of the library's threads: those of lane i run on `cpus[i % cpu_count]`. 0: wherever the kernel lets them run.
     pub cpu_count: u32,
     pub cpus: *const u32,
+    /// Several devices: `device_count` of them, at most 16, numbered from 0 in the order of the array. Then `device`, `file_size`,
+    /// `block_size`, `device_fd` and `spill` above must be zero, and the flags about devices above count for all of them. With 0
+    /// there is one device, which the fields above describe.
+    pub devices: *const unified_device,
+    pub device_count: u32,
+    /// Must be 0.
+    pub reserved2: u32,
+}
+
+/// One of the devices of unified_config.devices. Zero the struct and set `size`, which is the same in all elements of the array,
+/// and `path`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct unified_device {
+    /// sizeof(struct unified_device)
+    pub size: u64,
+    /// As unified_config.device.
+    pub path: *const c_char,
+    /// As unified_config.file_size.
+    pub file_size: u64,
+    /// As unified_config.block_size. Devices may differ in it.
+    pub block_size: u32,
+    /// UNIFIED_FORCE, UNIFIED_READ_ONLY, UNIFIED_NO_PASSTHROUGH or UNIFIED_DEVICE_FD, for this device.
+    pub flags: u32,
+    /// As unified_config.device_fd.
+    pub fd: i32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// As unified_config.spill, for this device.
+    pub spill: *const c_char,
 }
 
 /// unified_config.queues: all queues of the interface.
@@ -233,6 +263,91 @@ pub struct unified_info {
     pub lanes: u32,
     /// The lane that this tells about: its rings and its queue. 0 for the handle of the context.
     pub lane: u32,
+    /// How many devices the context has. The fields above are about device 0; unified_device_info tells about each.
+    pub devices: u32,
+    pub reserved1: u32,
+}
+
+/// Properties of a device, and what was counted of it: by all lanes, or by the lane whose handle was given.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct unified_device_info {
+    /// sizeof(struct unified_device_info), set by the caller; then the bytes that were filled in.
+    pub size: u64,
+    /// "nvme passthrough", "block", "file" or "null"; static.
+    pub backend: *const c_char,
+    /// As it was opened; owned by the context.
+    pub path: *const c_char,
+    /// Blocks of the device, and bytes in each.
+    pub blocks: u64,
+    pub block_size: u32,
+    /// Maximum number of bytes in one command.
+    pub max_transfer: u32,
+    /// Alignment mask: a data address with one of these bits set cannot be used in place.
+    pub dma_alignment: u32,
+    /// NVMe namespace id; 1 for other devices.
+    pub nsid: u32,
+    /// 0 or 1.
+    pub direct_io: u8,
+    pub writable: u8,
+    /// 1: completed writes may stay in the device's cache until a flush. 2: unknown.
+    pub volatile_cache: u8,
+    pub reserved0: u8,
+    pub reserved1: u32,
+    /// Operations that the device got, commands that completed with an error, bytes written and read with success, writes
+    /// that the device failed and the spill took, and their bytes: parts of the sums in unified_stats.
+    pub operations: u64,
+    pub errors: u64,
+    pub bytes_written: u64,
+    pub bytes_read: u64,
+    pub spilled: u64,
+    pub spilled_bytes: u64,
+}
+
+/// unified_submission.op: flush `device`, or all devices with UNIFIED_ALL_DEVICES (unified_submit_flush).
+pub const UNIFIED_OP_FLUSH: u32 = 0;
+/// unified_submission.op: as unified_submit_write.
+pub const UNIFIED_OP_WRITE: u32 = 1;
+/// unified_submission.op: as unified_submit_read.
+pub const UNIFIED_OP_READ: u32 = 2;
+/// unified_submission.op: as unified_submit_compare.
+pub const UNIFIED_OP_COMPARE: u32 = 5;
+/// unified_submission.op: as unified_submit_write_zeroes.
+pub const UNIFIED_OP_WRITE_ZEROES: u32 = 8;
+/// unified_submission.op: as unified_submit_deallocate.
+pub const UNIFIED_OP_DEALLOCATE: u32 = 9;
+/// unified_submission.op: `command`, as unified_submit_raw.
+pub const UNIFIED_OP_RAW: u32 = 256;
+/// unified_submission.device: all devices of the context. Only for UNIFIED_OP_FLUSH.
+pub const UNIFIED_ALL_DEVICES: u32 = 0xffff_ffff;
+
+/// A command for unified_submit, which says what to do on which device. Zero the struct, and set `size`, which is the same in all
+/// elements of an array.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct unified_submission {
+    /// sizeof(struct unified_submission)
+    pub size: u64,
+    /// First block on the device.
+    pub lba: u64,
+    /// Comes back with the completion.
+    pub user_data: u64,
+    /// First byte of the data, inside the frame. NULL for operations without data.
+    pub data: *mut c_void,
+    /// For UNIFIED_OP_RAW.
+    pub command: *const unified_nvme_command,
+    /// UNIFIED_OP_WRITE and so on.
+    pub op: u32,
+    /// Number of the device.
+    pub device: u32,
+    /// The frame in which the data lies.
+    pub frame: u32,
+    /// Bytes from `data`, for writes, reads and compares.
+    pub len: u32,
+    /// 1 to 65536, for UNIFIED_OP_WRITE_ZEROES and UNIFIED_OP_DEALLOCATE.
+    pub blocks: u32,
+    /// UNIFIED_FUA, UNIFIED_KEEP, UNIFIED_MORE, for the operations that know them.
+    pub flags: u32,
 }
 
 /// A received packet. Its frame belongs to the caller until it is submitted or released.
@@ -299,9 +414,10 @@ pub struct unified_completion {
     pub len: u32,
     /// Valid with UNIFIED_COMPLETION_FRAME.
     pub frame: u32,
-    /// UNIFIED_COMPLETION_DNR, _FRAME, _BOUNCED
+    /// UNIFIED_COMPLETION_DNR, _FRAME, _BOUNCED, _SPILLED
     pub flags: u32,
-    pub reserved: u32,
+    /// Number of the device. Of a flush of several devices: that of the device with this status.
+    pub device: u32,
 }
 
 /// An NVMe command for unified_submit_raw: the fields of a submission queue entry without identifiers

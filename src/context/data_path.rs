@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::Context;
 use crate::error::{Error, Result};
-use crate::lane::{self, Completion, Direction, Lane, Progress, Ready, Transfer};
+use crate::lane::{self, Blocks, Completion, Direction, Lane, Progress, Ready, Transfer};
 use crate::log;
 use crate::net::rx::Received;
 use crate::sys::abi::NvmeUringCmd;
@@ -124,8 +124,8 @@ impl Context {
         self.first().frames_release(frames)
     }
 
-    pub fn blocks_of(&self, len: u32) -> u32 {
-        self.first().blocks_of(len)
+    pub fn blocks_of(&self, device: u8, len: u32) -> u32 {
+        self.first().blocks_of(device, len)
     }
 
     pub fn submit_transfer(&self, direction: Direction, request: &Transfer) -> Result<()> {
@@ -184,32 +184,27 @@ impl Context {
         self.lanes.iter().try_for_each(Lane::submit_pending)
     }
 
-    pub fn submit_flush(&self, user_data: u64) -> Result<()> {
-        self.on_first(|lane| lane.submit_flush(user_data))
+    pub fn submit_flush(&self, device: Option<u8>, user_data: u64) -> Result<()> {
+        self.on_first(|lane| lane.submit_flush(device, user_data))
     }
 
-    pub fn submit_write_zeroes(
-        &self,
-        lba: u64,
-        blocks: u32,
-        fua: bool,
-        user_data: u64,
-    ) -> Result<()> {
-        self.on_first(|lane| lane.submit_write_zeroes(lba, blocks, fua, user_data))
+    pub fn submit_write_zeroes(&self, blocks: &Blocks, fua: bool) -> Result<()> {
+        self.on_first(|lane| lane.submit_write_zeroes(blocks, fua))
     }
 
-    pub fn submit_deallocate(&self, lba: u64, blocks: u32, user_data: u64) -> Result<()> {
-        self.on_first(|lane| lane.submit_deallocate(lba, blocks, user_data))
+    pub fn submit_deallocate(&self, blocks: &Blocks) -> Result<()> {
+        self.on_first(|lane| lane.submit_deallocate(blocks))
     }
 
     pub fn submit_raw(
         &self,
+        device: u8,
         cmd: &NvmeUringCmd,
         frame: Option<(u32, u32)>,
         user_data: u64,
     ) -> Result<()> {
         let lane = frame.map_or(self.first(), |(frame, _)| self.lane_of(frame));
-        lane.submit_raw(cmd, frame, user_data)
+        lane.submit_raw(device, cmd, frame, user_data)
             .and_then(|()| self.published(lane, false))
     }
 

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ffi::CString;
+
 use crate::config::Drive;
 use crate::cpus::Cpus;
 use crate::frame::FrameMap;
@@ -10,14 +12,8 @@ use crate::storage::device::{Kind, Limits};
 
 #[derive(Debug, Clone)]
 pub struct Info {
-    pub device: String,
-    /// Where the writes go that the device failed.
-    pub spill: Option<String>,
-    pub kind: Kind,
-    pub limits: Limits,
-    pub writable: bool,
-    /// The caller insists: what is on the device may be overwritten.
-    pub forced: bool,
+    /// At least one.
+    pub devices: Vec<DeviceInfo>,
     pub frame_size: u32,
     pub frame_count: u32,
     pub headroom: u32,
@@ -34,10 +30,35 @@ pub struct Info {
 }
 
 impl Info {
+    /// The devices, in the words of messages.
+    pub fn device_names(&self) -> String {
+        let names: Vec<_> = self
+            .devices
+            .iter()
+            .map(|d| format!("'{}'", d.path))
+            .collect();
+        names.join(", ")
+    }
+
     /// Where frames are in the data buffers.
     pub fn frames(&self) -> FrameMap {
         FrameMap::new(self.frame_size, self.frame_count)
     }
+}
+
+/// A device, as it was opened.
+#[derive(Debug, Clone)]
+pub struct DeviceInfo {
+    pub path: String,
+    /// The same for C.
+    pub name: CString,
+    /// Where the writes go that the device failed.
+    pub spill: Option<String>,
+    pub kind: Kind,
+    pub limits: Limits,
+    pub writable: bool,
+    /// The caller insists: what is on the device may be overwritten.
+    pub forced: bool,
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -2,13 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+use std::ffi::CString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::Mutex;
 
 use super::data_path::Turns;
-use super::{Context, Info, NetworkInfo};
+use super::{Context, DeviceInfo, Info, NetworkInfo};
 use crate::config::{Config, Drive, KERNEL_HEADROOM};
 use crate::counters::RxStats;
 use crate::error::{Error, Result};
@@ -23,7 +24,7 @@ use crate::net::socket;
 use crate::net::xdp::XdpConfig;
 use crate::region::{Layout, Region, check_memory_cgroup};
 use crate::ring::{Consumer, Producer};
-use crate::storage::device::{Device, Limits, MadeFile};
+use crate::storage::device::{Device, Limits, MadeFile, check_different};
 use crate::storage::engine::{
     Driver, Engine, EngineConfig, OpenTarget, bounce_bytes, locked_bytes,
 };
@@ -65,15 +66,23 @@ impl Context {
             config.cq_entries,
             map.bytes() as usize,
         )?;
-        let (target, made) = open_target(config)?;
-        let (region, charge) = make_region(config, layout, link.is_some(), &target.device.limits)?;
+        let (targets, made) = open_targets(config)?;
+        let limits: Arc<[Limits]> = targets.iter().map(|t| t.device.limits).collect();
+        let (region, charge) = make_region(config, layout, link.is_some(), &limits)?;
+        let devices = config
+            .devices()
+            .zip(&targets)
+            .map(|(config, target)| DeviceInfo {
+                path: target.device.path.clone(),
+                name: CString::new(target.device.path.as_str()).unwrap_or_default(),
+                spill: config.spill.clone(),
+                kind: target.device.kind,
+                limits: target.device.limits,
+                writable: target.device.writable,
+                forced: config.force,
+            });
         let mut info = Info {
-            device: target.device.path.clone(),
-            spill: config.spill.clone(),
-            kind: target.device.kind,
-            limits: target.device.limits,
-            writable: target.device.writable,
-            forced: config.device.force,
+            devices: devices.collect(),
             frame_size: config.frame_size,
             frame_count,
             headroom: config.headroom,
@@ -96,7 +105,7 @@ impl Context {
                 registered: true,
                 retry: config.retry,
             };
-            Engine::new(vec![target.clone()], &region, config)
+            Engine::new(targets.clone(), &region, config)
         };
         let engines: Vec<Engine> = (0..lanes).map(engine).collect::<Result<_>>()?;
         info.registered_buffers = engines.iter().all(Engine::registered);
@@ -130,7 +139,7 @@ impl Context {
                 frames: sides.frames[number as usize].clone(),
                 map,
                 data: region.data.clone(),
-                limits: info.limits,
+                devices: limits.clone(),
                 rx_stats: sides.stats[number as usize].clone(),
                 sq: Producer::new(rings.sq.clone(), "SQ"),
                 cq: Consumer::new(rings.cq.clone(), "CQ"),
@@ -181,17 +190,26 @@ impl RxParts {
     }
 }
 
-/// Opens the device and its spill. The files that were made are removed again unless they are kept.
-fn open_target(config: &Config) -> Result<(OpenTarget, Vec<MadeFile>)> {
-    let mut device = Device::open(&config.device)?;
-    let mut made: Vec<MadeFile> = device.made.take().into_iter().collect();
-    let mut spill = None;
-    if let Some(path) = &config.spill {
-        let mut opened = Spill::open(path, &device, config.device.force)?;
-        made.extend(opened.made.take());
-        spill = Some(opened);
+/// Opens the devices and their spills. The files that were made are removed again unless they are kept.
+fn open_targets(config: &Config) -> Result<(Vec<OpenTarget>, Vec<MadeFile>)> {
+    let devices: Vec<_> = config.devices().cloned().collect();
+    if devices.len() > 1 {
+        check_different(&devices)?;
     }
-    Ok((OpenTarget::new(device, spill), made))
+    let mut targets = Vec::new();
+    let mut made = Vec::new();
+    for config in &devices {
+        let mut device = Device::open(config)?;
+        made.extend(device.made.take());
+        let mut spill = None;
+        if let Some(path) = &config.spill {
+            let mut opened = Spill::open(path, &device, config.force)?;
+            made.extend(opened.made.take());
+            spill = Some(opened);
+        }
+        targets.push(OpenTarget::new(device, spill));
+    }
+    Ok((targets, made))
 }
 
 /// Makes the region, after the limits on memory were checked.
@@ -199,18 +217,18 @@ fn make_region(
     config: &Config,
     layout: Layout,
     umem: bool,
-    device: &Limits,
+    devices: &[Limits],
 ) -> Result<(Region, Charge)> {
     let depth = config.depth();
     let engines = layout.lanes as usize;
     let budget = Budget::take(
         layout,
         umem,
-        locked_bytes([device], depth) * engines,
+        locked_bytes(devices, depth) * engines,
         config.huge_pages,
         limits::memlock(),
     )?;
-    let memory = layout.memory() + bounce_bytes([device], depth) * engines;
+    let memory = layout.memory() + bounce_bytes(devices, depth) * engines;
     check_memory_cgroup(memory, limits::memory_cgroup())?;
     let region = match budget.huge || layout.total < HUGE_PAGE {
         true => Region::create(layout, config.huge_pages && budget.huge)?,

@@ -8,7 +8,9 @@ use super::Lane;
 use crate::error::Result;
 use crate::frame::{Freed, Outcomes, PacketOutcome, Settled, words_of};
 use crate::ring::Consumer;
-use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_FRAMES_SHIFT, CQE_SPILLED, UnifiedCqe};
+use crate::sys::abi::{
+    CQE_BOUNCED, CQE_DEVICE_SHIFT, CQE_DNR, CQE_FRAME, CQE_FRAMES_SHIFT, CQE_SPILLED, UnifiedCqe,
+};
 use crate::sys::event::monotonic_ns;
 use crate::sys::probe;
 
@@ -26,6 +28,8 @@ pub struct Completion {
     pub bounced: bool,
     /// The device failed it, and it is in the spill.
     pub spilled: bool,
+    /// Number of the device. Of a flush of all devices, that with the status.
+    pub device: u8,
     /// Bytes moved.
     pub len: u32,
     /// The frame, if the caller has it back; the first one of a run.
@@ -219,6 +223,7 @@ impl Lane {
             bounced: cqe.flags & CQE_BOUNCED != 0,
             spilled: cqe.flags & CQE_SPILLED != 0,
             len: cqe.len,
+            device: (cqe.flags >> CQE_DEVICE_SHIFT) as u8,
             ..Completion::default()
         };
         if cqe.flags & CQE_FRAME == 0 {

@@ -19,6 +19,8 @@ pub struct Transfer {
     /// Bytes, from 1 up to the frame's end.
     pub len: u32,
     pub lba: u64,
+    /// Number of the device.
+    pub device: u8,
     pub user_data: u64,
     /// Durable when it completes, also if the device has a volatile cache.
     pub fua: bool,
@@ -34,11 +36,41 @@ pub struct FrameRun {
     pub first: u32,
     pub frames: u32,
     pub lba: u64,
+    /// Number of the device.
+    pub device: u8,
     pub user_data: u64,
     pub fua: bool,
     /// If the command fails, the caller has the frames back, to submit them one by one. The packets in them have no outcome
     /// yet.
     pub parts: bool,
+}
+
+/// Blocks of a device, without data.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Blocks {
+    pub device: u8,
+    pub lba: u64,
+    /// 1 to 65536.
+    pub count: u32,
+    pub user_data: u64,
+}
+
+impl Blocks {
+    /// Of device 0.
+    pub fn new(lba: u64, count: u32, user_data: u64) -> Blocks {
+        Blocks {
+            device: 0,
+            lba,
+            count,
+            user_data,
+        }
+    }
+}
+
+/// The private flags that send an entry to a device.
+#[inline(always)]
+fn to_device(device: u8) -> u32 {
+    u32::from(device) << entry_flags::DEVICE_SHIFT
 }
 
 /// What a transfer does.
@@ -119,7 +151,7 @@ impl Lane {
         direction: Direction,
         request: &Transfer,
     ) -> Result<()> {
-        let limits = &self.limits;
+        let limits = self.limits_of(request.device)?;
         let (offset, len) = (request.offset, u64::from(request.len));
         let frame = self.map.range(request.frame);
         if len == 0 || !self.map.contains(request.frame, offset, len) {
@@ -131,7 +163,7 @@ impl Lane {
                 ),
             ));
         }
-        let blocks = self.blocks_of(request.len);
+        let blocks = request.len.div_ceil(limits.block_size);
         let padded = blocks * limits.block_size;
         if direction != Direction::Write && padded != request.len {
             return Err(Error::new(
@@ -157,7 +189,7 @@ impl Lane {
             request.fua,
         );
         sqe.user_data = request.user_data;
-        sqe.flags = entry_flags::FRAME;
+        sqe.flags = entry_flags::FRAME | to_device(request.device);
         let writes = direction == Direction::Write;
         let back = match request.keep || !writes {
             true => Return::Keep,
@@ -191,9 +223,9 @@ impl Lane {
     }
 
     /// Most frames of a run that begins with `first`. 1 if the device cannot take every run of frames in place.
-    pub fn longest_run(&self, first: u32) -> u32 {
+    pub fn longest_run(&self, device: u8, first: u32) -> u32 {
         let size = u64::from(self.map.frame_size());
-        let limits = &self.limits;
+        let limits = &self.devices[device as usize];
         let unit = u64::from(limits.dma_alignment) + 1;
         let aligned = (self.data.address() as u64).is_multiple_of(unit)
             && size.is_multiple_of(unit)
@@ -212,8 +244,9 @@ impl Lane {
     /// Submits a run of at most `longest_run` frames; with `publish` or `kick` the engine sees it. Errors as
     /// `submit_transfer`: after one, the caller has all frames as before.
     pub fn queue_run(&self, rx_side: &mut RxSide, run: &FrameRun) -> Result<()> {
+        self.limits_of(run.device)?;
         if run.frames == 0
-            || run.frames > self.longest_run(run.first)
+            || run.frames > self.longest_run(run.device, run.first)
             || !self.map.has(run.first, run.frames)
         {
             return Err(Error::new(
@@ -229,13 +262,15 @@ impl Lane {
         let mut sqe = command::transfer(
             opcode::WRITE,
             run.lba,
-            self.blocks_of(len),
+            self.blocks_of(run.device, len),
             self.map.start(run.first),
             len,
             run.fua,
         );
         sqe.user_data = run.user_data;
-        sqe.flags = entry_flags::FRAME | (run.frames - 1) << entry_flags::FRAMES_SHIFT;
+        sqe.flags = entry_flags::FRAME
+            | to_device(run.device)
+            | (run.frames - 1) << entry_flags::FRAMES_SHIFT;
         let back = if run.parts {
             sqe.flags |= entry_flags::PARTS;
             Return::KeepFailed
@@ -287,52 +322,59 @@ impl Lane {
         Ok(())
     }
 
-    /// Flushes: makes everything durable that completed before.
-    pub fn submit_flush(&self, user_data: u64) -> Result<()> {
+    /// Flushes a device, or all of them with one completion, which has the worst status: makes everything durable that
+    /// completed before.
+    pub fn submit_flush(&self, device: Option<u8>, user_data: u64) -> Result<()> {
+        let flags = match device {
+            Some(device) => {
+                self.limits_of(device)?;
+                to_device(device)
+            }
+            None => entry_flags::ALL_DEVICES,
+        };
         let sqe = UnifiedSqe {
             user_data,
+            flags,
             ..command::flush()
         };
         self.queue(&mut *self.lock_rx_side()?, sqe, false)
     }
 
-    fn check_blocks(&self, blocks: u32) -> Result<()> {
-        if blocks == 0 || blocks > MAX_BLOCKS {
+    fn check_blocks(&self, blocks: &Blocks) -> Result<()> {
+        self.limits_of(blocks.device)?;
+        if blocks.count == 0 || blocks.count > MAX_BLOCKS {
             return Err(Error::new(
                 libc::EINVAL,
-                format!("{blocks} blocks: a command takes 1 to {MAX_BLOCKS}"),
+                format!("{} blocks: a command takes 1 to {MAX_BLOCKS}", blocks.count),
             ));
         }
         Ok(())
     }
 
-    /// Zeroes 1 to 65536 blocks without data.
-    pub fn submit_write_zeroes(
-        &self,
-        lba: u64,
-        blocks: u32,
-        fua: bool,
-        user_data: u64,
-    ) -> Result<()> {
+    /// Zeroes blocks without data.
+    pub fn submit_write_zeroes(&self, blocks: &Blocks, fua: bool) -> Result<()> {
         self.check_blocks(blocks)?;
         let sqe = UnifiedSqe {
-            user_data,
-            ..command::write_zeroes(lba, blocks, fua)
+            user_data: blocks.user_data,
+            flags: to_device(blocks.device),
+            ..command::write_zeroes(blocks.lba, blocks.count, fua)
         };
         self.queue(&mut *self.lock_rx_side()?, sqe, false)
     }
 
     /// Deallocates blocks. Takes a free frame for the range: `ENOBUFS` if there is none.
-    pub fn submit_deallocate(&self, lba: u64, blocks: u32, user_data: u64) -> Result<()> {
+    pub fn submit_deallocate(&self, blocks: &Blocks) -> Result<()> {
         self.check_blocks(blocks)?;
         let frame = self.frame_alloc()?;
         let offset = self.map.start(frame);
-        self.data
-            .write(offset as usize, &command::dsm_range(lba, blocks));
+        self.data.write(
+            offset as usize,
+            &command::dsm_range(blocks.lba, blocks.count),
+        );
         debug_assert_eq!(DSM_RANGE, 16);
         let mut sqe = command::deallocate(offset);
-        sqe.user_data = user_data;
-        sqe.flags = entry_flags::FRAME;
+        sqe.user_data = blocks.user_data;
+        sqe.flags = entry_flags::FRAME | to_device(blocks.device);
         let table = &self.frames.table;
         table.submit(frame, 1, false, Return::Free)?;
         self.lock_rx_side()
@@ -347,13 +389,16 @@ impl Lane {
     /// `cmd.data_len` bytes begin in it; `None` for a command without data.
     pub fn submit_raw(
         &self,
+        device: u8,
         cmd: &NvmeUringCmd,
         frame: Option<(u32, u32)>,
         user_data: u64,
     ) -> Result<()> {
+        self.limits_of(device)?;
         let mut sqe = UnifiedSqe {
             nvme_cmd: NvmeUringCmd { addr: 0, ..*cmd },
             user_data,
+            flags: to_device(device),
             ..command::flush()
         };
         let Some((frame, at)) = frame else {
@@ -377,7 +422,7 @@ impl Lane {
             ));
         }
         sqe.buf_offset = self.map.start(frame) + u64::from(at);
-        sqe.flags = entry_flags::FRAME;
+        sqe.flags |= entry_flags::FRAME;
         let mut rx_side = self.lock_rx_side()?;
         let writes = cmd.opcode == opcode::WRITE;
         let table = &self.frames.table;

@@ -114,7 +114,7 @@ impl<'a> Packets<'a> {
             target,
             runs: Runs::default(),
             filling: Filling::default(),
-            slot_blocks: lane.blocks_of(context.info().frame_size),
+            slot_blocks: lane.blocks_of(0, context.info().frame_size),
             flusher: Flusher {
                 writes: config.flush_writes.map(u64::from),
                 interval: config.flush_interval,
@@ -256,7 +256,7 @@ impl<'a> Packets<'a> {
 
     fn flush(&mut self, covers: u64) -> Result<()> {
         self.progress.flushing.store(true, Ordering::Release);
-        while let Err(error) = self.lane.submit_flush(FLUSH | covers) {
+        while let Err(error) = self.lane.submit_flush(None, FLUSH | covers) {
             retry(self.progress, error).inspect_err(|_| {
                 self.progress.flushing.store(false, Ordering::Release);
             })?;
@@ -386,14 +386,19 @@ impl<'a> Packets<'a> {
                     first: transfer.frame,
                     frames: 1,
                     lba: transfer.lba,
+                    device: transfer.device,
                     user_data: number,
                     fua: transfer.fua,
                     parts: false,
                 };
-                if !self.runs.join(&next, lane.blocks_of(transfer.len)) {
+                if !self
+                    .runs
+                    .join(&next, lane.blocks_of(transfer.device, transfer.len))
+                {
                     rx_side = self.end_run(rx_side)?;
                     *done = place;
-                    self.runs.begin(next, lane.longest_run(next.first));
+                    self.runs
+                        .begin(next, lane.longest_run(next.device, next.first));
                 }
             }
             number += 1;
@@ -470,6 +475,7 @@ impl<'a> Packets<'a> {
                 first: run.first + *done,
                 frames: 1,
                 lba: run.lba + u64::from(*done * step),
+                device: run.device,
                 user_data: run.user_data + u64::from(*done),
                 fua: run.fua,
                 parts: false,

@@ -89,6 +89,7 @@ impl Runs {
     /// Adds a write of a whole frame. `false`: it is no neighbour of the open run, which is to be submitted first.
     pub fn join(&mut self, next: &FrameRun, step: u32) -> bool {
         let neighbours = self.continues(next.first)
+            && next.device == self.open.device
             && next.lba == self.open.lba + u64::from(self.open.frames * step);
         if neighbours {
             self.open.frames += 1;

@@ -223,7 +223,8 @@ impl<'a> Packets<'a> {
         self.filling.submitted += 1;
         if !self.runs.join(&next, self.slot_blocks) {
             rx_side = self.end_run(rx_side)?;
-            self.runs.begin(next, self.lane.longest_run(next.first));
+            self.runs
+                .begin(next, self.lane.longest_run(next.device, next.first));
         }
         Ok((rx_side, true))
     }
@@ -236,7 +237,7 @@ impl<'a> Packets<'a> {
         number: u64,
     ) -> Result<(RxSideGuard<'a>, bool)> {
         let lane = self.lane;
-        let wanted = self.units().frames_of_unit().min(lane.longest_run(0));
+        let wanted = self.units().frames_of_unit().min(lane.longest_run(0, 0));
         loop {
             let done = self.frames_done();
             if let Some((first, count)) = lane.allocate_run(&mut rx_side, wanted)? {

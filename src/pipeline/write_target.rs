@@ -20,7 +20,7 @@ pub const PACK_BELOW: u32 = 800;
 /// The block after the range's last.
 fn check_range(context: &Context, config: &PipelineConfig) -> Result<u64> {
     let info = context.info();
-    let limits = info.limits;
+    let limits = info.devices[0].limits;
     let blocks = match config.blocks {
         0 => limits.blocks.saturating_sub(config.start_lba),
         blocks => blocks,
@@ -36,7 +36,7 @@ fn check_range(context: &Context, config: &PipelineConfig) -> Result<u64> {
                 "blocks {} to {} are not all on '{}', which has {}",
                 config.start_lba,
                 config.start_lba.saturating_add(blocks),
-                info.device,
+                info.devices[0].path,
                 limits.blocks
             ),
         ));
@@ -47,10 +47,13 @@ fn check_range(context: &Context, config: &PipelineConfig) -> Result<u64> {
             "a pipeline needs a context with an interface",
         ));
     }
-    if !info.writable {
+    if !info.devices[0].writable {
         return Err(Error::new(
             libc::EROFS,
-            format!("device '{}' was opened for reading only", info.device),
+            format!(
+                "device '{}' was opened for reading only",
+                info.devices[0].path
+            ),
         ));
     }
     Ok(end)
@@ -179,7 +182,7 @@ impl WriteTarget {
         match self {
             WriteTarget::Range(range) => {
                 let len = u32::from(packet.headers.payload_len);
-                match range.wraps_with(lane.blocks_of(len).into()) {
+                match range.wraps_with(lane.blocks_of(0, len).into()) {
                     true => 0,
                     false => WINDOW - 1,
                 }
@@ -204,7 +207,7 @@ impl WriteTarget {
         match self {
             WriteTarget::Range(range) => {
                 let len = u32::from(packet.headers.payload_len);
-                let Some(lba) = range.take(lane.blocks_of(len).into()) else {
+                let Some(lba) = range.take(lane.blocks_of(0, len).into()) else {
                     return false;
                 };
                 write.frame = packet.frame;

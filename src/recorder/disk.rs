@@ -39,10 +39,14 @@ impl Disk<'_> {
     pub(super) fn spill(&self) -> Result<Option<File>> {
         let info = self.context.info();
         let open = |path: &str| {
-            File::open(path)
-                .map_err(|e| Error::os(&e, format_args!("reading the spill of '{}'", info.device)))
+            File::open(path).map_err(|e| {
+                Error::os(
+                    &e,
+                    format_args!("reading the spill of '{}'", info.devices[0].path),
+                )
+            })
         };
-        info.spill.as_deref().map(open).transpose()
+        info.devices[0].spill.as_deref().map(open).transpose()
     }
 
     /// Takes the completions of `count` commands, all of which must succeed.
@@ -54,7 +58,7 @@ impl Disk<'_> {
                 libc::EIO,
                 format!(
                     "{what} the log on '{}': {}",
-                    self.context.info().device,
+                    self.context.info().devices[0].path,
                     status_text(*status)
                 ),
             )),
@@ -80,7 +84,10 @@ impl Disk<'_> {
             if count > 0 && Instant::now() > until {
                 return Err(Error::new(
                     libc::ETIMEDOUT,
-                    format!("{what} the log on '{}'", self.context.info().device),
+                    format!(
+                        "{what} the log on '{}'",
+                        self.context.info().devices[0].path
+                    ),
                 ));
             }
         }
@@ -91,7 +98,7 @@ impl Disk<'_> {
     pub(super) fn read(&self, lba: u64, count: u64) -> Result<Vec<Vec<u8>>> {
         self.context.stays()?;
         let size = self.frames().frame_size();
-        let step = u64::from(self.lane.blocks_of(size));
+        let step = u64::from(self.lane.blocks_of(0, size));
         let mut frames = Vec::new();
         for _ in 0..count {
             match self.lane.frame_alloc() {

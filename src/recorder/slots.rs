@@ -55,7 +55,7 @@ impl SlotRecorder {
         let fresh = Superblock::new(
             log_id,
             now,
-            info.limits.block_size,
+            info.devices[0].limits.block_size,
             info.frame_size,
             start_lba,
             blocks,
@@ -80,15 +80,15 @@ impl SlotRecorder {
                         format!(
                             "'{}' holds a log of version 2: continue it with UNIFIED_LAYOUT_LOG, or begin a new log over it \
                              with UNIFIED_LOG_NEW",
-                            info.device
+                            info.devices[0].path
                         ),
                     ));
                 }
-                Some(version) => return Err(refuse_version(&info.device, version)),
+                Some(version) => return Err(refuse_version(&info.devices[0].path, version)),
             }
             // One readable copy is enough. Without any, the range may hold a log that cannot be read.
             if found.is_none() && copies.iter().any(|copy| is_unreadable(copy)) {
-                return Err(unreadable_start(&info.device, start_lba));
+                return Err(unreadable_start(&info.devices[0].path, start_lba));
             }
         }
         let mut recorder = SlotRecorder {
@@ -111,7 +111,7 @@ impl SlotRecorder {
         };
         match (found, existing) {
             (Some(old), Existing::Continue) => {
-                recorder.check_same(&old, &info.device)?;
+                recorder.check_same(&old, &info.devices[0].path)?;
                 let interface = recorder.superblock.interface;
                 recorder.superblock = Superblock {
                     wraps,
@@ -139,7 +139,7 @@ impl SlotRecorder {
                 recorder.write_superblock(&disk)?;
             }
             _ => {
-                if found.is_none() && existing == Existing::Continue && !info.forced {
+                if found.is_none() && existing == Existing::Continue && !info.devices[0].forced {
                     let step = u64::from(fresh.blocks_per_slot());
                     check_empty(&disk, SUPER_SLOTS + fresh.slots, |slot| {
                         fresh.start_lba + slot * step

@@ -86,7 +86,7 @@ impl UnitRecorder {
             ..Superblock::new(
                 random_id(now),
                 now,
-                info.limits.block_size,
+                info.devices[0].limits.block_size,
                 info.frame_size,
                 start_lba,
                 blocks,
@@ -100,10 +100,10 @@ impl UnitRecorder {
             .max_by_key(|superblock| superblock.generation);
         if existing == Existing::Continue {
             for copy in &copies {
-                Superblock::refuse_others(copy, &info.device)?;
+                Superblock::refuse_others(copy, &info.devices[0].path)?;
             }
             if found.is_none() && copies.iter().any(|copy| is_unreadable(copy)) {
-                return Err(unreadable_start(&info.device, start_lba));
+                return Err(unreadable_start(&info.devices[0].path, start_lba));
             }
         }
         let mut recorder = UnitRecorder {
@@ -133,7 +133,7 @@ impl UnitRecorder {
         match (found, existing) {
             (Some(old), Existing::Continue) => recorder.go_on(&disk, old)?,
             _ => {
-                if found.is_none() && existing == Existing::Continue && !info.forced {
+                if found.is_none() && existing == Existing::Continue && !info.devices[0].forced {
                     check_empty(&disk, fresh.slots(), |slot| fresh.lba_of_slot(slot))?;
                 }
                 // Write both copies, so that none of an earlier log survives.
@@ -148,7 +148,7 @@ impl UnitRecorder {
 
     /// Continues an existing log, in a new segment.
     fn go_on(&mut self, disk: &Disk, old: Superblock) -> Result<()> {
-        let device = &disk.context.info().device;
+        let device = &disk.context.info().devices[0].path;
         let new = &self.superblock;
         let sizes = |s: &Superblock| {
             (
@@ -287,6 +287,7 @@ impl UnitRecorder {
             first: frame,
             frames: slots,
             lba,
+            device: 0,
             user_data: number,
             fua: self.config.fua,
             parts: false,

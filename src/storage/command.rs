@@ -170,13 +170,15 @@ pub mod entry_flags {
     pub const FRAME: u32 = 1 << 1;
     /// If it fails, its submitter submits its parts again: it does not go to the spill.
     pub const PARTS: u32 = 1 << 2;
-    /// Where the number of the target begins; 8 bits.
-    pub const TARGET_SHIFT: u32 = 8;
+    /// A flush of all devices: it has one completion, with the worst status.
+    pub const ALL_DEVICES: u32 = 1 << 3;
+    /// Where the number of the device begins; 8 bits.
+    pub const DEVICE_SHIFT: u32 = 8;
     /// Where the number of its frames, less one, begins; 16 bits.
     pub const FRAMES_SHIFT: u32 = 16;
 
-    pub fn target_of(flags: u32) -> u8 {
-        (flags >> TARGET_SHIFT) as u8
+    pub fn device_of(flags: u32) -> u8 {
+        (flags >> DEVICE_SHIFT) as u8
     }
 
     /// Less one.

@@ -7,6 +7,7 @@
 
 mod claim;
 mod file;
+mod identity;
 mod make;
 mod node;
 mod passthrough;
@@ -24,6 +25,7 @@ use std::time::Duration;
 pub use claim::Claim;
 pub(super) use file::guard_contents;
 use file::{finish_file, open_file};
+pub use identity::check_different;
 pub(super) use make::absent;
 pub use make::{MadeFile, check_place, open_or_make};
 use node::{Sysfs, claim_block, open_block};
@@ -35,7 +37,7 @@ use crate::log::{self, Level};
 use crate::sys::file as sysfile;
 
 /// How to open a device.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeviceConfig {
     /// `/dev/ngXnY`, `/dev/nvmeXnY`, another block device, a regular file, or `null:[BYTES]`.
     pub path: String,
@@ -54,7 +56,13 @@ pub struct DeviceConfig {
     pub block_size: u32,
     /// Uses a regular file in blocks of 512 bytes: through the page cache if direct I/O needs larger ones.
     pub small_blocks: bool,
+    /// Where the writes go that the device failed: a regular file (created if it does not exist) or a block device.
+    /// `Spill::open` opens it.
+    pub spill: Option<String>,
 }
+
+/// Most devices of a context. Entries have a byte for the number.
+pub const MAX_DEVICES: usize = 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

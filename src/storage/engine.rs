@@ -14,6 +14,7 @@ mod bounce;
 mod complete;
 mod driver;
 mod end;
+mod group;
 mod run;
 mod shared;
 mod slab;
@@ -33,6 +34,7 @@ use bounce::BouncePool;
 pub use bounce::{bounce_bytes, locked_bytes};
 pub use driver::{Control, Driver, DriverThread, Pace};
 pub use end::LONGEST_STUCK;
+use group::{GROUPS, Group};
 pub use shared::EngineShared;
 use slab::Slab;
 use submit::Entry;
@@ -87,6 +89,8 @@ pub struct Engine {
     stalled: Option<Entry>,
     /// Never longer than it was made.
     backlog: VecDeque<Entry>,
+    /// Flushes of all devices.
+    groups: [Option<Group>; GROUPS],
     reaped: Vec<Reaped>,
     /// The doorbell's number in the registered file table, and whether its poll is queued.
     bell_file: u32,
@@ -111,7 +115,7 @@ impl Engine {
     /// buffers. The engine makes its io_uring, its bounce pool and what it shares with its callers
     /// (`shared`).
     ///
-    /// `EINVAL` for no target or more than `MAX_TARGETS`, `ENOMEM`, and the errors of `uring::create`.
+    /// `EINVAL` for no target or more than `MAX_DEVICES`, `ENOMEM`, and the errors of `uring::create`.
     pub fn new(targets: Vec<OpenTarget>, region: &Region, config: EngineConfig) -> Result<Engine> {
         let rings = region.rings.get(config.lane as usize).ok_or_else(|| {
             Error::new(
@@ -119,11 +123,12 @@ impl Engine {
                 format!("the region has no rings of a lane {}", config.lane),
             )
         })?;
-        let shared = EngineShared::new(match config.raw {
+        let stamped = match config.raw {
             // Nobody says when these entries were submitted.
             true => 0,
             false => region.layout.sq_count,
-        })?;
+        };
+        let shared = EngineShared::new(stamped, targets.len())?;
         let mut files: Vec<OwnedFd> = Vec::new();
         let mut opened = Vec::new();
         for target in targets {
@@ -131,7 +136,11 @@ impl Engine {
         }
         let targets = target::checked(opened)?;
         let bounce = BouncePool::new(&targets, config.depth)?;
-        let mut ring = uring::create(bounce::ring_entries(config.depth), config.threaded)?;
+        let spare = group::spare_slots(targets.len());
+        let mut ring = uring::create(
+            bounce::ring_entries(config.depth, targets.len()),
+            config.threaded,
+        )?;
         let bell_file = files.len() as u32;
         files.push(
             shared
@@ -161,11 +170,12 @@ impl Engine {
             targets,
             memory,
             config,
-            slab: Slab::new(config.depth),
+            slab: Slab::new(config.depth, spare),
             bounce,
             stalled: None,
             backlog: VecDeque::with_capacity(config.backlog as usize),
-            reaped: Vec::with_capacity(config.depth as usize * 2 + 2),
+            groups: Default::default(),
+            reaped: Vec::with_capacity((config.depth as usize + spare) * 2 + 2),
             bell_file,
             bell_armed: false,
             shared,
@@ -255,7 +265,7 @@ impl Engine {
 
     /// Whether one more entry could be completed: every command in flight has its CQ place reserved.
     pub fn has_room(&mut self) -> Result<bool> {
-        let reserved = self.in_flight() + 1;
+        let reserved = self.slab.commands() + 1;
         Ok(self.cq.free(reserved)? >= reserved)
     }
 

@@ -84,6 +84,8 @@ pub const CQE_FRAME: u32 = 1 << 1;
 pub const CQE_BOUNCED: u32 = 1 << 2;
 /// `UnifiedCqe::flags`: the device failed it, and it is in the spill.
 pub const CQE_SPILLED: u32 = 1 << 3;
+/// `UnifiedCqe::flags`: where the number of the device begins; 8 bits.
+pub const CQE_DEVICE_SHIFT: u32 = 8;
 /// `UnifiedCqe::flags`: where the number of frames that travelled with the command, less one, begins; 16 bits. `dma_addr`
 /// lies in the first of them.
 pub const CQE_FRAMES_SHIFT: u32 = 16;

@@ -215,6 +215,7 @@ impl Pace for Polling {
             failed("commands were left in flight", &error);
         }
         let stats = &self.shared.stats;
+        let device = stats.devices[0].snapshot();
         log::log(
             Level::Info,
             format_args!(
@@ -223,8 +224,8 @@ impl Pace for Polling {
                 stats.errors.get(),
                 stats.bounced.get(),
                 stats.bounced_bytes.get(),
-                stats.bytes_written.get(),
-                stats.bytes_read.get()
+                device.bytes_written,
+                device.bytes_read
             ),
         );
     }

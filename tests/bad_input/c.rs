@@ -182,7 +182,7 @@ pub fn completions(ctx: Handle) -> Vec<unified_completion> {
         len: 0,
         frame: 0,
         flags: 0,
-        reserved: 0,
+        device: 0,
     };
     let mut all = vec![none; 16];
     // SAFETY: a handle, and room for as many as said.

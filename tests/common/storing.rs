@@ -32,7 +32,7 @@ pub fn store_and_compare(
     };
     let frames = config.frames(1);
     let context = Context::open(&config).unwrap();
-    let block = context.info().limits.block_size as usize;
+    let block = context.info().devices[0].limits.block_size as usize;
     let payloads: Vec<Vec<u8>> = sizes()
         .take(COUNT as usize)
         .enumerate()
@@ -71,7 +71,7 @@ pub fn store_and_compare(
                 assert_eq!(error.errno(), libc::EAGAIN, "{error}");
                 completed += take(&context, &mut done);
             }
-            lba += u64::from(context.blocks_of(transfer.len));
+            lba += u64::from(context.blocks_of(0, transfer.len));
             received += 1;
         }
         completed += take(&context, &mut done);

@@ -174,7 +174,7 @@ fn fork_while_recording(ifname: &str) {
                 context.statistics().err(),
                 context.port_add(1).err(),
                 context.set_event_sample(0).err(),
-                context.submit_flush(1).err(),
+                context.submit_flush(None, 1).err(),
                 context.detach().err(),
                 context.poll_fd().err(),
             ];
@@ -191,7 +191,7 @@ fn fork_while_recording(ifname: &str) {
                 ..part_config("", "null:")
             };
             let own = Context::open(&own).unwrap_or_else(|_| std::process::exit(2));
-            if own.frame_alloc().is_err() || own.submit_flush(1).is_err() {
+            if own.frame_alloc().is_err() || own.submit_flush(None, 1).is_err() {
                 std::process::exit(3);
             }
         });
@@ -206,7 +206,7 @@ fn fork_while_recording(ifname: &str) {
             }
             seen >= 50
         });
-        context.submit_flush(7).unwrap();
+        context.submit_flush(None, 7).unwrap();
         let mut done = [Completion::default(); 1];
         until(5, "its engine works", || {
             context.completions(&mut done).unwrap() == 1

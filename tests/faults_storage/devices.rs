@@ -188,7 +188,7 @@ fn a_block_device_whose_backing_is_full() {
         other.seek(SeekFrom::Start(2 << 20)).unwrap();
         other.write_all(&[1; FRAME]).unwrap();
         let flush = || {
-            rig.context.submit_flush(rig.id()).unwrap();
+            rig.context.submit_flush(None, rig.id()).unwrap();
             rig.one()
         };
         let done = flush();

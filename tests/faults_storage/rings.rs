@@ -186,7 +186,7 @@ fn corrupt_rings(seed: u64, time: Duration) -> (u64, u64) {
                         }
                     })
                 }
-                3 => context.submit_flush(step),
+                3 => context.submit_flush(None, step),
                 4 => context
                     .wait(Ready::COMPLETIONS, Some(Duration::from_millis(1)))
                     .map(drop),

@@ -253,9 +253,9 @@ fn what_the_device_fails_is_spilled_read_back_and_gone_on_with() {
         run("losetup", &["--set-capacity", &device.node]);
     };
     let mut config = config(&veth.host, &device.node, SLOTS, Drive::Thread);
-    config.spill = Some(device.node.clone());
+    config.device.spill = Some(device.node.clone());
     assert_eq!(Context::open(&config).err().unwrap().errno(), libc::EINVAL);
-    config.spill = Some(spill.path().into());
+    config.device.spill = Some(spill.path().into());
     let sent = payloads(0, 300);
     for (first, spilled) in [(0, 50), (150, 0)] {
         let context = Arc::new(Context::open(&config).unwrap());

@@ -403,7 +403,7 @@ fn units_that_the_device_fails_are_spilled() {
         run("losetup", &["--set-capacity", &device.node]);
     };
     let mut config = config(&veth.host, &device.node, SLOTS, Drive::Thread);
-    config.spill = Some(spill.path().into());
+    config.device.spill = Some(spill.path().into());
     let sent = payloads(0, 600);
     for first in [0, 300] {
         let context = Arc::new(Context::open(&config).unwrap());

@@ -327,7 +327,7 @@ fn packets_longer_than_a_frame_are_dropped_and_counted() {
         config.device.path = file.path().into();
         config.device.file_size = 1 << 20;
         let context = Arc::new(Context::open(&config).unwrap());
-        let block = context.info().limits.block_size as usize;
+        let block = context.info().devices[0].limits.block_size as usize;
         let pipeline = Pipeline::start(context.clone(), PipelineConfig::default()).unwrap();
         let fits = longest - 42;
         let mut datagrams = Vec::new();

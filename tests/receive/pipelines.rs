@@ -22,7 +22,7 @@ impl Store {
         config.device.path = file.path().into();
         config.device.file_size = FILE_SIZE as u64;
         let context = Arc::new(Context::open(&config).unwrap());
-        let block = context.info().limits.block_size as usize;
+        let block = context.info().devices[0].limits.block_size as usize;
         Store {
             veth,
             file,
@@ -177,7 +177,7 @@ fn a_pipeline_does_not_start_over_the_callers_commands() {
     }
     for drive in [Drive::Inline, Drive::Thread] {
         let store = Store::new(drive);
-        store.context.submit_flush(7).unwrap();
+        store.context.submit_flush(None, 7).unwrap();
         let config = PipelineConfig::default();
         let error = Pipeline::start(store.context.clone(), config)
             .err()

@@ -21,7 +21,7 @@ use common::{Scratch, payload};
 use store::{DRIVES, Rig, Target, storage_config, succeeded, within};
 use unified::config::{Config, Drive};
 use unified::context::Context;
-use unified::lane::{Completion, Ready, Transfer};
+use unified::lane::{Blocks, Completion, Ready, Transfer};
 
 /// One test of this file at a time: they look at threads of the process, and at time.
 fn alone() -> MutexGuard<'static, ()> {

@@ -124,8 +124,8 @@ impl Model<'_> {
                     self.settle(self.flying.len());
                 }
                 self.submit(expected, |context, id| match zeroes {
-                    true => context.submit_write_zeroes(lba, blocks, id % 2 == 0, id),
-                    false => context.submit_deallocate(lba, blocks, id),
+                    true => context.submit_write_zeroes(&Blocks::new(lba, blocks, id), id % 2 == 0),
+                    false => context.submit_deallocate(&Blocks::new(lba, blocks, id)),
                 });
             }
             Command::Flush => {
@@ -135,7 +135,7 @@ impl Model<'_> {
                     frame: None,
                     bytes: None,
                 };
-                self.submit(expected, |context, id| context.submit_flush(id));
+                self.submit(expected, |context, id| context.submit_flush(None, id));
             }
             Command::Take(count) => self.settle(count),
         }

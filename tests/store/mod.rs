@@ -250,7 +250,7 @@ impl Rig {
     }
 
     pub fn block(&self) -> usize {
-        self.context.info().limits.block_size as usize
+        self.context.info().devices[0].limits.block_size as usize
     }
 
     pub fn frame_size(&self) -> usize {

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use super::Engine;
+use super::group::spare_slots;
 use super::slab::Slot;
 use super::target::Target;
 use crate::error::{Error, Result};
@@ -85,13 +86,18 @@ pub fn bounce_bytes<'a>(limits: impl IntoIterator<Item = &'a Limits>, depth: u32
 }
 
 /// Bytes that an engine locks besides the data buffers: the bounce pool, and its io_uring itself.
-pub fn locked_bytes<'a>(limits: impl IntoIterator<Item = &'a Limits>, depth: u32) -> usize {
-    bounce_bytes(limits, depth).next_multiple_of(PAGE) + ring_bytes(ring_entries(depth))
+pub fn locked_bytes<'a>(
+    limits: impl IntoIterator<Item = &'a Limits, IntoIter: ExactSizeIterator>,
+    depth: u32,
+) -> usize {
+    let limits = limits.into_iter();
+    let entries = ring_entries(depth, limits.len());
+    bounce_bytes(limits, depth).next_multiple_of(PAGE) + ring_bytes(entries)
 }
 
-/// One more for the doorbell's poll; io_uring's own CQ is twice as long.
-pub(super) fn ring_entries(depth: u32) -> u32 {
-    depth + 1
+/// One for each slot, and one for the doorbell's poll; io_uring's own CQ is twice as long.
+pub(super) fn ring_entries(depth: u32, devices: usize) -> u32 {
+    depth + spare_slots(devices) as u32 + 1
 }
 
 impl Engine {

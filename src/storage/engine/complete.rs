@@ -3,19 +3,21 @@
 #![forbid(unsafe_code)]
 
 use super::slab::Answer;
-use super::target::MAX_TARGETS;
 use super::{DOORBELL_DATA, Engine, Turn};
 use crate::error::{Error, Result};
 use crate::storage::command::opcode;
+use crate::storage::device::MAX_DEVICES;
 use crate::storage::task::{Outcome, Step};
-use crate::sys::abi::{CQE_BOUNCED, CQE_DNR, CQE_FRAME, CQE_FRAMES_SHIFT, CQE_SPILLED, UnifiedCqe};
+use crate::sys::abi::{
+    CQE_BOUNCED, CQE_DEVICE_SHIFT, CQE_DNR, CQE_FRAME, CQE_FRAMES_SHIFT, CQE_SPILLED, UnifiedCqe,
+};
 use crate::sys::event::monotonic_ns;
 use crate::sys::uring::{Op, Reaped};
 
 impl Engine {
     /// Takes the results of operations that ended.
     pub(super) fn reap(&mut self, turn: &mut Turn) -> Result<()> {
-        let mut before = [0; MAX_TARGETS];
+        let mut before = [0; MAX_DEVICES];
         for (before, target) in before.iter_mut().zip(&self.targets) {
             *before = target.operating;
         }
@@ -88,7 +90,7 @@ impl Engine {
                     // The device has nothing to do with a pause.
                     if !matches!(op, Op::Pause { .. }) {
                         self.targets[target as usize].operating += 1;
-                        self.shared.stats.operations.add(1);
+                        self.shared.stats.devices[target as usize].operations.add(1);
                     }
                     return Ok(None);
                 }
@@ -121,6 +123,9 @@ impl Engine {
 
     pub(super) fn finish(&mut self, index: u16, outcome: Outcome, turn: &mut Turn) -> Result<()> {
         let slot = self.slab.at(index);
+        if let Some(group) = slot.group {
+            return self.finish_part(group, index, outcome, turn);
+        }
         if slot.bounced && outcome.status == 0 {
             self.bounce.copy_back(slot, &self.memory);
         }
@@ -145,7 +150,7 @@ impl Engine {
     }
 
     #[inline(always)]
-    fn free_slot(&mut self, index: u16) {
+    pub(super) fn free_slot(&mut self, index: u16) {
         let slot = self.slab.at_mut(index);
         self.bounce.take_back(slot);
         if let Some(table) = slot.table.take() {
@@ -164,17 +169,21 @@ impl Engine {
         turn: &mut Turn,
     ) -> Result<()> {
         let stats = &self.shared.stats;
+        let device = stats.devices.get(answer.target as usize);
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
         if outcome.status == 0 {
-            match answer.opcode {
-                opcode::WRITE if answer.spilled => {}
-                opcode::WRITE => stats.bytes_written.add(outcome.len.into()),
-                opcode::READ => stats.bytes_read.add(outcome.len.into()),
+            match (answer.opcode, device) {
+                (opcode::WRITE, _) if answer.spilled => {}
+                (opcode::WRITE, Some(device)) => device.bytes_written.add(outcome.len.into()),
+                (opcode::READ, Some(device)) => device.bytes_read.add(outcome.len.into()),
                 _ => {}
             }
         } else if !answer.splits {
             // Of what is split, each part has its own end.
             stats.errors.add(1);
+            if let Some(device) = device {
+                device.errors.add(1);
+            }
         }
         let cqe = UnifiedCqe {
             user_data: answer.user_data,
@@ -186,6 +195,7 @@ impl Engine {
                 | flag(answer.frame, CQE_FRAME)
                 | flag(answer.bounced, CQE_BOUNCED)
                 | flag(answer.spilled, CQE_SPILLED)
+                | u32::from(answer.target) << CQE_DEVICE_SHIFT
                 | u32::from(answer.more_frames) << CQE_FRAMES_SHIFT,
         };
         // Room was reserved before the entry was taken. The ring can only be full if its consumer index went

@@ -28,15 +28,15 @@ pub struct EngineShared {
 }
 
 impl EngineShared {
-    /// For an SQ ring of so many entries, whose producer stamps them; 0 if it does not.
-    pub fn new(sq_entries: u32) -> Result<Arc<EngineShared>> {
+    /// For an SQ ring of so many entries, whose producer stamps them (0 if it does not), and so many devices.
+    pub fn new(sq_entries: u32, devices: usize) -> Result<Arc<EngineShared>> {
         let bell = || Doorbell::new().map_err(|e| Error::os(&e, "creating an eventfd"));
         Ok(Arc::new(EngineShared {
             engine_bell: bell()?,
             taker_bell: bell()?,
             cq_starved: AtomicBool::new(false),
             end: End::new().map_err(|e| Error::os(&e, "creating an eventfd"))?,
-            stats: EngineStats::default(),
+            stats: EngineStats::for_devices(devices),
             stamps: Stamps::new(sq_entries),
         }))
     }

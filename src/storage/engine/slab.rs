@@ -36,6 +36,10 @@ pub(super) struct Slot {
     /// On its way to the spill: how the device ended it.
     pub spilling: Option<Outcome>,
     pub spilled: bool,
+    /// One of the flushes that have one completion: the number of their group.
+    pub group: Option<u8>,
+    /// Not counted as a command, since it has no completion of its own.
+    pub spare: bool,
 }
 
 impl Slot {
@@ -49,6 +53,7 @@ impl Slot {
             splits: self.splits,
             bounced: self.bounced,
             spilled: self.spilled,
+            target: self.target,
         }
     }
 
@@ -71,6 +76,7 @@ pub(super) struct Answer {
     pub splits: bool,
     pub bounced: bool,
     pub spilled: bool,
+    pub target: u8,
 }
 
 pub(super) struct Slab {
@@ -78,14 +84,21 @@ pub(super) struct Slab {
     /// When the entry in each slot was submitted. Not in the slot, which is long enough to copy.
     pub times: Box<[u64]>,
     free: Vec<u16>,
+    /// Slots that are kept for flushes of several devices, and not taken.
+    spare: usize,
+    spare_in_use: usize,
 }
 
 impl Slab {
-    pub fn new(depth: u32) -> Slab {
+    /// For `depth` commands, and `spare` more slots for those that have no completion of their own.
+    pub fn new(depth: u32, spare: usize) -> Slab {
+        let count = depth as usize + spare;
         Slab {
-            slots: vec![Slot::default(); depth as usize].into(),
-            times: vec![0; depth as usize].into(),
-            free: (0..depth as u16).rev().collect(),
+            slots: vec![Slot::default(); count].into(),
+            times: vec![0; count].into(),
+            free: (0..count as u16).rev().collect(),
+            spare,
+            spare_in_use: 0,
         }
     }
 
@@ -93,8 +106,26 @@ impl Slab {
         (self.slots.len() - self.free.len()) as u32
     }
 
+    /// Those in use that have a completion of their own.
+    pub fn commands(&self) -> u32 {
+        self.in_use() - self.spare_in_use as u32
+    }
+
+    /// No command has a place.
     pub fn is_full(&self) -> bool {
-        self.free.is_empty()
+        self.free.len() <= self.spare
+    }
+
+    /// How many spare slots there are.
+    pub fn spare(&self) -> usize {
+        self.spare
+    }
+
+    /// As `take`, for a slot without a completion of its own. There is one.
+    pub fn take_spare(&mut self) -> Option<u16> {
+        self.spare = self.spare.checked_sub(1)?;
+        self.spare_in_use += 1;
+        self.free.pop()
     }
 
     /// The number of a free slot, for `slots` and `times`.
@@ -103,6 +134,10 @@ impl Slab {
     }
 
     pub fn give_back(&mut self, index: u16) {
+        if self.at(index).spare {
+            self.spare += 1;
+            self.spare_in_use -= 1;
+        }
         self.free.push(index);
     }
 

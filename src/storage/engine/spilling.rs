@@ -90,7 +90,7 @@ impl Engine {
         }
         slot.spilled = true;
         spill.written();
-        let stats = &self.shared.stats;
+        let stats = &self.shared.stats.devices[slot.target as usize];
         if stats.spilled.get() == 0 {
             log::log(
                 Level::Warn,

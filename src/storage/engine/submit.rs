@@ -80,7 +80,10 @@ impl Engine {
     fn start(&mut self, entry: &Entry, turn: &mut Turn) -> Result<bool> {
         let Entry { sqe, submitted } = entry;
         let flags = if self.config.raw { 0 } else { sqe.flags };
-        let number = entry_flags::target_of(flags);
+        if flags & entry_flags::ALL_DEVICES != 0 && self.targets.len() > 1 {
+            return self.start_group(entry, turn);
+        }
+        let number = entry_flags::device_of(flags);
         let mut slot = Slot {
             user_data: sqe.user_data,
             offset: sqe.buf_offset,

@@ -12,14 +12,11 @@ use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use crate::storage::backend::Backend;
 use crate::storage::command::Rules;
-use crate::storage::device::{Device, Kind, Limits};
+use crate::storage::device::{Device, Kind, Limits, MAX_DEVICES};
 use crate::storage::merge::{AccessPattern, Bounds};
 use crate::storage::nvme;
 use crate::storage::spill::Spill;
 use crate::sys::shm::Shared;
-
-/// Most devices of one engine. A slot and an SQE's private flags have a byte for the number.
-pub(super) const MAX_TARGETS: usize = 16;
 
 /// A device that is open, with the place for the writes that it fails. The engines of several lanes share it.
 #[derive(Debug, Clone)]
@@ -135,10 +132,10 @@ impl Target {
 /// As many as there may be.
 pub(super) fn checked(targets: Vec<Target>) -> Result<Box<[Target]>> {
     match targets.len() {
-        1..=MAX_TARGETS => Ok(targets.into()),
+        1..=MAX_DEVICES => Ok(targets.into()),
         count => Err(Error::new(
             libc::EINVAL,
-            format!("an engine for {count} devices: 1 to {MAX_TARGETS} are possible"),
+            format!("an engine for {count} devices: 1 to {MAX_DEVICES} are possible"),
         )),
     }
 }

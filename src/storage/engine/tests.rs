@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 mod broken;
+mod groups;
 mod retries;
 mod runs;
 mod spill;
@@ -20,11 +21,12 @@ use crate::storage::device::Device;
 use crate::storage::device::DeviceConfig;
 use crate::storage::null::Null;
 use crate::storage::spill::Spill;
-use crate::sys::abi::CQE_SPILLED;
+use crate::sys::abi::{CQE_DEVICE_SHIFT, CQE_SPILLED};
 use crate::sys::event::monotonic_ns;
 
 const BLOCK: u32 = 512;
 const BLOCKS: u64 = 64;
+const DEPTH: u32 = 64;
 
 /// An inline engine over a file in memory, whose operations fail as told.
 struct Rig {
@@ -43,6 +45,16 @@ impl Rig {
     }
 
     fn with_spill(name: &str, retry: Retry, spill: impl FnOnce(&Device) -> Option<Spill>) -> Rig {
+        Rig::with_others(name, retry, spill, 0)
+    }
+
+    /// With so many more devices, which store nothing and fail nothing.
+    fn with_others(
+        name: &str,
+        retry: Retry,
+        spill: impl FnOnce(&Device) -> Option<Spill>,
+        others: usize,
+    ) -> Rig {
         let path = std::path::PathBuf::from(format!(
             "/dev/shm/unified-engine-{name}-{}",
             std::process::id()
@@ -59,12 +71,20 @@ impl Rig {
         if let Some(made) = spill.as_mut().and_then(|spill| spill.made.take()) {
             made.keep();
         }
+        let mut targets = vec![OpenTarget::new(device, spill)];
+        for _ in 0..others {
+            let null = Device::open(&DeviceConfig {
+                path: "null:".into(),
+                ..DeviceConfig::default()
+            });
+            targets.push(OpenTarget::new(null.unwrap(), None));
+        }
         let mut engine = Engine::new(
-            vec![OpenTarget::new(device, spill)],
+            targets,
             &region,
             EngineConfig {
                 lane: 0,
-                depth: 64,
+                depth: DEPTH,
                 bounce: true,
                 raw: false,
                 threaded: false,

@@ -46,7 +46,7 @@ fn with_a_backoff_it_waits_longer_each_time_and_others_go_on() {
         "{:?}",
         start.elapsed()
     );
-    assert_eq!(rig.shared.stats.operations.get(), 5);
+    assert_eq!(rig.shared.stats.devices[0].operations.get(), 5);
     // The flush was quick, and the write took as long as its pauses.
     let latency = rig.shared.stats.latency.snapshot();
     assert_eq!(latency.count(), 2);

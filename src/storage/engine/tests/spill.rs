@@ -59,8 +59,17 @@ fn what_the_device_fails_is_in_the_spill_and_a_flush_covers_it() {
     let written = |i| (i, 0, BLOCK, 0);
     assert_eq!(flags, [spilled(0), written(1), spilled(2), written(3)]);
     let stats = &rig.shared.stats;
-    assert_eq!((stats.spilled.get(), stats.spilled_bytes.get()), (2, 1024));
-    assert_eq!((stats.errors.get(), stats.bytes_written.get()), (0, 1024));
+    assert_eq!(
+        (
+            stats.devices[0].spilled.get(),
+            stats.devices[0].spilled_bytes.get()
+        ),
+        (2, 1024)
+    );
+    assert_eq!(
+        (stats.errors.get(), stats.devices[0].bytes_written.get()),
+        (0, 1024)
+    );
     let there = std::fs::read(&path).unwrap();
     assert_eq!(there.len() as u64, BLOCKS * u64::from(BLOCK));
     for (i, block) in there.chunks(BLOCK as usize).enumerate() {
@@ -77,7 +86,7 @@ fn what_the_device_fails_is_in_the_spill_and_a_flush_covers_it() {
     assert!(rig.sq.push(beyond).unwrap());
     let _ = rig.sq.publish();
     assert_eq!(rig.take(1)[0].status as u16, status::LBA_OUT_OF_RANGE);
-    assert_eq!(rig.shared.stats.spilled.get(), 2);
+    assert_eq!(rig.shared.stats.devices[0].spilled.get(), 2);
     std::fs::remove_file(&path).unwrap();
 }
 
@@ -138,5 +147,5 @@ fn a_spill_that_fails_too_leaves_the_devices_error() {
     );
     assert_eq!(done.flags & CQE_SPILLED, 0);
     let stats = &rig.shared.stats;
-    assert_eq!((stats.spilled.get(), stats.errors.get()), (0, 1));
+    assert_eq!((stats.devices[0].spilled.get(), stats.errors.get()), (0, 1));
 }
