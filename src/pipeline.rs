@@ -16,6 +16,7 @@ mod runs;
 mod units;
 mod write_target;
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -25,14 +26,14 @@ use std::time::{Duration, Instant};
 use completions::completions;
 use packets::{Packets, moderation_of};
 use runs::FailedRuns;
-use write_target::WriteTarget;
+use write_target::{Store, WriteTarget};
 
 use crate::context::Context;
 use crate::counters::Counter;
 use crate::error::{Error, Result};
 use crate::lane::Lane;
 use crate::log::{self, Level};
-use crate::recorder::Existing;
+use crate::recorder::{Existing, LogSet};
 use crate::sys::event::{Doorbell, block_signals};
 
 /// Packets, or completions, taken at once.
@@ -43,7 +44,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// number of failed writes that it covers).
 const FLUSH: u64 = 1 << 63;
 const SUPERBLOCK: u64 = 1 << 62;
-/// The same: a segment's header, a record of losses, or a superblock of a log of version 2.
+/// The same: a segment's header or a record of losses in a log of version 2 (with the mark of its segment).
 const SEGMENT: u64 = 1 << 61;
 /// Most writes between the oldest that is not completed and the newest.
 const WINDOW: u64 = 1 << 20;
@@ -151,6 +152,8 @@ struct Progress {
     waiting: AtomicBool,
     /// Runs that failed: the packet thread submits their frames one by one.
     failed_runs: FailedRuns,
+    /// Logs of version 2: those that it writes to.
+    set: Option<Arc<LogSet>>,
 }
 
 impl Progress {
@@ -197,7 +200,14 @@ impl Drop for Claim {
     }
 }
 
+/// What stores the packets of one lane, or of all lanes of a context.
 pub struct Pipeline {
+    /// At least one.
+    lanes: Vec<LanePipeline>,
+}
+
+/// The two threads of a lane.
+struct LanePipeline {
     on: OnLane,
     progress: Arc<Progress>,
     threads: Vec<JoinHandle<()>>,
@@ -206,45 +216,146 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// As `start_on_lane`, for a context of one lane. `EINVAL` also if it has several.
+    /// Stores all lanes of a context, with two threads for each. In one recording: the logs on all devices are shared by the
+    /// lanes; of a payload layout each lane has an equal part of the range.
+    ///
+    /// `EINVAL`: the range is not on the device, no log fits into it, several lanes cannot share it, or the moderation is out
+    /// of range. `EALREADY`: another pipeline runs or has not ended yet. `EBUSY`: completions of earlier commands were not
+    /// taken; the threads would take them for their own.
     pub fn start(context: Arc<Context>, config: PipelineConfig) -> Result<Pipeline> {
-        match context.lanes().len() {
-            1 => Pipeline::start_on_lane(context, 0, config),
-            lanes => Err(Error::new(
-                libc::EINVAL,
-                format!(
-                    "a pipeline stores one lane, and this context has {lanes}: start one with the handle of each lane \
-                     (unified_ctx_lane), with a range of its own"
-                ),
-            )),
-        }
+        let lanes = context.lanes().len() as u32;
+        Pipeline::start_lanes(&context, 0..lanes, config)
     }
 
-    /// Starts both threads on a lane. `EINVAL`: the range is not on the device, no log fits into it, or the moderation is out of
-    /// range. `EALREADY`: another pipeline runs or has not ended yet. `EBUSY`: completions of earlier commands were
-    /// not taken; the threads would take them for their own.
+    /// As `start`, with one lane alone.
     pub fn start_on_lane(
         context: Arc<Context>,
         lane: u32,
         config: PipelineConfig,
     ) -> Result<Pipeline> {
+        context.lane(lane)?;
+        Pipeline::start_lanes(&context, lane..lane + 1, config)
+    }
+
+    fn start_lanes(
+        context: &Arc<Context>,
+        numbers: Range<u32>,
+        config: PipelineConfig,
+    ) -> Result<Pipeline> {
         let moderation = moderation_of(&config)?;
-        let number = context.lane(lane)?.number() as usize;
-        let on = OnLane { context, number };
-        let (context, lane) = (&*on.context, on.lane());
-        let claim = Claim::new(&on)?;
-        match lane.outstanding()? {
-            0 => {}
-            count => {
-                return Err(Error::new(
-                    libc::EBUSY,
-                    format!(
-                        "starting a pipeline while {count} commands are outstanding: take their completions first"
-                    ),
-                ));
+        let mut claims = Vec::new();
+        for number in numbers {
+            let on = OnLane {
+                context: context.clone(),
+                number: number as usize,
+            };
+            claims.push(Claim::new(&on)?);
+            match on.lane().outstanding()? {
+                0 => {}
+                count => {
+                    return Err(Error::new(
+                        libc::EBUSY,
+                        format!(
+                            "starting a pipeline while {count} commands are outstanding: take their completions first"
+                        ),
+                    ));
+                }
             }
         }
-        let target = WriteTarget::open(context, lane, &config)?;
+        let count = claims.len() as u32;
+        let store = match claims.first() {
+            Some(claim) => Store::open(context, claim.0.lane(), count, &config)?,
+            None => return Ok(Pipeline { lanes: Vec::new() }),
+        };
+        let mut targets = Vec::new();
+        for (place, claim) in (0..).zip(&claims) {
+            targets.push(store.target(context, claim.0.lane(), (place, count), &config)?);
+        }
+        let mut lanes = Vec::new();
+        for (claim, target) in claims.into_iter().zip(targets) {
+            let lane = LanePipeline::start(claim, target, store.set(), &config, moderation)?;
+            lanes.push(lane);
+        }
+        Ok(Pipeline { lanes })
+    }
+
+    /// Of all lanes together: sums. `next_lba` and `pack_below` are those of the first lane, `error` is the first that there
+    /// is, and it runs as long as all of them do.
+    pub fn status(&self) -> PipelineStatus {
+        let mut all = self.lanes.iter().map(LanePipeline::status);
+        let first = all.next().unwrap_or_default();
+        all.fold(first, PipelineStatus::and)
+    }
+
+    /// Of one lane, by its number in the context. `None` if it is not stored.
+    pub fn status_of(&self, lane: u32) -> Option<PipelineStatus> {
+        let of = |one: &&LanePipeline| one.on.number == lane as usize;
+        self.lanes.iter().find(of).map(LanePipeline::status)
+    }
+
+    /// Stores what has been received, flushes the devices, and ends the threads. Packets that come later stay in the
+    /// RX ring. Returns the error of a flush, if one failed.
+    pub fn stop(mut self) -> (PipelineStatus, Result<()>) {
+        self.lanes.iter().for_each(LanePipeline::tell_to_stop);
+        self.lanes.iter_mut().for_each(LanePipeline::join);
+        let results: Result<Vec<()>> = self.lanes.iter().map(LanePipeline::result).collect();
+        (self.status(), results.map(drop))
+    }
+
+    /// As a drop, but waits at most until then. If the device keeps the threads waiting, the context is closed, which
+    /// ends them.
+    pub fn end(mut self, until: Instant) {
+        self.lanes.iter().for_each(LanePipeline::tell_to_stop);
+        // Dropping them joins them.
+        let lanes = std::mem::take(&mut self.lanes);
+        lanes.into_iter().for_each(|lane| lane.end(until));
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        // All of them, before the first is waited for.
+        self.lanes.iter().for_each(LanePipeline::tell_to_stop);
+    }
+}
+
+impl PipelineStatus {
+    /// Of two lanes together.
+    fn and(self, other: PipelineStatus) -> PipelineStatus {
+        PipelineStatus {
+            running: self.running && other.running,
+            error: if self.error == 0 {
+                other.error
+            } else {
+                self.error
+            },
+            next_lba: self.next_lba,
+            wraps: self.wraps.max(other.wraps),
+            submitted: self.submitted + other.submitted,
+            stored: self.stored + other.stored,
+            failed: self.failed + other.failed,
+            payload_bytes: self.payload_bytes + other.payload_bytes,
+            no_space: self.no_space + other.no_space,
+            empty: self.empty + other.empty,
+            first_sequence: self.first_sequence + other.first_sequence,
+            completed: self.completed + other.completed,
+            durable: self.durable + other.durable,
+            flushes: self.flushes + other.flushes,
+            pack_below: self.pack_below,
+        }
+    }
+}
+
+impl LanePipeline {
+    /// Starts both threads of a lane.
+    fn start(
+        claim: Claim,
+        target: WriteTarget,
+        set: Option<Arc<LogSet>>,
+        config: &PipelineConfig,
+        moderation: Duration,
+    ) -> Result<LanePipeline> {
+        let on = claim.0.clone();
         let progress = Arc::new(Progress {
             stop: AtomicBool::new(false),
             packets_done: AtomicBool::new(false),
@@ -272,15 +383,17 @@ impl Pipeline {
             room: Doorbell::new().map_err(|e| Error::os(&e, "creating an eventfd"))?,
             waiting: AtomicBool::new(false),
             failed_runs: FailedRuns::default(),
+            set,
         });
-        let (store, packet) = match context.lanes().len() {
+        let number = on.number;
+        let (store, packet) = match on.context.lanes().len() {
             1 => ("unified-store".into(), "unified-packet".into()),
             _ => (
                 format!("unified-stor-{number}"),
                 format!("unified-pack-{number}"),
             ),
         };
-        let mut pipeline = Pipeline {
+        let mut pipeline = LanePipeline {
             on,
             progress,
             threads: Vec::new(),
@@ -291,6 +404,7 @@ impl Pipeline {
             |progress| &progress.storage_done,
             |on, progress| completions(on.lane(), progress),
         )?;
+        let config = *config;
         pipeline.spawn(
             packet,
             |progress| &progress.packets_done,
@@ -337,7 +451,7 @@ impl Pipeline {
         })
     }
 
-    pub fn status(&self) -> PipelineStatus {
+    fn status(&self) -> PipelineStatus {
         let p = &self.progress;
         PipelineStatus {
             running: !p.stop.load(Ordering::Acquire),
@@ -358,38 +472,38 @@ impl Pipeline {
         }
     }
 
-    /// Stores what has been received, flushes the device, and ends both threads. Packets that come later stay in the
-    /// RX ring. Returns the error of a flush, if one failed.
-    pub fn stop(mut self) -> (PipelineStatus, Result<()>) {
-        self.join();
+    /// Once the threads have ended: the error of a flush, if one failed.
+    fn result(&self) -> Result<()> {
         let p = &self.progress;
         let failed = p.flush_failed.load(Ordering::Relaxed);
         let (submitted, durable) = (
             p.submitted.load(Ordering::Relaxed),
             p.durable.load(Ordering::Relaxed),
         );
-        let result = self.on.lane().alive().and_then(|()| {
-            if failed == 0 && durable == submitted {
-                return Ok(());
-            }
-            Err(Error::new(
-                libc::EIO,
-                format!(
-                    "of {submitted} writes only the first {durable} are known to be durable (status {failed:#x} of a \
-                     flush, error {} of a thread)",
-                    p.error.load(Ordering::Relaxed)
-                ),
-            ))
-        });
-        (self.status(), result)
+        self.on.lane().alive()?;
+        if failed == 0 && durable == submitted {
+            return Ok(());
+        }
+        Err(Error::new(
+            libc::EIO,
+            format!(
+                "of {submitted} writes only the first {durable} are known to be durable (status {failed:#x} of a flush, \
+                 error {} of a thread)",
+                p.error.load(Ordering::Relaxed)
+            ),
+        ))
     }
 
-    /// As a drop, but waits at most until then. If the device keeps the threads waiting, the context is closed, which
-    /// ends them.
-    pub fn end(self, until: Instant) {
+    fn tell_to_stop(&self) {
         if self.on.context.is_ours() {
             self.progress.stop.store(true, Ordering::Release);
             self.progress.room.ring();
+        }
+    }
+
+    /// See `Pipeline::end`.
+    fn end(self, until: Instant) {
+        if self.on.context.is_ours() {
             while !self.threads.iter().all(JoinHandle::is_finished) {
                 if Instant::now() >= until {
                     self.on.context.close();
@@ -407,8 +521,7 @@ impl Pipeline {
             self.threads.drain(..).for_each(std::mem::forget);
             return;
         }
-        self.progress.stop.store(true, Ordering::Release);
-        self.progress.room.ring();
+        self.tell_to_stop();
         if self.threads.len() < 2 {
             // The packet thread was never started, and the storage thread waits for its end.
             self.progress.packets_done.store(true, Ordering::Release);
@@ -419,7 +532,7 @@ impl Pipeline {
     }
 }
 
-impl Drop for Pipeline {
+impl Drop for LanePipeline {
     fn drop(&mut self) {
         self.join();
     }

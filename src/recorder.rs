@@ -1,7 +1,7 @@
 //! Writes a log: finds the end of an earlier one, turns received packets into records, and decides where each goes.
 //!
 //! `slots` writes version 1, a frame for each packet. `units` writes version 2: large packets in their frames, small ones
-//! packed together (`packing`).
+//! packed together (`packing`), in logs on several devices that several lanes share (`set`).
 
 #![forbid(unsafe_code)]
 
@@ -9,9 +9,11 @@ mod blank;
 mod disk;
 mod losses;
 mod packing;
+mod set;
 mod slots;
 mod units;
 
+pub use set::{Granted, LogSet, Segment, SetConfig};
 pub use slots::SlotRecorder;
 pub use units::{UnitConfig, UnitRecorder};
 
@@ -68,7 +70,7 @@ fn unreadable_start(device: &str, start_lba: u64) -> Error {
 /// and some in between. Slots that cannot be read are ignored. `lba`: where a slot of the range begins.
 fn check_empty(disk: &Disk, count: u64, lba: impl Fn(u64) -> u64) -> Result<()> {
     // A null device stores nothing: a read returns what the memory held.
-    if disk.context.info().devices[0].kind == Kind::Null {
+    if disk.about().kind == Kind::Null {
         return Ok(());
     }
     let last = count - READ_BATCH.min(count);
@@ -89,7 +91,7 @@ fn check_empty(disk: &Disk, count: u64, lba: impl Fn(u64) -> u64) -> Result<()> 
                         libc::EEXIST,
                         format!(
                             "'{}' holds data that is not a log (at block {}) and would be overwritten; use an empty range or another device, or overwrite it (the flag UNIFIED_LOG_NEW, or UNIFIED_FORCE of the context)",
-                            disk.context.info().devices[0].path,
+                            disk.about().path,
                             lba(at)
                         ),
                     ));

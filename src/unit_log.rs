@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod lanes;
 pub mod scan;
 pub mod superblock;
 pub mod unit;

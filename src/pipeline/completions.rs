@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::lane::{Completion, Lane, Ready};
 use crate::log::{self, Level};
 use crate::storage::command::status;
+use crate::storage::device::MAX_DEVICES;
 
 /// Which writes are completed: the first that is not, and a bit for each write of the window after it.
 struct Window {
@@ -59,9 +60,13 @@ pub(super) fn completions(lane: &Lane, progress: &Progress) -> Result<()> {
     loop {
         let count = lane.completions(&mut batch)?;
         let (mut stored, mut failed, mut frames) = (0, 0, 0);
+        let mut of_devices = [0; MAX_DEVICES];
         for completion in &batch[..count] {
             let good = completion.status == status::SUCCESS;
             frames += u64::from(completion.frames);
+            if let Some(slots) = of_devices.get_mut(usize::from(completion.device)) {
+                *slots += u64::from(completion.frames);
+            }
             if completion.user_data & FLUSH != 0 {
                 flushed(progress, completion);
             } else if completion.user_data & SUPERBLOCK != 0 {
@@ -85,10 +90,13 @@ pub(super) fn completions(lane: &Lane, progress: &Progress) -> Result<()> {
                     log::log(
                         Level::Warn,
                         format_args!(
-                            "a superblock, a segment's header or a record of losses could not be written (status {:#x})",
+                            "a segment's header or a record of losses could not be written (status {:#x})",
                             completion.status
                         ),
                     );
+                }
+                if let Some(set) = &progress.set {
+                    set.mark_done(completion.user_data & !SEGMENT);
                 }
                 progress.superblocks.fetch_sub(1, Ordering::AcqRel);
             } else if completion.frames > 1 && completion.packets == 0 && !good {
@@ -118,6 +126,9 @@ pub(super) fn completions(lane: &Lane, progress: &Progress) -> Result<()> {
                 run.release(lane);
                 window.complete(run.number, run.frames);
             }
+        }
+        if let (Some(set), true) = (&progress.set, count > 0) {
+            set.done(&of_devices);
         }
         progress.frames_done.fetch_add(frames, Ordering::Relaxed);
         progress.stored.add(stored);

@@ -88,8 +88,6 @@ pub(super) struct Packets<'a> {
     pub(super) target: WriteTarget,
     pub(super) runs: Runs,
     pub(super) filling: Filling,
-    /// Blocks of a frame on the device.
-    pub(super) slot_blocks: u32,
     flusher: Flusher,
     /// The longest time between two polls while packets come.
     pub(super) moderation: Duration,
@@ -114,7 +112,6 @@ impl<'a> Packets<'a> {
             target,
             runs: Runs::default(),
             filling: Filling::default(),
-            slot_blocks: lane.blocks_of(0, context.info().frame_size),
             flusher: Flusher {
                 writes: config.flush_writes.map(u64::from),
                 interval: config.flush_interval,
@@ -203,6 +200,9 @@ impl<'a> Packets<'a> {
         self.resubmit()?;
         self.end_old_unit(false)?;
         let completed = self.progress.completed.load(Ordering::Acquire);
+        if let WriteTarget::Units(log) = &mut self.target {
+            log.release_segments(completed);
+        }
         let p = self.progress;
         let failed = p.failed.get() - p.failures_covered.load(Ordering::Relaxed);
         let look = self.losses_seen.elapsed() >= LOSS_TICK;
@@ -391,14 +391,10 @@ impl<'a> Packets<'a> {
                     fua: transfer.fua,
                     parts: false,
                 };
-                if !self
-                    .runs
-                    .join(&next, lane.blocks_of(transfer.device, transfer.len))
-                {
+                if !self.runs.join(&next) {
                     rx_side = self.end_run(rx_side)?;
                     *done = place;
-                    self.runs
-                        .begin(next, lane.longest_run(next.device, next.first));
+                    self.begin_run(next);
                 }
             }
             number += 1;
@@ -414,6 +410,14 @@ impl<'a> Packets<'a> {
         Ok(())
     }
 
+    /// Begins a run with the write of a whole frame.
+    pub(super) fn begin_run(&mut self, first: FrameRun) {
+        let lane = self.lane;
+        let step = lane.blocks_of(first.device, self.context.info().frame_size);
+        let longest = lane.longest_run(first.device, first.first);
+        self.runs.begin(first, longest, step);
+    }
+
     /// Submits the run that grows, if there is one.
     pub(super) fn end_run(&mut self, rx_side: RxSideGuard<'a>) -> Result<RxSideGuard<'a>> {
         let run = &mut self.runs.open;
@@ -421,11 +425,31 @@ impl<'a> Packets<'a> {
             return Ok(rx_side);
         }
         run.parts = run.frames > 1;
-        let (lane, run) = (self.lane, *run);
-        let rx_side = self.queue(rx_side, run.frames, |rx_side| lane.queue_run(rx_side, &run))?;
+        let run = *run;
+        let rx_side = self.queue_run(rx_side, run.frames, &run)?;
         let completed = self.progress.completed.load(Ordering::Acquire);
         self.runs.note_submitted(completed);
         Ok(rx_side)
+    }
+
+    /// Queues a run with so many packets, when there is room.
+    pub(super) fn queue_run(
+        &self,
+        rx_side: RxSideGuard<'a>,
+        packets: u32,
+        run: &FrameRun,
+    ) -> Result<RxSideGuard<'a>> {
+        let (lane, set) = (self.lane, &self.progress.set);
+        // As in `queue`: counted first.
+        if let Some(set) = set {
+            set.submitted(run.device, run.frames);
+        }
+        self.queue(rx_side, packets, |rx_side| lane.queue_run(rx_side, run))
+            .inspect_err(|_| {
+                if let Some(set) = set {
+                    set.not_submitted(run.device, run.frames);
+                }
+            })
     }
 
     /// Queues the write of some packets, when there is room.
@@ -469,7 +493,9 @@ impl<'a> Packets<'a> {
     }
 
     fn submit_parts(&self, run: &FrameRun, done: &mut u32) -> Result<()> {
-        let step = self.slot_blocks;
+        let step = self
+            .lane
+            .blocks_of(run.device, self.context.info().frame_size);
         while *done < run.frames {
             let part = FrameRun {
                 first: run.first + *done,
@@ -480,12 +506,9 @@ impl<'a> Packets<'a> {
                 fua: run.fua,
                 parts: false,
             };
-            let mut rx_side = self.lane.lock_rx_side()?;
-            while let Err(error) = self.lane.queue_run(&mut rx_side, &part) {
-                drop(rx_side);
-                retry(self.progress, error)?;
-                rx_side = self.lane.lock_rx_side()?;
-            }
+            // Its packets were counted when they were first submitted.
+            let rx_side = self.lane.lock_rx_side()?;
+            let mut rx_side = self.queue_run(rx_side, 0, &part)?;
             *done += 1;
             if *done == run.frames {
                 self.lane.kick(&mut rx_side);

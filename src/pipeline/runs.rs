@@ -74,8 +74,9 @@ impl FailedRuns {
 #[derive(Debug, Default)]
 pub(super) struct Runs {
     pub open: FrameRun,
-    /// Most frames of `open`.
+    /// Most frames of `open`, and blocks of each on its device.
     longest: u32,
+    step: u32,
     submitted: VecDeque<FrameRun>,
 }
 
@@ -87,19 +88,20 @@ impl Runs {
     }
 
     /// Adds a write of a whole frame. `false`: it is no neighbour of the open run, which is to be submitted first.
-    pub fn join(&mut self, next: &FrameRun, step: u32) -> bool {
+    pub fn join(&mut self, next: &FrameRun) -> bool {
         let neighbours = self.continues(next.first)
             && next.device == self.open.device
-            && next.lba == self.open.lba + u64::from(self.open.frames * step);
+            && next.lba == self.open.lba + u64::from(self.open.frames * self.step);
         if neighbours {
             self.open.frames += 1;
         }
         neighbours
     }
 
-    pub fn begin(&mut self, run: FrameRun, longest: u32) {
+    pub fn begin(&mut self, run: FrameRun, longest: u32, step: u32) {
         self.open = run;
         self.longest = longest;
+        self.step = step;
     }
 
     /// The open run was submitted. All writes below `completed` are completed.
@@ -138,13 +140,13 @@ mod tests {
     #[test]
     fn neighbours_in_memory_and_on_the_device_are_one_run() {
         let mut runs = Runs::default();
-        assert!(!runs.join(&frame(0, 0, 0), 4), "nothing is open");
-        runs.begin(frame(7, 100, 50), 3);
-        assert!(!runs.join(&frame(9, 104, 51), 4), "another frame");
-        assert!(!runs.join(&frame(8, 105, 51), 4), "other blocks");
-        assert!(runs.join(&frame(8, 104, 51), 4));
-        assert!(runs.join(&frame(9, 108, 52), 4));
-        assert!(!runs.join(&frame(10, 112, 53), 4), "long enough");
+        assert!(!runs.join(&frame(0, 0, 0)), "nothing is open");
+        runs.begin(frame(7, 100, 50), 3, 4);
+        assert!(!runs.join(&frame(9, 104, 51)), "another frame");
+        assert!(!runs.join(&frame(8, 105, 51)), "other blocks");
+        assert!(runs.join(&frame(8, 104, 51)));
+        assert!(runs.join(&frame(9, 108, 52)));
+        assert!(!runs.join(&frame(10, 112, 53)), "long enough");
         assert_eq!((runs.open.first, runs.open.frames), (7, 3));
     }
 
@@ -152,13 +154,13 @@ mod tests {
     fn a_run_is_known_until_it_is_completed() {
         let mut runs = Runs::default();
         for number in [0, 5, 9] {
-            runs.begin(frame(number as u32, 10, number), 8);
+            runs.begin(frame(number as u32, 10, number), 8, 4);
             runs.note_submitted(0);
         }
         assert_eq!(runs.open.frames, 0);
         assert_eq!(runs.find(5).unwrap().first, 5);
         assert!(runs.find(6).is_none());
-        runs.begin(frame(1, 10, 10), 8);
+        runs.begin(frame(1, 10, 10), 8, 4);
         runs.note_submitted(6);
         assert!(runs.find(0).is_none() && runs.find(5).is_none());
         assert_eq!(runs.find(9).unwrap().first, 9);

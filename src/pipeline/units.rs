@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -12,7 +13,7 @@ use super::{BATCH, Progress, SEGMENT, SUPERBLOCK, WINDOW};
 use crate::error::{Error, Result};
 use crate::lane::{FrameRun, RxSideGuard};
 use crate::net::rx::Received;
-use crate::recorder::UnitRecorder;
+use crate::recorder::{Granted, UnitRecorder};
 
 /// The device is the bound if more than this part of all frames is in flight, or half of those that the rings leave over;
 /// until less than half of that is.
@@ -187,7 +188,7 @@ impl<'a> Packets<'a> {
         }
         let next = log.in_place(packet, number);
         filling.submitted += 1;
-        let joined = self.runs.join(&next, self.slot_blocks);
+        let joined = self.runs.join(&next);
         debug_assert!(joined, "it was asked, and the next slot follows");
         Ok(true)
     }
@@ -221,10 +222,9 @@ impl<'a> Packets<'a> {
         }
         let next = self.units().in_place(packet, number);
         self.filling.submitted += 1;
-        if !self.runs.join(&next, self.slot_blocks) {
+        if !self.runs.join(&next) {
             rx_side = self.end_run(rx_side)?;
-            self.runs
-                .begin(next, self.lane.longest_run(next.device, next.first));
+            self.begin_run(next);
         }
         Ok((rx_side, true))
     }
@@ -237,7 +237,8 @@ impl<'a> Packets<'a> {
         number: u64,
     ) -> Result<(RxSideGuard<'a>, bool)> {
         let lane = self.lane;
-        let wanted = self.units().frames_of_unit().min(lane.longest_run(0, 0));
+        let log = self.units();
+        let wanted = log.frames_of_unit().min(lane.longest_run(log.device(), 0));
         loop {
             let done = self.frames_done();
             if let Some((first, count)) = lane.allocate_run(&mut rx_side, wanted)? {
@@ -283,16 +284,40 @@ impl<'a> Packets<'a> {
         if self.units().room() > 0 {
             return Ok((rx_side, true));
         }
-        if self.units().is_full() {
-            return Ok((rx_side, false));
-        }
+        let segment = loop {
+            let completed = self.progress.completed.load(Ordering::Acquire);
+            let log = self.units();
+            log.release_segments(completed);
+            match log.next_segment() {
+                Granted::Segment(segment) => break segment,
+                Granted::Full => return Ok((rx_side, false)),
+                Granted::Busy => {
+                    rx_side = self.end_run(rx_side)?;
+                    // Others give segments back too, and say nothing.
+                    let looked = Cell::new(false);
+                    rx_side = self.wait_unlocked(rx_side, |_| looked.replace(true))?;
+                }
+            }
+        };
         let frame;
         (rx_side, frame) = self.take_frame(rx_side)?;
         let completed = self.progress.completed.load(Ordering::Acquire);
-        let lowest = self.progress.first_sequence + completed;
-        let header = self.units().begin_segment(frame, lowest);
-        rx_side = self.submit_marked(rx_side, header, SEGMENT)?;
+        let header = self.units().begin_segment(frame, &segment, completed);
+        rx_side = self.submit_of_segment(rx_side, header)?;
         Ok((rx_side, true))
+    }
+
+    /// Submits a unit without packets to the segment that is being written.
+    fn submit_of_segment(
+        &mut self,
+        rx_side: RxSideGuard<'a>,
+        write: FrameRun,
+    ) -> Result<RxSideGuard<'a>> {
+        let mark = self.units().mark();
+        let set = self.units().set().clone();
+        set.mark_submitted(mark);
+        self.submit_marked(rx_side, write, SEGMENT | mark)
+            .inspect_err(|_| set.mark_done(mark))
     }
 
     /// A free frame, as soon as there is one.
@@ -315,14 +340,13 @@ impl<'a> Packets<'a> {
     ) -> Result<RxSideGuard<'a>> {
         rx_side = self.end_run(rx_side)?;
         write.user_data = mark;
-        let (lane, progress) = (self.lane, self.progress);
+        let progress = self.progress;
         progress.superblocks.fetch_add(1, Ordering::AcqRel);
         self.filling.submitted += 1;
-        self.queue(rx_side, 0, |rx_side| lane.queue_run(rx_side, &write))
-            .inspect_err(|_| {
-                progress.superblocks.fetch_sub(1, Ordering::AcqRel);
-                self.release(write.first..write.first + write.frames);
-            })
+        self.queue_run(rx_side, 0, &write).inspect_err(|_| {
+            progress.superblocks.fetch_sub(1, Ordering::AcqRel);
+            self.release(write.first..write.first + write.frames);
+        })
     }
 
     /// Submits the open unit, if there is one.
@@ -339,11 +363,8 @@ impl<'a> Packets<'a> {
         };
         self.release(unused);
         self.filling.submitted += u64::from(write.frames);
-        let lane = self.lane;
-        self.queue(rx_side, packets as u32, |rx_side| {
-            lane.queue_run(rx_side, &write)
-        })
-        .inspect_err(|_| self.release(write.first..write.first + write.frames))
+        self.queue_run(rx_side, packets as u32, &write)
+            .inspect_err(|_| self.release(write.first..write.first + write.frames))
     }
 
     /// Ends a unit that is open longer than the moderation, or any if `now`.
@@ -380,7 +401,7 @@ impl<'a> Packets<'a> {
             let frame;
             (rx_side, frame) = self.take_frame(rx_side)?;
             let write = self.units().tell_losses(frame);
-            rx_side = self.submit_marked(rx_side, write, SEGMENT)?;
+            rx_side = self.submit_of_segment(rx_side, write)?;
         }
         self.lane.free(&mut self.filling.freed);
         self.lane.kick(&mut rx_side);

@@ -2,13 +2,16 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use super::{AtEnd, PipelineConfig, StoreLayout, WINDOW};
-use crate::context::Context;
+use crate::context::{Context, DeviceInfo};
 use crate::error::{Error, Result};
 use crate::lane::{Lane, Transfer};
 use crate::log_scan::HOLE;
 use crate::net::rx::Received;
-use crate::recorder::{SlotRecorder, UnitConfig, UnitRecorder};
+use crate::recorder::{LogSet, SetConfig, SlotRecorder, UnitConfig, UnitRecorder};
 
 /// Most records in flight. A crash may lose all of them but the newest, and whoever looks for the log's end must not take
 /// the hole for it.
@@ -17,10 +20,13 @@ const MOST_RECORDS: u64 = HOLE * 3 / 4;
 /// Packets shorter than this are packed, unless the configuration says otherwise.
 pub const PACK_BELOW: u32 = 800;
 
-/// The block after the range's last.
-fn check_range(context: &Context, config: &PipelineConfig) -> Result<u64> {
-    let info = context.info();
-    let limits = info.devices[0].limits;
+/// Blocks of a device that a pipeline writes to.
+fn check_range(
+    context: &Context,
+    config: &PipelineConfig,
+    device: &DeviceInfo,
+) -> Result<Range<u64>> {
+    let limits = device.limits;
     let blocks = match config.blocks {
         0 => limits.blocks.saturating_sub(config.start_lba),
         blocks => blocks,
@@ -36,37 +42,122 @@ fn check_range(context: &Context, config: &PipelineConfig) -> Result<u64> {
                 "blocks {} to {} are not all on '{}', which has {}",
                 config.start_lba,
                 config.start_lba.saturating_add(blocks),
-                info.devices[0].path,
+                device.path,
                 limits.blocks
             ),
         ));
     };
-    if info.network.is_none() {
+    if context.info().network.is_none() {
         return Err(Error::new(
             libc::ENOTCONN,
             "a pipeline needs a context with an interface",
         ));
     }
-    if !info.devices[0].writable {
+    if !device.writable {
         return Err(Error::new(
             libc::EROFS,
-            format!(
-                "device '{}' was opened for reading only",
-                info.devices[0].path
-            ),
+            format!("device '{}' was opened for reading only", device.path),
         ));
     }
-    Ok(end)
+    Ok(config.start_lba..end)
+}
+
+/// What the lanes of a recording share.
+pub(super) enum Store {
+    /// A range of blocks of the first device.
+    Range(Range<u64>),
+    Set(Arc<LogSet>),
+}
+
+impl Store {
+    /// Checks the range, and opens the logs through one of the lanes, for so many lanes. `EINVAL`: the range is not on the
+    /// device, no log fits into it, or several lanes cannot share it. `EBUSY`: the pipeline of another lane has it. `ENOTCONN`,
+    /// `EROFS`: nothing to receive from, or to write to.
+    pub fn open(
+        context: &Context,
+        lane: &Lane,
+        lanes: u32,
+        config: &PipelineConfig,
+    ) -> Result<Store> {
+        let devices = &context.info().devices;
+        let used = match config.layout {
+            StoreLayout::Log => &devices[..],
+            _ => &devices[..1],
+        };
+        if lanes > 1 && config.layout == StoreLayout::Slot {
+            return Err(Error::new(
+                libc::EINVAL,
+                "a log of version 1 has one lane: record several lanes with UNIFIED_LAYOUT_LOG, or start a pipeline with the \
+                 handle of each lane",
+            ));
+        }
+        let mut ranges = Vec::new();
+        for device in used {
+            ranges.push(check_range(context, config, device)?);
+        }
+        for (device, range) in (0u8..).zip(&ranges) {
+            context.claim_range(lane.number(), device, range.clone())?;
+        }
+        if config.layout != StoreLayout::Log {
+            return Ok(Store::Range(ranges.swap_remove(0)));
+        }
+        let set = LogSet::open(
+            context,
+            lane,
+            &SetConfig {
+                start_lba: config.start_lba,
+                blocks: config.blocks,
+                wraps: config.at_end == AtEnd::Wrap,
+                existing: config.existing,
+                lanes: lanes as u16,
+            },
+        )?;
+        Ok(Store::Set(Arc::new(set)))
+    }
+
+    /// Where a lane writes, which is number `place` of `lanes` in the recording.
+    pub fn target(
+        &self,
+        context: &Context,
+        lane: &Lane,
+        (place, lanes): (u32, u32),
+        config: &PipelineConfig,
+    ) -> Result<WriteTarget> {
+        match self {
+            Store::Set(set) => {
+                let config = UnitConfig {
+                    pack_below: config.pack_below.unwrap_or(PACK_BELOW),
+                    unchecked: config.unchecked,
+                    fua: config.fua,
+                };
+                let recorder = UnitRecorder::new(context, lane, set.clone(), place as u16, config)?;
+                Ok(WriteTarget::Units(Box::new(recorder)))
+            }
+            Store::Range(range) => {
+                // Each lane has a part of its own.
+                let part = (range.end - range.start) / u64::from(lanes);
+                let start = range.start + part * u64::from(place);
+                WriteTarget::open(context, lane, start..start + part, config)
+            }
+        }
+    }
+
+    pub fn set(&self) -> Option<Arc<LogSet>> {
+        match self {
+            Store::Set(set) => Some(set.clone()),
+            Store::Range(_) => None,
+        }
+    }
 }
 
 /// Where the next write goes.
 pub(super) enum WriteTarget {
-    Range(Range),
+    Range(Payloads),
     Slots(Box<SlotRecorder>),
     Units(Box<UnitRecorder>),
 }
 
-pub(super) struct Range {
+pub(super) struct Payloads {
     start: u64,
     end: u64,
     next: u64,
@@ -77,7 +168,7 @@ pub(super) struct Range {
     full: bool,
 }
 
-impl Range {
+impl Payloads {
     /// Whether the next `blocks` wrap to the start.
     fn wraps_with(&self, blocks: u64) -> bool {
         self.end - self.next < blocks && self.at_end == AtEnd::Wrap
@@ -103,36 +194,22 @@ impl Range {
 }
 
 impl WriteTarget {
-    /// `EINVAL`: the range is not on the device, or no log fits into it. `EBUSY`: the pipeline of another lane has it. `ENOTCONN`, `EROFS`: nothing to
-    /// receive from, or to write to.
-    pub fn open(context: &Context, lane: &Lane, config: &PipelineConfig) -> Result<WriteTarget> {
-        let end = check_range(context, config)?;
-        context.claim_range(lane.number(), config.start_lba..end)?;
-        let start = config.start_lba;
-        Ok(match config.layout {
-            StoreLayout::Payload => WriteTarget::Range(Range {
-                start,
-                end,
-                next: start,
-                at_end: config.at_end,
-                full: false,
-                wraps: 0,
-                fua: config.fua,
-            }),
-            StoreLayout::Log => WriteTarget::Units(Box::new(UnitRecorder::open(
-                context,
-                lane,
-                start,
-                end - start,
-                config.existing,
-                UnitConfig {
-                    pack_below: config.pack_below.unwrap_or(PACK_BELOW),
-                    unchecked: config.unchecked,
-                    fua: config.fua,
-                    wraps: config.at_end == AtEnd::Wrap,
-                },
-            )?)),
-            StoreLayout::Slot => WriteTarget::Slots(Box::new(SlotRecorder::open(
+    /// Writes to a range. `EINVAL`: it is empty, or no log fits into it.
+    fn open(
+        context: &Context,
+        lane: &Lane,
+        range: Range<u64>,
+        config: &PipelineConfig,
+    ) -> Result<WriteTarget> {
+        let Range { start, end } = range;
+        if start == end {
+            return Err(Error::new(
+                libc::EINVAL,
+                "the range has fewer blocks than there are lanes: give a longer one",
+            ));
+        }
+        match config.layout {
+            StoreLayout::Slot => Ok(WriteTarget::Slots(Box::new(SlotRecorder::open(
                 context,
                 lane,
                 start,
@@ -140,8 +217,17 @@ impl WriteTarget {
                 config.at_end == AtEnd::Wrap,
                 config.fua,
                 config.existing,
-            )?)),
-        })
+            )?))),
+            _ => Ok(WriteTarget::Range(Payloads {
+                start,
+                end,
+                next: start,
+                at_end: config.at_end,
+                full: false,
+                wraps: 0,
+                fua: config.fua,
+            })),
+        }
     }
 
     pub fn next_lba(&self) -> u64 {
@@ -231,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_range_says_when_it_begins_again() {
-        let mut range = Range {
+        let mut range = Payloads {
             start: 5,
             end: 14,
             next: 5,

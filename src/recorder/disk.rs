@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::time::{Duration, Instant};
 
-use crate::context::Context;
+use crate::context::{Context, DeviceInfo};
 use crate::error::{Error, Result};
 use crate::frame::FrameMap;
 use crate::lane::{Completion, Direction, Lane, Ready, Transfer};
@@ -17,11 +17,18 @@ use crate::storage::command::status_text;
 pub(super) struct Disk<'a> {
     pub(super) context: &'a Context,
     pub(super) lane: &'a Lane,
+    /// Number of the device.
+    pub(super) device: u8,
 }
 
 impl Disk<'_> {
     pub(super) fn frames(&self) -> FrameMap {
         self.context.info().frames()
+    }
+
+    /// What the device is.
+    pub(super) fn about(&self) -> &DeviceInfo {
+        &self.context.info().devices[self.device as usize]
     }
 
     pub(super) fn transfer(&self, frame: u32, lba: u64) -> Transfer {
@@ -30,6 +37,7 @@ impl Disk<'_> {
             offset: self.frames().start(frame),
             len: self.frames().frame_size(),
             lba,
+            device: self.device,
             user_data: frame.into(),
             ..Transfer::default()
         }
@@ -37,16 +45,12 @@ impl Disk<'_> {
 
     /// The file with the writes that the device has failed, if there is one.
     pub(super) fn spill(&self) -> Result<Option<File>> {
-        let info = self.context.info();
+        let about = self.about();
         let open = |path: &str| {
-            File::open(path).map_err(|e| {
-                Error::os(
-                    &e,
-                    format_args!("reading the spill of '{}'", info.devices[0].path),
-                )
-            })
+            File::open(path)
+                .map_err(|e| Error::os(&e, format_args!("reading the spill of '{}'", about.path)))
         };
-        info.devices[0].spill.as_deref().map(open).transpose()
+        about.spill.as_deref().map(open).transpose()
     }
 
     /// Takes the completions of `count` commands, all of which must succeed.
@@ -58,7 +62,7 @@ impl Disk<'_> {
                 libc::EIO,
                 format!(
                     "{what} the log on '{}': {}",
-                    self.context.info().devices[0].path,
+                    self.about().path,
                     status_text(*status)
                 ),
             )),
@@ -84,10 +88,7 @@ impl Disk<'_> {
             if count > 0 && Instant::now() > until {
                 return Err(Error::new(
                     libc::ETIMEDOUT,
-                    format!(
-                        "{what} the log on '{}'",
-                        self.context.info().devices[0].path
-                    ),
+                    format!("{what} the log on '{}'", self.about().path),
                 ));
             }
         }
@@ -98,7 +99,7 @@ impl Disk<'_> {
     pub(super) fn read(&self, lba: u64, count: u64) -> Result<Vec<Vec<u8>>> {
         self.context.stays()?;
         let size = self.frames().frame_size();
-        let step = u64::from(self.lane.blocks_of(0, size));
+        let step = u64::from(self.lane.blocks_of(self.device, size));
         let mut frames = Vec::new();
         for _ in 0..count {
             match self.lane.frame_alloc() {

@@ -65,7 +65,11 @@ impl SlotRecorder {
             interface: name_bytes(context.ifname()),
             ..fresh
         };
-        let disk = Disk { context, lane };
+        let disk = Disk {
+            context,
+            lane,
+            device: 0,
+        };
         let copies = disk.read(fresh.super_lba(0), SUPER_SLOTS)?;
         let found = newest_superblock(copies.iter().map(Vec::as_slice));
         if existing == Existing::Continue {

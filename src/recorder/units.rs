@@ -2,22 +2,23 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use super::blank::Blanks;
-use super::disk::Disk;
 use super::losses::{LossCount, wall_offset};
 use super::packing::OpenUnit;
-use super::{Existing, check_empty, name_bytes, random_id, unreadable_start};
+use super::set::{Granted, LogSet, Segment};
 use crate::config::KERNEL_HEADROOM;
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::frame::FrameMap;
 use crate::lane::{FrameRun, Lane};
-use crate::log_scan::is_unreadable;
 use crate::net::rx::Received;
 use crate::record::Losses;
 use crate::sys::event::monotonic_ns;
 use crate::sys::shm::Shared;
-use crate::unit_log::scan::find_end;
+use crate::unit_log::lanes::table_bytes;
 use crate::unit_log::superblock::Superblock;
 use crate::unit_log::unit::{
     CONTENT, LossEntry, MAX_UNIT_SLOTS, RECORD_HEADER_LEN, RecordHeader, SegmentBody, SlotHeader,
@@ -26,10 +27,6 @@ use crate::unit_log::unit::{
 
 /// Bytes of the headers of a packet in place.
 const HEADERS: usize = CONTENT + RECORD_HEADER_LEN;
-/// Segments between two superblocks.
-const CHECKPOINT: u64 = 16;
-/// The lane that writes. There is one.
-const LANE: u16 = 0;
 
 /// How packets are stored.
 #[derive(Debug, Clone, Copy)]
@@ -39,19 +36,34 @@ pub struct UnitConfig {
     /// The checksum of a record covers its header only.
     pub unchecked: bool,
     pub fua: bool,
-    pub wraps: bool,
+}
+
+/// A segment whose last packets may still be in flight.
+#[derive(Debug, Clone, Copy)]
+struct Closed {
+    device: u8,
+    generation: u64,
+    /// Packets of the lane up to its end, counted from the recorder's first one.
+    packets: u64,
 }
 
 #[derive(Debug)]
 pub struct UnitRecorder {
-    superblock: Superblock,
+    set: Arc<LogSet>,
+    /// Of this recorder, in the set.
+    lane: u16,
     config: UnitConfig,
-    /// The segment that is being written, 0 before the first; and its next slot.
+    /// The segment that is being written, its device, and the next slot in it.
+    device: u8,
+    log: Superblock,
     generation: u64,
     slot: u32,
+    /// It was begun by this recorder.
+    begun: bool,
+    closed: VecDeque<Closed>,
+    wraps: u64,
     /// Of the next packet.
     next: u64,
-    checkpointed: u64,
     unit: Option<OpenUnit>,
     data: Shared,
     map: FrameMap,
@@ -66,53 +78,29 @@ pub struct UnitRecorder {
 }
 
 impl UnitRecorder {
-    /// Opens the log in `blocks` blocks from `start_lba` on. The caller's thread reads and writes through the lane,
-    /// whose roles must be free. `EINVAL`: no log fits, or there is one with other sizes or of version 1. `EEXIST`: the
-    /// range holds something else, and neither `existing` nor the context allows overwriting it.
-    pub fn open(
+    /// For one of the set's lanes, which is not begun yet. `lane`: where its packets come from.
+    pub fn new(
         context: &Context,
         lane: &Lane,
-        start_lba: u64,
-        blocks: u64,
-        existing: Existing,
+        set: Arc<LogSet>,
+        number: u16,
         config: UnitConfig,
     ) -> Result<UnitRecorder> {
         let info = context.info();
         let wall = wall_offset();
-        let now = wall.wrapping_add(monotonic_ns());
-        let disk = Disk { context, lane };
-        let fresh = Superblock {
-            interface: name_bytes(context.ifname()),
-            ..Superblock::new(
-                random_id(now),
-                now,
-                info.devices[0].limits.block_size,
-                info.frame_size,
-                start_lba,
-                blocks,
-                config.wraps,
-            )?
-        };
-        let copies = disk.read(fresh.super_lba(0), 2)?;
-        let found = copies
-            .iter()
-            .filter_map(|copy| Superblock::read(copy))
-            .max_by_key(|superblock| superblock.generation);
-        if existing == Existing::Continue {
-            for copy in &copies {
-                Superblock::refuse_others(copy, &info.devices[0].path)?;
-            }
-            if found.is_none() && copies.iter().any(|copy| is_unreadable(copy)) {
-                return Err(unreadable_start(&info.devices[0].path, start_lba));
-            }
-        }
-        let mut recorder = UnitRecorder {
-            superblock: fresh,
+        let (device, generation) = set.home(number);
+        let log = *set.log(device);
+        Ok(UnitRecorder {
+            lane: number,
             config,
-            generation: 0,
-            slot: fresh.segment_slots,
-            next: 0,
-            checkpointed: 0,
+            device,
+            log,
+            generation,
+            slot: log.segment_slots,
+            begun: false,
+            closed: VecDeque::new(),
+            wraps: set.wraps(),
+            next: set.first_sequence(number),
             unit: None,
             data: context.data().clone(),
             map: info.frames(),
@@ -124,98 +112,23 @@ impl UnitRecorder {
                 info.network
                     .is_some_and(|network| network.writes_are_delivered),
             ),
-            tag: 0,
+            tag: log.tag(),
             wall,
             losses: LossCount::begin(context, lane, Losses::default())?,
             told: Losses::default(),
-            told_at: now,
-        };
-        match (found, existing) {
-            (Some(old), Existing::Continue) => recorder.go_on(&disk, old)?,
-            _ => {
-                if found.is_none() && existing == Existing::Continue && !info.devices[0].forced {
-                    check_empty(&disk, fresh.slots(), |slot| fresh.lba_of_slot(slot))?;
-                }
-                // Write both copies, so that none of an earlier log survives.
-                recorder.superblock.generation = found.map_or(0, |old| old.generation + 1);
-                recorder.write_superblock(&disk)?;
-                recorder.write_superblock(&disk)?;
-            }
-        }
-        recorder.tag = recorder.superblock.tag();
-        Ok(recorder)
+            told_at: wall.wrapping_add(monotonic_ns()),
+            set,
+        })
     }
 
-    /// Continues an existing log, in a new segment.
-    fn go_on(&mut self, disk: &Disk, old: Superblock) -> Result<()> {
-        let device = &disk.context.info().devices[0].path;
-        let new = &self.superblock;
-        let sizes = |s: &Superblock| {
-            (
-                s.block_size,
-                s.slot_size,
-                s.start_lba,
-                s.segments,
-                s.segment_slots,
-            )
-        };
-        if sizes(&old) != sizes(new) {
-            return Err(Error::new(
-                libc::EINVAL,
-                format!(
-                    "'{device}' holds a log of {} segments of {} slots of {} bytes at block {} (blocks of {}), and this \
-                     one would be {} of {} of {} at {} (blocks of {}): give the same range and frame size, or replace it",
-                    old.segments,
-                    old.segment_slots,
-                    old.slot_size,
-                    old.start_lba,
-                    old.block_size,
-                    new.segments,
-                    new.segment_slots,
-                    new.slot_size,
-                    new.start_lba,
-                    new.block_size
-                ),
-            ));
-        }
-        if old.compat != 0 {
-            return Err(Error::new(
-                libc::EPROTONOSUPPORT,
-                format!(
-                    "'{device}' holds a log with features {:#x} that this library does not know: write to it with a newer \
-                     one, or begin a new log over it with UNIFIED_LOG_NEW",
-                    old.compat
-                ),
-            ));
-        }
-        self.superblock = Superblock {
-            wraps: self.config.wraps,
-            interface: new.interface,
-            ..old
-        };
-        self.losses.before = old.losses;
-        self.losses.known = old.losses;
-        self.told = old.losses;
-        let log = self.superblock;
-        let spill = disk.spill()?;
-        let end = find_end(&log, |slot, count| {
-            let mut slots = disk.read(log.lba_of_slot(slot), count)?;
-            if let Some(spill) = &spill {
-                log.mend(spill, slot, slots.iter_mut().map(Vec::as_mut_slice))?;
-            }
-            Ok(slots)
-        })?;
-        self.generation = end.newest_generation;
-        self.next = end.next_sequence;
-        self.checkpointed = self.generation;
-        self.superblock.newest = self.generation;
-        self.write_superblock(disk)
+    /// The logs that it writes to.
+    pub fn set(&self) -> &Arc<LogSet> {
+        &self.set
     }
 
-    fn write_superblock(&mut self, disk: &Disk) -> Result<()> {
-        self.superblock.generation += 1;
-        let lba = self.superblock.super_lba(self.superblock.generation);
-        disk.write(lba, &self.superblock.to_bytes())
+    /// The device of the segment that is being written.
+    pub fn device(&self) -> u8 {
+        self.device
     }
 
     /// The sequence number that the next packet gets.
@@ -227,35 +140,33 @@ impl UnitRecorder {
         self.config.pack_below
     }
 
-    /// Number of times that the log wrapped to its start.
+    /// Number of times that the logs wrapped to their start.
     pub fn wraps(&self) -> u64 {
-        self.generation.saturating_sub(1) / self.superblock.segments
+        self.wraps
     }
 
-    /// Where the next unit goes.
+    /// Where the next unit goes; after a whole segment, where it would go on this device.
     pub fn next_lba(&self) -> u64 {
-        match self.slot == self.superblock.segment_slots {
-            true => self.superblock.lba_of(self.generation + 1, 0),
-            false => self.superblock.lba_of(self.generation, self.slot),
+        match self.slot == self.log.segment_slots {
+            true => self.log.lba_of(self.generation + 1, 0),
+            false => self.log.lba_of(self.generation, self.slot),
         }
     }
 
-    /// How many packets may be outstanding: fewer than have room in all segments but the one that is overwritten next.
-    /// Each has at most one slot of its own, or its part of a unit that is full of others but for one slot.
+    /// How many packets may be outstanding. In a log of its own: fewer than have room in all segments but the one that is
+    /// overwritten next. Each has at most one slot of its own, or its part of a unit that is full of others but for one slot.
     pub fn most_outstanding(&self) -> u64 {
-        let half = (self.superblock.segments - 1) * u64::from(self.superblock.segment_slots) / 2;
+        if !self.set.is_single() {
+            return u64::MAX;
+        }
+        let half = (self.log.segments - 1) * u64::from(self.log.segment_slots) / 2;
         half - MAX_UNIT_SLOTS as u64
-    }
-
-    /// Whether no slot is left for a packet, in a log that does not wrap.
-    pub fn is_full(&self) -> bool {
-        !self.superblock.wraps && self.generation >= self.superblock.segments && self.room() == 0
     }
 
     /// Slots that are left in the segment, besides those of the open unit.
     pub fn room(&self) -> u32 {
         let open = self.unit.as_ref().map_or(0, |unit| unit.frames);
-        self.superblock.segment_slots - self.slot - open
+        self.log.segment_slots - self.slot - open
     }
 
     /// Reads the clocks, once a batch: packets carry CLOCK_MONOTONIC, records carry the time of day.
@@ -281,13 +192,13 @@ impl UnitRecorder {
     }
 
     fn write_of(&mut self, frame: u32, slots: u32, number: u64) -> FrameRun {
-        let lba = self.superblock.lba_of(self.generation, self.slot);
+        let lba = self.log.lba_of(self.generation, self.slot);
         self.slot += slots;
         FrameRun {
             first: frame,
             frames: slots,
             lba,
-            device: 0,
+            device: self.device,
             user_data: number,
             fua: self.config.fua,
             parts: false,
@@ -312,7 +223,7 @@ impl UnitRecorder {
         let unit = UnitHeader {
             first_sequence: self.next,
             base_time,
-            lane: LANE,
+            lane: self.lane,
             data_offset: CONTENT as u16,
             ..UnitHeader::default()
         };
@@ -326,21 +237,53 @@ impl UnitRecorder {
         self.write_of(frame, 1, 0)
     }
 
-    /// Begins the next segment, with a frame that the caller holds. No unit is open. `lowest`: the number of the first
-    /// packet, counted from this recorder's first one, that is not completed; `first`: the sequence number of that one.
-    pub fn begin_segment(&mut self, frame: u32, lowest: u64) -> FrameRun {
-        let previous = self.generation;
-        self.generation += 1;
+    /// Asks for the next segment. No unit is open, and the last segment is full.
+    pub fn next_segment(&mut self) -> Granted {
+        self.set.begin_segment(self.lane, self.next)
+    }
+
+    /// Begins a segment, with a frame that the caller holds. `lowest`: the number of the first packet that is not completed,
+    /// counted from this recorder's first one.
+    pub fn begin_segment(&mut self, frame: u32, segment: &Segment, lowest: u64) -> FrameRun {
+        if self.begun {
+            self.closed.push_back(Closed {
+                device: self.device,
+                generation: self.generation,
+                packets: self.next - self.set.first_sequence(self.lane),
+            });
+        }
+        self.device = segment.device;
+        self.log = *self.set.log(segment.device);
+        self.tag = self.log.tag();
+        self.generation = segment.generation;
         self.slot = 0;
+        self.begun = true;
+        self.wraps = self.set.wraps();
         let body = SegmentBody {
-            set_id: self.superblock.set_id,
-            device: self.superblock.device,
-            lane: LANE,
-            lowest,
-            previous,
+            set_id: self.log.set_id,
+            device: self.log.device,
+            lane: self.lane,
+            lowest: self.set.first_sequence(self.lane) + lowest,
+            previous: segment.previous,
         };
+        let body = [&body.to_bytes()[..], &table_bytes(&segment.marks)].concat();
         let now = self.wall.wrapping_add(monotonic_ns());
-        self.plain_unit(frame, kind::SEGMENT, now, &body.to_bytes())
+        self.plain_unit(frame, kind::SEGMENT, now, &body)
+    }
+
+    /// Lets others use the segments of which all packets have come back: the first `completed` of this recorder.
+    pub fn release_segments(&mut self, completed: u64) {
+        while let Some(closed) = self.closed.front()
+            && closed.packets <= completed
+        {
+            self.set.release(closed.device, closed.generation);
+            self.closed.pop_front();
+        }
+    }
+
+    /// What tells a write of this segment that is no packet's.
+    pub fn mark(&self) -> u64 {
+        LogSet::mark(self.device, self.generation)
     }
 
     fn time_of(&self, packet: &Received) -> u64 {
@@ -402,7 +345,7 @@ impl UnitRecorder {
             base_time: self.time_of(packet),
             records: 1,
             bytes: RECORD_HEADER_LEN as u32 + packet.len,
-            lane: LANE,
+            lane: self.lane,
             data_offset: at as u16,
         };
         let start = start as usize;
@@ -501,7 +444,7 @@ impl UnitRecorder {
                 base_time: unit.time,
                 records: unit.records,
                 bytes: unit.bytes,
-                lane: LANE,
+                lane: self.lane,
                 data_offset: CONTENT as u16,
             };
             self.data.write(start, &header.to_bytes(&slot));
@@ -518,15 +461,15 @@ impl UnitRecorder {
     /// Whether a superblock is due. `failed`: writes that failed since the superblock on the device, which may have failed too.
     /// After many segments without a unit, the log would be taken to end before them.
     pub fn wants_checkpoint(&self, failed: u64) -> bool {
-        let often = if failed == 0 { CHECKPOINT } else { 1 };
-        self.generation - self.checkpointed >= often
+        self.set.wants_checkpoint(self.device, failed)
     }
 
     /// Reads the loss counters. `true` if more was lost than the superblock on the device says. If they cannot be
     /// read, recording continues with the known values.
     pub fn look_at_losses(&mut self, context: &Context, lane: &Lane) -> bool {
         self.losses.look(context, lane);
-        self.losses.known != self.superblock.losses
+        let known = self.losses.known;
+        self.set.look_at_losses(self.lane, known, self.device)
     }
 
     /// Whether losses are known of which no record was written.
@@ -561,12 +504,9 @@ impl UnitRecorder {
 
     /// Turns a frame that the caller holds into a superblock.
     pub fn checkpoint(&mut self, frame: u32) -> FrameRun {
-        self.checkpointed = self.generation;
         self.blanks.forget(frame);
-        self.superblock.generation += 1;
-        self.superblock.losses = self.losses.known;
-        self.superblock.newest = self.generation;
-        let bytes = self.superblock.to_bytes();
+        let superblock = self.set.checkpoint(self.device);
+        let bytes = superblock.to_bytes();
         let start = self.map.start(frame) as usize;
         let size = self.map.frame_size() as usize;
         self.data.write(start, &bytes);
@@ -574,7 +514,8 @@ impl UnitRecorder {
         FrameRun {
             first: frame,
             frames: 1,
-            lba: self.superblock.super_lba(self.superblock.generation),
+            lba: superblock.super_lba(superblock.generation),
+            device: self.device,
             ..FrameRun::default()
         }
     }

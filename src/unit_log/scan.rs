@@ -36,19 +36,23 @@ fn generation_of(log: &Superblock, slots: &[Vec<u8>], least: u64) -> Option<u64>
     found.filter(here).map(|header| header.generation).max()
 }
 
-/// Finds the end. `read` returns that many slots from a slot of the range on; it is never asked to go past the last slot,
-/// and may return fewer, but at least one.
-pub fn find_end(
+/// Segments that a lane has in flight at most.
+pub(super) fn in_flight_segments(log: &Superblock) -> u64 {
+    IN_FLIGHT / u64::from(log.segment_slots) + 1
+}
+
+/// Generation of the newest segment that was begun; 0: none. So many in a row may be lost.
+pub(super) fn newest_segment(
     log: &Superblock,
-    mut read: impl FnMut(u64, u64) -> Result<Vec<Vec<u8>>>,
-) -> Result<End> {
+    patience: u64,
+    read: &mut impl FnMut(u64, u64) -> Result<Vec<Vec<u8>>>,
+) -> Result<u64> {
     let batch = BATCH.min(log.segment_slots.into());
-    let patience = (IN_FLIGHT / u64::from(log.segment_slots) + 1).min(log.segments);
     let mut newest = 0;
     let mut at = log.newest.max(1);
     let mut last = at + patience;
     while at < last {
-        let slots = first_slots(log, at, batch, &mut read)?;
+        let slots = first_slots(log, at, batch, read)?;
         if let Some(found) = generation_of(log, &slots, at) {
             // The log may have come round since the superblock was written: then this segment is of a later lap.
             newest = found;
@@ -57,10 +61,18 @@ pub fn find_end(
         }
         at += 1;
     }
-    if newest == 0 {
-        // Nothing was written since the superblock.
-        newest = log.newest;
-    }
+    // Or nothing was written since the superblock.
+    Ok(if newest == 0 { log.newest } else { newest })
+}
+
+/// Finds the end. `read` returns that many slots from a slot of the range on; it is never asked to go past the last slot,
+/// and may return fewer, but at least one.
+pub fn find_end(
+    log: &Superblock,
+    mut read: impl FnMut(u64, u64) -> Result<Vec<Vec<u8>>>,
+) -> Result<End> {
+    let patience = in_flight_segments(log).min(log.segments);
+    let newest = newest_segment(log, patience, &mut read)?;
     let mut end = End {
         newest_generation: newest,
         next_sequence: 0,
@@ -80,7 +92,7 @@ pub fn find_end(
 }
 
 /// The first `count` slots of a segment, or as many as can be read.
-fn first_slots(
+pub(super) fn first_slots(
     log: &Superblock,
     generation: u64,
     count: u64,
@@ -105,6 +117,20 @@ fn end_of_segment(
     read: &mut impl FnMut(u64, u64) -> Result<Vec<Vec<u8>>>,
 ) -> Result<Option<u64>> {
     let mut next = None;
+    each_unit(log, generation, read, |unit| {
+        let after = unit.first_sequence.saturating_add(unit.records.into());
+        next = next.max(Some(after));
+    })?;
+    Ok(next)
+}
+
+/// Looks at all units of a segment.
+pub(super) fn each_unit(
+    log: &Superblock,
+    generation: u64,
+    read: &mut impl FnMut(u64, u64) -> Result<Vec<Vec<u8>>>,
+    mut each: impl FnMut(&UnitHeader),
+) -> Result<()> {
     let mut slot = 0;
     while slot < log.segment_slots {
         let count = BATCH.min((log.segment_slots - slot).into());
@@ -118,15 +144,13 @@ fn end_of_segment(
                 header.tag == log.tag()
                     && (header.generation, header.slot, header.index) == (generation, here, 0)
             });
-            let unit = header.and_then(|_| UnitHeader::read(bytes));
-            if let Some(unit) = unit {
-                let after = unit.first_sequence.saturating_add(unit.records.into());
-                next = next.max(Some(after));
+            if let Some(unit) = header.and_then(|_| UnitHeader::read(bytes)) {
+                each(&unit);
             }
         }
         slot += slots.len() as u32;
     }
-    Ok(next)
+    Ok(())
 }
 
 impl Superblock {

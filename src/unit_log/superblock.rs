@@ -261,6 +261,20 @@ pub fn refuse_features(found: &Superblock, name: &str) -> Result<()> {
     }
 }
 
+/// `EPROTONOSUPPORT` if a log has features that a writer must know.
+pub fn refuse_compat(found: &Superblock, name: &str) -> Result<()> {
+    match found.compat {
+        0 => Ok(()),
+        features => Err(Error::new(
+            libc::EPROTONOSUPPORT,
+            format!(
+                "'{name}' holds a log with features {features:#x} that this library does not know: write to it with a newer \
+                 one, or begin a new log over it with UNIFIED_LOG_NEW"
+            ),
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

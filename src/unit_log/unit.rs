@@ -16,7 +16,7 @@ pub const CONTENT: usize = SLOT_HEADER_LEN + UNIT_HEADER_LEN;
 /// Most slots of a unit.
 pub const MAX_UNIT_SLOTS: usize = 8;
 /// Bytes of a segment's body.
-const SEGMENT_LEN: usize = 40;
+pub(super) const SEGMENT_LEN: usize = 40;
 /// Bytes of an entry of a record of losses, and most of them.
 const LOSS_LEN: usize = 32;
 const MAX_LOSSES: usize = 16;
