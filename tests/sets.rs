@@ -1,0 +1,408 @@
+//! Recordings of several lanes on several devices: every packet is there once, on some device, and in the order of its lane.
+#![forbid(unsafe_code)]
+
+mod common;
+mod store;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::{SocketAddrV4, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{Scratch, Veth, check_lanes, is_root, log_to_stderr, payload, run};
+use store::{LoopDevice, can_loop};
+use unified::config::{ALL_QUEUES, Config, Drive};
+use unified::context::Context;
+use unified::pipeline::{AtEnd, Pipeline, PipelineConfig, PipelineStatus, StoreLayout};
+use unified::recorder::Existing;
+use unified::storage::device::DeviceConfig;
+use unified::unit_log::superblock::Superblock;
+use unified::unit_log::unit::{SlotHeader, kind};
+use unified::unit_log::units::Unit;
+
+const PORT: u16 = 9999;
+const QUEUES: u32 = 4;
+const FRAME: usize = 2048;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A pair of four queues that loses nothing: the far end waits if a ring is full.
+fn network() -> Veth {
+    log_to_stderr();
+    let veth = Veth::with_queues(QUEUES);
+    let (ns, peer) = (veth.ns.clone(), veth.peer.clone());
+    let root = ["-n", &ns, "qdisc", "replace", "dev", &peer, "root", "mq"];
+    run("tc", &root);
+    veth
+}
+
+fn config(veth: &Veth, lanes: u32, devices: &[&str], bytes: u64) -> Config {
+    let mut all = devices.iter().map(|path| DeviceConfig {
+        path: (*path).into(),
+        file_size: if path.starts_with("/dev/loop") {
+            0
+        } else {
+            bytes
+        },
+        ..DeviceConfig::default()
+    });
+    Config {
+        ifname: Some(veth.host.clone()),
+        queues: if lanes == QUEUES { ALL_QUEUES } else { lanes },
+        frame_count: 8192,
+        drive: Drive::Inline,
+        device: all.next().unwrap(),
+        more_devices: all.collect(),
+        ..Config::default()
+    }
+}
+
+fn recording() -> PipelineConfig {
+    PipelineConfig {
+        layout: StoreLayout::Log,
+        ..PipelineConfig::default()
+    }
+}
+
+/// Number `i` of flow `f`, with a length that is now packed and now stored in place.
+fn numbered(flow: u32, i: u32) -> Vec<u8> {
+    let len = if i % 3 == 0 { 1200 } else { 100 };
+    let mut bytes = payload(flow << 16 | i, len);
+    bytes[..4].copy_from_slice(&(flow << 16 | i).to_le_bytes());
+    bytes
+}
+
+/// Sends these numbers from each of `flows` sockets, which the kernel spreads over the queues by their ports.
+fn send(veth: &Veth, flows: u32, numbers: std::ops::Range<u32>) {
+    let to = SocketAddrV4::new(veth.host_addr, PORT);
+    let sender = veth.far(move || {
+        let sockets: Vec<UdpSocket> = (0..flows)
+            .map(|_| UdpSocket::bind("0.0.0.0:0").unwrap())
+            .collect();
+        for i in numbers {
+            for (flow, socket) in (0..).zip(&sockets) {
+                socket.send_to(&numbered(flow, i), to).unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(4));
+        }
+    });
+    sender.join().unwrap();
+}
+
+/// A packet as it stands on a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stored {
+    payload: Vec<u8>,
+    device: usize,
+    queue: u16,
+}
+
+/// All packets on these devices, by lane and sequence number. Looks at every place: no reader is trusted here.
+fn packets_on(images: &[Vec<u8>]) -> BTreeMap<(u16, u64), Vec<Stored>> {
+    let mut found: BTreeMap<_, Vec<Stored>> = BTreeMap::new();
+    for (device, image) in images.iter().enumerate() {
+        let copies = [Superblock::read(image), Superblock::read(&image[FRAME..])];
+        let newest = copies
+            .into_iter()
+            .flatten()
+            .max_by_key(|log| log.generation);
+        let log = newest.expect("a superblock");
+        assert_eq!(usize::from(log.device), device);
+        assert_eq!(usize::from(log.devices), images.len());
+        for place in 0..log.segments {
+            let at = log.slot_of(place + 1, 0) as usize * FRAME;
+            let Some(header) = SlotHeader::read(&image[at..]).filter(|h| h.tag == log.tag()) else {
+                continue;
+            };
+            let generation = header.generation;
+            let mut slot = 0;
+            let (mut lane, mut last) = (None, None);
+            while slot < log.segment_slots {
+                let bytes = &image[log.slot_of(generation, slot) as usize * FRAME..];
+                let Ok(unit) = Unit::read(&log, generation, slot, bytes) else {
+                    slot += 1;
+                    continue;
+                };
+                let of = *lane.get_or_insert(unit.header.lane);
+                assert_eq!(unit.header.lane, of, "a segment has one lane");
+                assert!(slot > 0 || unit.kind == kind::SEGMENT);
+                let (mut stream, mut records) = (Vec::new(), Vec::new());
+                if unit.has_packets() {
+                    unit.records(&log, bytes, &mut stream, &mut records);
+                    assert_eq!(records.len(), unit.header.records as usize);
+                }
+                for (sequence, (record, range)) in (unit.header.first_sequence..).zip(&records) {
+                    assert!(last.is_none_or(|last| last < sequence), "they ascend");
+                    last = Some(sequence);
+                    let packet = &stream[range.clone()];
+                    let start = usize::from(record.payload_offset);
+                    let payload = packet[start..start + usize::from(record.payload_len)].to_vec();
+                    found.entry((of, sequence)).or_default().push(Stored {
+                        payload,
+                        device,
+                        queue: record.queue,
+                    });
+                }
+                slot += unit.slots;
+            }
+        }
+    }
+    found
+}
+
+fn images(paths: &[&str]) -> Vec<Vec<u8>> {
+    paths.iter().map(|path| fs::read(path).unwrap()).collect()
+}
+
+/// Each number of each flow is there once, each flow on one lane and in its order, each lane without a gap.
+fn check_all_there(found: &BTreeMap<(u16, u64), Vec<Stored>>, flows: u32, numbers: u32) {
+    let mut next_of_lane: BTreeMap<u16, u64> = BTreeMap::new();
+    let mut next_of_flow: BTreeMap<u32, u32> = BTreeMap::new();
+    for ((lane, sequence), stored) in found {
+        assert_eq!(stored.len(), 1, "lane {lane} {sequence}: once");
+        let next = next_of_lane.entry(*lane).or_default();
+        assert_eq!(sequence, next, "lane {lane} has a gap");
+        *next += 1;
+        let number = u32::from_le_bytes(stored[0].payload[..4].try_into().unwrap());
+        let (flow, i) = (number >> 16, number & 0xffff);
+        let next = next_of_flow.entry(flow).or_default();
+        assert_eq!(i, *next, "flow {flow} in its order");
+        *next += 1;
+        assert!(stored[0].payload == numbered(flow, i));
+        assert_eq!(stored[0].queue, *lane);
+    }
+    assert_eq!(next_of_flow.len(), flows as usize);
+    assert!(
+        next_of_flow.values().all(|count| *count == numbers),
+        "{next_of_flow:?}"
+    );
+}
+
+/// Waits until so many are completed, and stops.
+fn finish(pipeline: Pipeline, count: u64) -> PipelineStatus {
+    let until = Instant::now() + PATIENCE;
+    while pipeline.status().completed < count {
+        assert!(Instant::now() < until, "{:?}", pipeline.status());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let (status, result) = pipeline.stop();
+    result.unwrap();
+    assert_eq!((status.error, status.durable), (0, status.submitted));
+    status
+}
+
+fn record(
+    context: &Arc<Context>,
+    veth: &Veth,
+    pipeline: PipelineConfig,
+    flows: u32,
+    numbers: std::ops::Range<u32>,
+) {
+    let count = u64::from(flows) * numbers.len() as u64;
+    let pipeline = Pipeline::start(context.clone(), pipeline).unwrap();
+    send(veth, flows, numbers);
+    let status = finish(pipeline, count);
+    assert_eq!((status.stored, status.failed), (count, 0));
+}
+
+#[test]
+fn every_packet_is_stored_once_on_every_mix_of_lanes_and_devices() {
+    if !is_root("every_packet_is_stored_once_on_every_mix_of_lanes_and_devices") {
+        return;
+    }
+    const FLOWS: u32 = 24;
+    const NUMBERS: u32 = 60;
+    let files: Vec<Scratch> = (0..2)
+        .map(|_| Scratch::new(env!("CARGO_TARGET_TMPDIR"), "set"))
+        .collect();
+    let device = can_loop("a loop device in a recording").then(|| LoopDevice::new(8 << 20, 512));
+    for lanes in [1, 2, 4] {
+        let veth = network();
+        if lanes < QUEUES {
+            // All queues that are used are recorded.
+            run("ethtool", &["-L", &veth.host, "rx", &lanes.to_string()]);
+        }
+        for devices in 1..=3 {
+            let mut paths = vec![files[0].path()];
+            let mut seen = vec![files[0].path()];
+            if let (Some(device), true) = (&device, devices > 1) {
+                paths.push(&device.node);
+                seen.push(device.backing.path());
+            }
+            if devices > 2 {
+                paths.push(files[1].path());
+                seen.push(files[1].path());
+            }
+            eprintln!("{lanes} lanes, {} devices", paths.len());
+            let config = config(&veth, lanes, &paths, 8 << 20);
+            let context = Arc::new(Context::open(&config).unwrap());
+            let fresh = PipelineConfig {
+                existing: Existing::Replace,
+                ..recording()
+            };
+            record(&context, &veth, fresh, FLOWS, 0..NUMBERS);
+            check_lanes(&context);
+            drop(context);
+            check_all_there(&packets_on(&images(&seen)), FLOWS, NUMBERS);
+        }
+    }
+}
+
+/// One lane fills all devices evenly, measured by their length.
+#[test]
+fn one_lane_uses_all_devices_evenly() {
+    if !is_root("one_lane_uses_all_devices_evenly") {
+        return;
+    }
+    let veth = network();
+    let names = ["even-a", "even-b", "even-c"];
+    let files = names.map(|name| Scratch::new(env!("CARGO_TARGET_TMPDIR"), name));
+    let paths = files.each_ref().map(Scratch::path);
+    // The last one is twice as long.
+    let mut config = config(&veth, 1, &paths, 2 << 20);
+    config.more_devices[1].file_size = 4 << 20;
+    run("ethtool", &["-L", &veth.host, "rx", "1"]);
+    let context = Arc::new(Context::open(&config).unwrap());
+    let large = PipelineConfig {
+        pack_below: Some(1),
+        ..recording()
+    };
+    record(&context, &veth, large, 8, 0..200);
+    check_lanes(&context);
+    drop(context);
+    let found = packets_on(&images(&paths));
+    check_all_there(&found, 8, 200);
+    let mut on = [0; 3];
+    found.values().for_each(|stored| on[stored[0].device] += 1);
+    let total: u32 = on.iter().sum();
+    for (device, share) in [(0, 4), (1, 4), (2, 2)] {
+        let (fair, has) = (total / share, on[device]);
+        assert!(has > fair * 6 / 10 && has < fair * 14 / 10, "{on:?}");
+    }
+}
+
+/// A recording goes on where it ended, also with another number of lanes.
+#[test]
+fn a_recording_is_continued_with_more_and_with_fewer_lanes() {
+    if !is_root("a_recording_is_continued_with_more_and_with_fewer_lanes") {
+        return;
+    }
+    let names = ["go-on-a", "go-on-b"];
+    let files = names.map(|name| Scratch::new(env!("CARGO_TARGET_TMPDIR"), name));
+    let paths = files.each_ref().map(Scratch::path);
+    let mut before: BTreeMap<(u16, u64), Vec<Stored>> = BTreeMap::new();
+    for (round, lanes) in [2, 4, 1, 4].into_iter().enumerate() {
+        let veth = network();
+        if lanes < QUEUES {
+            run("ethtool", &["-L", &veth.host, "rx", &lanes.to_string()]);
+        }
+        let config = config(&veth, lanes, &paths, 8 << 20);
+        let context = Arc::new(Context::open(&config).unwrap());
+        let round = round as u32;
+        record(
+            &context,
+            &veth,
+            recording(),
+            16,
+            round * 30..(round + 1) * 30,
+        );
+        check_lanes(&context);
+        drop(context);
+        let now = packets_on(&images(&paths));
+        assert_eq!(now.len(), before.len() + 16 * 30);
+        for (key, stored) in &before {
+            assert_eq!(&now[key], stored, "what was there stays");
+        }
+        // Each lane's numbers are consecutive over all recordings.
+        let mut next: BTreeMap<u16, u64> = BTreeMap::new();
+        for (lane, sequence) in now.keys() {
+            let next = next.entry(*lane).or_default();
+            assert_eq!(sequence, next);
+            *next += 1;
+        }
+        before = now;
+    }
+    let numbers: BTreeSet<&[u8]> = before
+        .values()
+        .map(|stored| &stored[0].payload[..4])
+        .collect();
+    assert_eq!(numbers.len(), 16 * 120);
+}
+
+/// The logs come round many times: what is left is whole, and of each lane the newest.
+#[test]
+fn logs_that_wrap_keep_the_newest_of_each_lane() {
+    if !is_root("logs_that_wrap_keep_the_newest_of_each_lane") {
+        return;
+    }
+    let veth = network();
+    let names = ["wrap-a", "wrap-b"];
+    let files = names.map(|name| Scratch::new(env!("CARGO_TARGET_TMPDIR"), name));
+    let paths = files.each_ref().map(Scratch::path);
+    let mut config = config(&veth, QUEUES, &paths, (2 + 8 * 16) * FRAME as u64);
+    config.more_devices[0].file_size = (2 + 12 * 16) * FRAME as u64;
+    let context = Arc::new(Context::open(&config).unwrap());
+    let wraps = PipelineConfig {
+        at_end: AtEnd::Wrap,
+        pack_below: Some(1),
+        ..recording()
+    };
+    record(&context, &veth, wraps, 16, 0..150);
+    check_lanes(&context);
+    drop(context);
+    let found = packets_on(&images(&paths));
+    let mut of_lanes: BTreeMap<u16, Vec<u64>> = BTreeMap::new();
+    for ((lane, sequence), stored) in &found {
+        assert_eq!(stored.len(), 1);
+        of_lanes.entry(*lane).or_default().push(*sequence);
+    }
+    let ends: u64 = of_lanes.values().map(|of| of.last().unwrap() + 1).sum();
+    assert_eq!(ends, 16 * 150, "the newest of each lane is there");
+    assert!(found.len() > 150, "{}", found.len());
+}
+
+fn refused(context: &Arc<Context>, words: &[&str]) {
+    let Err(error) = Pipeline::start(context.clone(), recording()) else {
+        panic!("a recording was begun");
+    };
+    assert_eq!(error.errno(), libc::EINVAL, "{error}");
+    for word in words {
+        assert!(error.message().contains(word), "{word}: {error}");
+    }
+}
+
+#[test]
+fn devices_that_do_not_belong_together_are_refused_and_left_alone() {
+    if !is_root("devices_that_do_not_belong_together_are_refused_and_left_alone") {
+        return;
+    }
+    let veth = network();
+    let names = ["one-a", "one-b", "two-a", "two-b", "none", "short"];
+    let files = names.map(|name| Scratch::new(env!("CARGO_TARGET_TMPDIR"), name));
+    let [a, b, other_a, other_b, none, short] = files.each_ref().map(Scratch::path);
+    let open = |paths: &[&str]| {
+        let context = Context::open(&config(&veth, QUEUES, paths, 4 << 20));
+        Arc::new(context.unwrap())
+    };
+    for pair in [[a, b], [other_a, other_b]] {
+        let context = open(&pair);
+        let pipeline = Pipeline::start(context, recording()).unwrap();
+        pipeline.stop().1.unwrap();
+    }
+    fs::File::create(none).unwrap().set_len(4 << 20).unwrap();
+    let all = [a, b, other_a, other_b, none];
+    let before = images(&all);
+    refused(&open(&[a, other_b]), &[a, other_b, "different recordings"]);
+    refused(&open(&[b, a]), &[b, "is device 1", "was given as device 0"]);
+    refused(
+        &open(&[a]),
+        &[a, "a recording on 2 devices, and 1 are given"],
+    );
+    refused(&open(&[a, b, none]), &["on 2 devices, and 3 are given"]);
+    refused(&open(&[none, b]), &[none, "holds no log", "2 devices"]);
+    let mut config = config(&veth, QUEUES, &[none, short], 4 << 20);
+    config.more_devices[0].file_size = 60 * FRAME as u64;
+    let context = Arc::new(Context::open(&config).unwrap());
+    refused(&context, &[short, "at least"]);
+    assert!(images(&all) == before, "nothing was written");
+}
