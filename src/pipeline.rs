@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod completions;
+mod failover;
 mod filling;
 mod packets;
 mod runs;
@@ -34,6 +35,7 @@ use crate::error::{Error, Result};
 use crate::lane::Lane;
 use crate::log::{self, Level};
 use crate::recorder::{Existing, LogSet};
+use crate::storage::device::MAX_DEVICES;
 use crate::sys::event::{Doorbell, block_signals};
 
 /// Packets, or completions, taken at once.
@@ -46,6 +48,8 @@ const FLUSH: u64 = 1 << 63;
 const SUPERBLOCK: u64 = 1 << 62;
 /// The same: a segment's header or a record of losses in a log of version 2 (with the mark of its segment).
 const SEGMENT: u64 = 1 << 61;
+/// The same: a write that tries a device (whose number it has) which has failed.
+const TRY: u64 = 1 << 60;
 /// Most writes between the oldest that is not completed and the newest.
 const WINDOW: u64 = 1 << 20;
 
@@ -115,6 +119,11 @@ pub struct PipelineStatus {
     pub flushes: u64,
     /// Log: packets shorter than this are packed; 0 in other layouts.
     pub pack_below: u32,
+    /// Log on several devices: packets that were written again to another device, since theirs failed.
+    pub rescued: u64,
+    /// The same: packets that a device had completed, and no flush had covered, when it failed. They are lost if it held them
+    /// in a cache that is gone.
+    pub unflushed: u64,
 }
 
 struct Progress {
@@ -154,6 +163,15 @@ struct Progress {
     failed_runs: FailedRuns,
     /// Logs of version 2: those that it writes to.
     set: Option<Arc<LogSet>>,
+    /// Packets of units that were written again to another device.
+    rescued: Counter,
+    /// A device failed the last flush: the others are to be flushed.
+    flush_again: AtomicBool,
+    /// Of each device: packets that it completed and no flush has covered, and those that the flush in flight covers.
+    unflushed: [AtomicU64; MAX_DEVICES],
+    covered: [AtomicU64; MAX_DEVICES],
+    /// Of devices that failed: packets that no flush had covered.
+    unflushed_lost: Counter,
 }
 
 impl Progress {
@@ -342,6 +360,8 @@ impl PipelineStatus {
             durable: self.durable + other.durable,
             flushes: self.flushes + other.flushes,
             pack_below: self.pack_below,
+            rescued: self.rescued + other.rescued,
+            unflushed: self.unflushed + other.unflushed,
         }
     }
 }
@@ -384,6 +404,11 @@ impl LanePipeline {
             waiting: AtomicBool::new(false),
             failed_runs: FailedRuns::default(),
             set,
+            rescued: Counter::default(),
+            flush_again: AtomicBool::new(false),
+            unflushed: Default::default(),
+            covered: Default::default(),
+            unflushed_lost: Counter::default(),
         });
         let number = on.number;
         let (store, packet) = match on.context.lanes().len() {
@@ -402,7 +427,7 @@ impl LanePipeline {
         pipeline.spawn(
             store,
             |progress| &progress.storage_done,
-            |on, progress| completions(on.lane(), progress),
+            |on, progress| completions(&on.context, on.lane(), progress),
         )?;
         let config = *config;
         pipeline.spawn(
@@ -469,6 +494,8 @@ impl LanePipeline {
             durable: p.durable.load(Ordering::Acquire),
             flushes: p.flushes.get(),
             pack_below: p.pack_below,
+            rescued: p.rescued.get(),
+            unflushed: p.unflushed_lost.get(),
         }
     }
 

@@ -6,7 +6,9 @@ mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::net::{SocketAddrV4, UdpSocket};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -72,15 +74,14 @@ fn numbered(flow: u32, i: u32) -> Vec<u8> {
     bytes
 }
 
-/// Sends these numbers from each of `flows` sockets, which the kernel spreads over the queues by their ports.
-fn send(veth: &Veth, flows: u32, numbers: std::ops::Range<u32>) {
+/// Sends these numbers from a socket for each flow. The kernel spreads them over the queues by their ports.
+fn send(veth: &Veth, flows: std::ops::Range<u32>, numbers: std::ops::Range<u32>) {
     let to = SocketAddrV4::new(veth.host_addr, PORT);
     let sender = veth.far(move || {
-        let sockets: Vec<UdpSocket> = (0..flows)
-            .map(|_| UdpSocket::bind("0.0.0.0:0").unwrap())
-            .collect();
+        let bind = |_| UdpSocket::bind("0.0.0.0:0").unwrap();
+        let sockets: Vec<UdpSocket> = flows.clone().map(bind).collect();
         for i in numbers {
-            for (flow, socket) in (0..).zip(&sockets) {
+            for (flow, socket) in flows.clone().zip(&sockets) {
                 socket.send_to(&numbered(flow, i), to).unwrap();
             }
             std::thread::sleep(Duration::from_millis(4));
@@ -154,8 +155,8 @@ fn images(paths: &[&str]) -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
 
-/// Each number of each flow is there once, each flow on one lane and in its order, each lane without a gap.
-fn check_all_there(found: &BTreeMap<(u16, u64), Vec<Stored>>, flows: u32, numbers: u32) {
+/// Of each flow so many numbers are there, each once, each flow on one lane and in its order, each lane without a gap.
+fn check_all_there(found: &BTreeMap<(u16, u64), Vec<Stored>>, expected: &[u32]) {
     let mut next_of_lane: BTreeMap<u16, u64> = BTreeMap::new();
     let mut next_of_flow: BTreeMap<u32, u32> = BTreeMap::new();
     for ((lane, sequence), stored) in found {
@@ -171,11 +172,8 @@ fn check_all_there(found: &BTreeMap<(u16, u64), Vec<Stored>>, flows: u32, number
         assert!(stored[0].payload == numbered(flow, i));
         assert_eq!(stored[0].queue, *lane);
     }
-    assert_eq!(next_of_flow.len(), flows as usize);
-    assert!(
-        next_of_flow.values().all(|count| *count == numbers),
-        "{next_of_flow:?}"
-    );
+    let counts: Vec<u32> = next_of_flow.into_values().collect();
+    assert_eq!(counts, expected);
 }
 
 /// Waits until so many are completed, and stops.
@@ -200,7 +198,7 @@ fn record(
 ) {
     let count = u64::from(flows) * numbers.len() as u64;
     let pipeline = Pipeline::start(context.clone(), pipeline).unwrap();
-    send(veth, flows, numbers);
+    send(veth, 0..flows, numbers);
     let status = finish(pipeline, count);
     assert_eq!((status.stored, status.failed), (count, 0));
 }
@@ -243,7 +241,7 @@ fn every_packet_is_stored_once_on_every_mix_of_lanes_and_devices() {
             record(&context, &veth, fresh, FLOWS, 0..NUMBERS);
             check_lanes(&context);
             drop(context);
-            check_all_there(&packets_on(&images(&seen)), FLOWS, NUMBERS);
+            check_all_there(&packets_on(&images(&seen)), &[NUMBERS; FLOWS as usize]);
         }
     }
 }
@@ -271,7 +269,7 @@ fn one_lane_uses_all_devices_evenly() {
     check_lanes(&context);
     drop(context);
     let found = packets_on(&images(&paths));
-    check_all_there(&found, 8, 200);
+    check_all_there(&found, &[200; 8]);
     let mut on = [0; 3];
     found.values().for_each(|stored| on[stored[0].device] += 1);
     let total: u32 = on.iter().sum();
@@ -405,4 +403,125 @@ fn devices_that_do_not_belong_together_are_refused_and_left_alone() {
     let context = Arc::new(Context::open(&config).unwrap());
     refused(&context, &[short, "at least"]);
     assert!(images(&all) == before, "nothing was written");
+}
+
+/// A sparse file in a memory file system of its own, which takes no new blocks once that is full.
+struct Fragile {
+    file: String,
+    dir: PathBuf,
+}
+
+impl Fragile {
+    fn new(bytes: u64) -> Fragile {
+        let dir = std::env::temp_dir().join(format!("unified-fragile-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let size = format!("size={}", bytes + (1 << 20));
+        let path = dir.to_str().unwrap();
+        run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", path]);
+        let file = format!("{path}/device");
+        fs::File::create(&file).unwrap().set_len(bytes).unwrap();
+        Fragile { file, dir }
+    }
+
+    /// Takes all the room that is left.
+    fn fill(&self) {
+        let mut file = fs::File::create(self.dir.join("filler")).unwrap();
+        while file.write_all(&[7; 4096]).is_ok() {}
+    }
+
+    /// Gives it back.
+    fn empty(&self) {
+        fs::remove_file(self.dir.join("filler")).unwrap();
+    }
+}
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        let _ = store::try_run("umount", &["-l", self.dir.to_str().unwrap()]);
+        let _ = fs::remove_dir(&self.dir);
+    }
+}
+
+/// As `check_all_there`, but a packet may be there twice, and is then the same.
+fn check_all_there_once_or_twice(found: &BTreeMap<(u16, u64), Vec<Stored>>, expected: &[u32]) {
+    let mut once = found.clone();
+    for stored in once.values_mut() {
+        let first = stored[0].payload.clone();
+        assert!(stored.iter().all(|other| other.payload == first));
+        stored.truncate(1);
+    }
+    check_all_there(&once, expected);
+}
+
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < until, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// One of two devices fails every write, and works again later: nothing is lost, and it is used again.
+#[test]
+fn what_a_device_fails_goes_to_the_others_until_it_works_again() {
+    if !is_root("what_a_device_fails_goes_to_the_others_until_it_works_again") {
+        return;
+    }
+    const FLOWS: u32 = 16;
+    for drive in [Drive::Inline, Drive::Thread] {
+        for packed in [1, u32::MAX] {
+            let fragile = Fragile::new(4 << 20);
+            let veth = network();
+            let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "rescue");
+            let mut config = Config {
+                drive,
+                ..config(&veth, QUEUES, &[file.path(), &fragile.file], 8 << 20)
+            };
+            config.more_devices[0].file_size = 0;
+            let context = Arc::new(Context::open(&config).unwrap());
+            let flushing = PipelineConfig {
+                pack_below: Some(packed),
+                flush_interval: Some(Duration::from_millis(20)),
+                ..recording()
+            };
+            let pipeline = Pipeline::start(context.clone(), flushing).unwrap();
+            let stored = |count: u32| {
+                wait_for("stored", || {
+                    pipeline.status().completed == u64::from(FLOWS * count)
+                });
+            };
+            send(&veth, 0..FLOWS, 0..40);
+            stored(40);
+            let before = context.device(1, None).unwrap().1;
+            assert!(before.bytes_written > 0, "both devices are used");
+            fragile.fill();
+            send(&veth, FLOWS..2 * FLOWS, 0..60);
+            stored(100);
+            let status = pipeline.status();
+            assert_eq!((status.error, status.failed), (0, 0), "{status:?}");
+            assert!(status.rescued > 0, "{status:?}");
+            // There is room again: it is tried within a second or two, and used.
+            fragile.empty();
+            let written = || context.device(1, None).unwrap().1.bytes_written;
+            let failed = written();
+            wait_for("the device answers", || written() > failed);
+            send(&veth, 2 * FLOWS..3 * FLOWS, 0..120);
+            stored(220);
+            let (status, result) = pipeline.stop();
+            result.unwrap();
+            assert_eq!((status.failed, status.durable), (0, u64::from(FLOWS * 220)));
+            check_lanes(&context);
+            let stats = context.statistics().unwrap();
+            assert_eq!((stats.stored, stats.failed), (u64::from(FLOWS * 220), 0));
+            drop(context);
+            let found = packets_on(&images(&[file.path(), &fragile.file]));
+            let counts = [40, 60, 120].map(|count| [count; FLOWS as usize]);
+            check_all_there_once_or_twice(&found, counts.as_flattened());
+            let late = |stored: &Stored| {
+                let number = u32::from_le_bytes(stored.payload[..4].try_into().unwrap());
+                stored.device == 1 && number >> 16 >= 2 * FLOWS
+            };
+            assert!(found.values().flatten().any(late), "it is used again");
+        }
+    }
 }

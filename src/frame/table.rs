@@ -98,6 +98,16 @@ pub enum Return {
     KeepFailed,
 }
 
+/// The first write of the packets in a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FirstWrite {
+    /// When the first packet arrived. ns.
+    pub arrival: u64,
+    pub packets: u32,
+    /// If it fails, it has decided nothing.
+    pub keep_failed: bool,
+}
+
 /// How many frames are in each state.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Census {
@@ -277,12 +287,16 @@ impl FrameTable {
 
     /// When the packet in a frame arrived, if it is in flight with the first write of its packet, and the number of its packets. Before
     /// `finish`.
-    pub fn first_write(&self, frame: u32) -> Option<(u64, u32)> {
+    pub fn first_write(&self, frame: u32) -> Option<FirstWrite> {
         let state = self.state(frame).ok()?;
         let first = State::InFlight as u16 | WRITES | PACKET;
         (state & !(KEEP | KEEP_FAILED | PACKED) == first).then(|| {
             let arrival = self.arrivals[frame as usize].load(Ordering::Relaxed);
-            (arrival & !FOREIGN, self.packets_in(frame, state))
+            FirstWrite {
+                arrival: arrival & !FOREIGN,
+                packets: self.packets_in(frame, state),
+                keep_failed: state & KEEP_FAILED != 0,
+            }
         })
     }
 

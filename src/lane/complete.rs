@@ -38,6 +38,8 @@ pub struct Completion {
     pub frames: u32,
     /// Packets whose outcome it has decided.
     pub packets: u32,
+    /// Packets of a failed write whose frames came back, and which have no outcome yet.
+    pub undecided: u32,
 }
 
 /// What a batch of completions shares.
@@ -286,10 +288,13 @@ impl Lane {
             let written = self.frames.table.first_write(frame);
             match self.frames.finish(frame, success, &mut batch.freed) {
                 Ok(settled) => {
-                    let tried_again = settled.is_none() && completion.frames > 1;
-                    if let Some((arrival, packets)) = written.filter(|_| !tried_again) {
-                        let latency = batch.now().saturating_sub(arrival);
-                        self.record_latency(owner, latency, packets.into());
+                    if let Some(write) = written {
+                        if settled.is_none() && write.keep_failed {
+                            completion.undecided += write.packets;
+                        } else {
+                            let latency = batch.now().saturating_sub(write.arrival);
+                            self.record_latency(owner, latency, write.packets.into());
+                        }
                     }
                     match settled {
                         None => completion.frame = Some(frame),

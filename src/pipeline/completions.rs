@@ -2,13 +2,17 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::failover::{take_out, tried};
 use super::runs::{FailedRun, not_submitted};
-use super::{BATCH, FLUSH, Progress, SEGMENT, SUPERBLOCK, TICK, WINDOW};
+use super::{BATCH, FLUSH, Progress, SEGMENT, SUPERBLOCK, TICK, TRY, WINDOW};
+use crate::context::Context;
 use crate::error::Result;
 use crate::lane::{Completion, Lane, Ready};
 use crate::log::{self, Level};
+use crate::recorder::LogSet;
 use crate::storage::command::status;
 use crate::storage::device::MAX_DEVICES;
 
@@ -54,13 +58,14 @@ impl Window {
 }
 
 /// The storage thread.
-pub(super) fn completions(lane: &Lane, progress: &Progress) -> Result<()> {
+pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -> Result<()> {
     let mut batch = [Completion::default(); BATCH];
     let mut window = Window::new();
     loop {
         let count = lane.completions(&mut batch)?;
         let (mut stored, mut failed, mut frames) = (0, 0, 0);
         let mut of_devices = [0; MAX_DEVICES];
+        let mut unflushed = [0; MAX_DEVICES];
         for completion in &batch[..count] {
             let good = completion.status == status::SUCCESS;
             frames += u64::from(completion.frames);
@@ -68,7 +73,7 @@ pub(super) fn completions(lane: &Lane, progress: &Progress) -> Result<()> {
                 *slots += u64::from(completion.frames);
             }
             if completion.user_data & FLUSH != 0 {
-                flushed(progress, completion);
+                flushed(context, progress, completion);
             } else if completion.user_data & SUPERBLOCK != 0 {
                 if good {
                     let covers = completion.user_data & !SUPERBLOCK;
@@ -99,7 +104,9 @@ pub(super) fn completions(lane: &Lane, progress: &Progress) -> Result<()> {
                     set.mark_done(completion.user_data & !SEGMENT);
                 }
                 progress.superblocks.fetch_sub(1, Ordering::AcqRel);
-            } else if completion.frames > 1 && completion.packets == 0 && !good {
+            } else if completion.user_data & TRY != 0 {
+                tried(context, progress, completion);
+            } else if completion.frame.is_some() && completion.packets == 0 && !good {
                 // Its frames are submitted again.
                 frames -= u64::from(completion.frames);
                 progress.failed_runs.push(FailedRun::of(completion));
@@ -113,22 +120,38 @@ pub(super) fn completions(lane: &Lane, progress: &Progress) -> Result<()> {
                     return Err(not_submitted());
                 }
                 match good {
-                    true => stored += u64::from(packets),
+                    true => {
+                        stored += u64::from(packets);
+                        if let Some(fresh) = unflushed.get_mut(usize::from(completion.device)) {
+                            *fresh += u64::from(packets);
+                        }
+                    }
                     false => failed += u64::from(packets),
                 }
                 window.complete(completion.user_data, packets);
             }
         }
+        let mut given_up = Vec::new();
         if progress.packets_done.load(Ordering::Acquire) {
             // Nobody submits them again.
-            for run in progress.failed_runs.take() {
-                failed += u64::from(run.frames);
-                run.release(lane);
-                window.complete(run.number, run.frames);
-            }
+            given_up = progress.failed_runs.take();
+        }
+        if progress.set.is_some() {
+            given_up.extend(progress.failed_runs.take_given_up());
+        }
+        for run in given_up {
+            failed += u64::from(run.packets);
+            run.release(lane);
+            window.complete(run.number, run.packets);
         }
         if let (Some(set), true) = (&progress.set, count > 0) {
             set.done(&of_devices);
+            // Before `completed` is published: a flush that covers them counts them.
+            for (total, fresh) in progress.unflushed.iter().zip(unflushed) {
+                if fresh > 0 {
+                    total.fetch_add(fresh, Ordering::Relaxed);
+                }
+            }
         }
         progress.frames_done.fetch_add(frames, Ordering::Relaxed);
         progress.stored.add(stored);
@@ -156,11 +179,31 @@ pub(super) fn completions(lane: &Lane, progress: &Progress) -> Result<()> {
 }
 
 /// A flush covers what was completed when it was submitted. After a failed flush nothing counts as durable any more:
-/// the device may have dropped its cache.
-fn flushed(progress: &Progress, completion: &Completion) {
+/// the device may have dropped its cache. If there are other devices, it is left out of the next flush instead.
+fn flushed(context: &Context, progress: &Progress, completion: &Completion) {
     let covers = completion.user_data & !FLUSH;
+    let device = completion.device;
     progress.flushes.add(1);
-    if completion.status != status::SUCCESS {
+    if completion.status == status::SUCCESS {
+        if progress.flush_failed.load(Ordering::Relaxed) == 0 {
+            progress.durable.fetch_max(covers, Ordering::AcqRel);
+        }
+        for (place, (total, covered)) in
+            progress.unflushed.iter().zip(&progress.covered).enumerate()
+        {
+            let out = |set: &Arc<LogSet>| place < set.devices() && set.is_out(place as u8);
+            if !progress.set.as_ref().is_some_and(out) {
+                let covered = covered.load(Ordering::Relaxed);
+                // Less, if the device has failed meanwhile and was counted.
+                let _ = total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| {
+                    Some(total.saturating_sub(covered))
+                });
+            }
+        }
+    } else if let Some(set) = progress.set.as_ref().filter(|set| set.has_other(device)) {
+        take_out(context, set, device, completion.status);
+        progress.flush_again.store(true, Ordering::Release);
+    } else {
         progress.fail(libc::EIO);
         let _ = progress.flush_failed.compare_exchange(
             0,
@@ -175,8 +218,6 @@ fn flushed(progress: &Progress, completion: &Completion) {
                 completion.status
             ),
         );
-    } else if progress.flush_failed.load(Ordering::Relaxed) == 0 {
-        progress.durable.fetch_max(covers, Ordering::AcqRel);
     }
     progress.flushing.store(false, Ordering::Release);
 }

@@ -221,7 +221,10 @@ impl<'a> Packets<'a> {
         if due {
             self.superblock(completed)?;
         }
-        if !self.progress.flushing.load(Ordering::Acquire) && self.flusher.wants(completed) {
+        self.try_devices()?;
+        if !self.progress.flushing.load(Ordering::Acquire)
+            && (self.flusher.wants(completed) || self.progress.flush_again.load(Ordering::Acquire))
+        {
             self.flush(completed)?;
         }
         Ok(())
@@ -255,6 +258,11 @@ impl<'a> Packets<'a> {
     }
 
     fn flush(&mut self, covers: u64) -> Result<()> {
+        self.count_unflushed();
+        for (covered, unflushed) in self.progress.covered.iter().zip(&self.progress.unflushed) {
+            covered.store(unflushed.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.progress.flush_again.store(false, Ordering::Relaxed);
         self.progress.flushing.store(true, Ordering::Release);
         while let Err(error) = self.lane.submit_flush(None, FLUSH | covers) {
             retry(self.progress, error).inspect_err(|_| {
@@ -292,10 +300,20 @@ impl<'a> Packets<'a> {
                 ),
             );
         }
-        self.wait_for(|p| {
-            p.superblocks.load(Ordering::Acquire) == 0 && !p.flushing.load(Ordering::Acquire)
-        })?;
-        self.flush(self.progress.completed.load(Ordering::Acquire))
+        loop {
+            self.wait_for(|p| {
+                p.superblocks.load(Ordering::Acquire) == 0 && !p.flushing.load(Ordering::Acquire)
+            })?;
+            self.flush(self.progress.completed.load(Ordering::Acquire))?;
+            // A device that fails it is left out of the next one.
+            if !self.has_many_devices() {
+                return Ok(());
+            }
+            self.wait_for(|p| !p.flushing.load(Ordering::Acquire))?;
+            if !self.progress.flush_again.load(Ordering::Acquire) {
+                return Ok(());
+            }
+        }
     }
 
     pub(super) fn wait_for(&mut self, reached: impl Fn(&Progress) -> bool) -> Result<()> {
@@ -424,7 +442,7 @@ impl<'a> Packets<'a> {
         if run.frames == 0 {
             return Ok(rx_side);
         }
-        run.parts = run.frames > 1;
+        run.parts |= run.frames > 1;
         let run = *run;
         let rx_side = self.queue_run(rx_side, run.frames, &run)?;
         let completed = self.progress.completed.load(Ordering::Acquire);
@@ -474,7 +492,14 @@ impl<'a> Packets<'a> {
 
     /// Submits the frames of failed runs one by one.
     fn resubmit(&mut self) -> Result<()> {
-        for failed in self.progress.failed_runs.take() {
+        let failed = self.progress.failed_runs.take();
+        if self.has_many_devices() {
+            return match failed.is_empty() {
+                true => Ok(()),
+                false => self.rescue(&failed),
+            };
+        }
+        for failed in failed {
             let found = self.runs.find(failed.number);
             let run = found.filter(|run| (run.first, run.frames) == (failed.first, failed.frames));
             let mut done = 0;
@@ -484,8 +509,10 @@ impl<'a> Packets<'a> {
                     // The storage thread gives up what is left.
                     self.progress.failed_runs.push(FailedRun {
                         number: failed.number + u64::from(done),
+                        packets: failed.packets - done,
                         first: failed.first + done,
                         frames: failed.frames - done,
+                        ..failed
                     });
                 })?;
         }

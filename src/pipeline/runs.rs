@@ -23,18 +23,24 @@ pub(super) fn not_submitted() -> Error {
 /// A run that failed. Its frames are held again.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FailedRun {
-    /// Of its first write.
+    /// Of its first packet.
     pub number: u64,
+    pub packets: u32,
     pub first: u32,
     pub frames: u32,
+    pub device: u8,
+    pub status: u16,
 }
 
 impl FailedRun {
     pub fn of(completion: &Completion) -> FailedRun {
         FailedRun {
             number: completion.user_data,
+            packets: completion.undecided,
             first: completion.frame.unwrap_or_default(),
             frames: completion.frames,
+            device: completion.device,
+            status: completion.status,
         }
     }
 
@@ -53,12 +59,23 @@ pub(super) struct FailedRuns {
     /// Looked at without the lock.
     some: AtomicBool,
     runs: Mutex<Vec<FailedRun>>,
+    /// Those that nobody submits again.
+    given_up: Mutex<Vec<FailedRun>>,
 }
 
 impl FailedRuns {
     pub fn push(&self, run: FailedRun) {
         self.runs.lock().push(run);
         self.some.store(true, Ordering::Release);
+    }
+
+    /// The storage thread releases it.
+    pub fn give_up(&self, run: FailedRun) {
+        self.given_up.lock().push(run);
+    }
+
+    pub fn take_given_up(&self) -> Vec<FailedRun> {
+        std::mem::take(&mut *self.given_up.lock())
     }
 
     pub fn take(&self) -> Vec<FailedRun> {

@@ -24,7 +24,7 @@ const RESERVED: u32 = 16;
 const PUBLISH: usize = 1024;
 
 impl<'a> Packets<'a> {
-    fn units(&mut self) -> &mut UnitRecorder {
+    pub(super) fn units(&mut self) -> &mut UnitRecorder {
         match &mut self.target {
             WriteTarget::Units(log) => log,
             _ => unreachable!("only called for a log of units"),
@@ -237,9 +237,15 @@ impl<'a> Packets<'a> {
         number: u64,
     ) -> Result<(RxSideGuard<'a>, bool)> {
         let lane = self.lane;
-        let log = self.units();
-        let wanted = log.frames_of_unit().min(lane.longest_run(log.device(), 0));
         loop {
+            // Another segment may have been begun while frames were waited for.
+            let room;
+            (rx_side, room) = self.make_room(rx_side)?;
+            if !room {
+                return Ok((rx_side, false));
+            }
+            let log = self.units();
+            let wanted = log.frames_of_unit().min(lane.longest_run(log.device(), 0));
             let done = self.frames_done();
             if let Some((first, count)) = lane.allocate_run(&mut rx_side, wanted)? {
                 if self.units().fits(packet, count) {
@@ -279,11 +285,25 @@ impl<'a> Packets<'a> {
         self.wait_unlocked(rx_side, |p| p.frames_done.load(Ordering::Acquire) != before)
     }
 
-    /// Begins a segment, if the one that is being written has no slot left. No unit is open. `false`: the log is full.
-    fn make_room(&mut self, mut rx_side: RxSideGuard<'a>) -> Result<(RxSideGuard<'a>, bool)> {
-        if self.units().room() > 0 {
+    /// Begins a segment, if the one that is being written has no slot left, or its device has failed. No unit is open. `false`:
+    /// the log is full.
+    fn make_room(&mut self, rx_side: RxSideGuard<'a>) -> Result<(RxSideGuard<'a>, bool)> {
+        let log = self.units();
+        if log.room() > 0 && !log.has_to_leave() {
             return Ok((rx_side, true));
         }
+        let first = log.first_unwritten();
+        self.begin_segment(rx_side, first)
+    }
+
+    /// Begins a segment, whose first packet has this sequence number. `false`: the log is full.
+    pub(super) fn begin_segment(
+        &mut self,
+        mut rx_side: RxSideGuard<'a>,
+        first: u64,
+    ) -> Result<(RxSideGuard<'a>, bool)> {
+        // What is in the old segment goes there.
+        rx_side = self.end_run(rx_side)?;
         let segment = loop {
             let completed = self.progress.completed.load(Ordering::Acquire);
             let log = self.units();
@@ -292,7 +312,6 @@ impl<'a> Packets<'a> {
                 Granted::Segment(segment) => break segment,
                 Granted::Full => return Ok((rx_side, false)),
                 Granted::Busy => {
-                    rx_side = self.end_run(rx_side)?;
                     // Others give segments back too, and say nothing.
                     let looked = Cell::new(false);
                     rx_side = self.wait_unlocked(rx_side, |_| looked.replace(true))?;
@@ -302,7 +321,9 @@ impl<'a> Packets<'a> {
         let frame;
         (rx_side, frame) = self.take_frame(rx_side)?;
         let completed = self.progress.completed.load(Ordering::Acquire);
-        let header = self.units().begin_segment(frame, &segment, completed);
+        let header = self
+            .units()
+            .begin_segment(frame, &segment, completed, first);
         rx_side = self.submit_of_segment(rx_side, header)?;
         Ok((rx_side, true))
     }
@@ -396,12 +417,13 @@ impl<'a> Packets<'a> {
         }
         let rx_side = self.lane.lock_rx_side()?;
         let rx_side = self.end_unit(rx_side)?;
+        let (rx_side, frame) = self.take_frame(rx_side)?;
         let (mut rx_side, room) = self.make_room(rx_side)?;
         if room {
-            let frame;
-            (rx_side, frame) = self.take_frame(rx_side)?;
             let write = self.units().tell_losses(frame);
             rx_side = self.submit_of_segment(rx_side, write)?;
+        } else {
+            self.release(frame..frame + 1);
         }
         self.lane.free(&mut self.filling.freed);
         self.lane.kick(&mut rx_side);
@@ -425,7 +447,7 @@ impl<'a> Packets<'a> {
         }
     }
 
-    fn release(&self, frames: Range<u32>) {
+    pub(super) fn release(&self, frames: Range<u32>) {
         for frame in frames {
             // A frame that is not held was given back already.
             let _ = self.lane.frame_release(frame);

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -28,6 +29,8 @@ use crate::unit_log::superblock::{Superblock, refuse_compat};
 const CHECKPOINT: u64 = 16;
 /// A lane leaves its home device if that has so many segments more behind it than another one, measured by its length.
 const UNEVEN: f64 = 2.0;
+/// A device that has failed is tried again after this time.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// Where the device's number begins in a mark.
 const MARK_DEVICE: u32 = 52;
 
@@ -62,8 +65,10 @@ struct Leg {
     state: Mutex<LegState>,
     /// Slots that were submitted and have not come back.
     backlog: AtomicU64,
-    /// Nothing is begun here.
+    /// It has failed: nothing is begun here until it answers again.
     out: AtomicBool,
+    /// When it was last tried; `None`: that has not ended yet.
+    tried: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -239,6 +244,7 @@ impl LogSet {
                 state: Mutex::new(state),
                 backlog: AtomicU64::new(0),
                 out: AtomicBool::new(false),
+                tried: Mutex::new(Some(Instant::now())),
             });
         }
         for (leg, disk) in legs.iter().zip(&disks) {
@@ -313,9 +319,13 @@ impl LogSet {
             length: f64,
             fill: f64,
         }
+        let all_out = (0u8..)
+            .zip(&self.legs)
+            .all(|(device, _)| self.is_out(device));
         let choices: Vec<Choice> = (0u8..)
             .zip(&self.legs)
-            .filter(|(_, leg)| !leg.out.load(Ordering::Relaxed))
+            // If none is left, they fail where they are counted.
+            .filter(|(device, _)| all_out || !self.is_out(*device))
             .map(|(device, leg)| Choice {
                 device,
                 backlog: leg.backlog.load(Ordering::Relaxed),
@@ -360,6 +370,49 @@ impl LogSet {
             true if !self.legs.iter().any(|leg| leg.out.load(Ordering::Relaxed)) => Granted::Full,
             _ => Granted::Busy,
         }
+    }
+
+    /// Whether a device has failed, and has not answered since.
+    pub fn is_out(&self, device: u8) -> bool {
+        self.legs[device as usize].out.load(Ordering::Relaxed)
+    }
+
+    /// Whether writes that this device fails can go to another one.
+    pub fn has_other(&self, device: u8) -> bool {
+        let mut others = (0u8..).zip(&self.legs);
+        others.any(|(other, leg)| other != device && !leg.out.load(Ordering::Relaxed))
+    }
+
+    /// A device has failed: nothing more is begun there. `true` if that is new.
+    pub fn take_out(&self, device: u8) -> bool {
+        let leg = &self.legs[device as usize];
+        *leg.tried.lock() = Some(Instant::now());
+        !leg.out.swap(true, Ordering::Relaxed)
+    }
+
+    /// A device that is out and is to be tried now. The caller tells `tried` what became of it.
+    pub fn wants_try(&self) -> Option<u8> {
+        let due = |leg: &Leg| {
+            let mut tried = leg.tried.lock();
+            let due = tried.is_some_and(|at| at.elapsed() >= TRY_AGAIN);
+            if due {
+                *tried = None;
+            }
+            due
+        };
+        let found = (0u8..)
+            .zip(&self.legs)
+            .find(|(_, leg)| leg.out.load(Ordering::Relaxed) && due(leg));
+        found.map(|(device, _)| device)
+    }
+
+    /// Whether a device answered that was tried. `true` if it is in again.
+    pub fn tried(&self, device: u8, good: bool) -> bool {
+        let Some(leg) = self.legs.get(device as usize) else {
+            return false;
+        };
+        *leg.tried.lock() = Some(Instant::now());
+        good && leg.out.swap(false, Ordering::Relaxed)
     }
 
     /// A lane writes no more to a segment, and its packets there have come back.

@@ -21,8 +21,8 @@ use crate::sys::shm::Shared;
 use crate::unit_log::lanes::table_bytes;
 use crate::unit_log::superblock::Superblock;
 use crate::unit_log::unit::{
-    CONTENT, LossEntry, MAX_UNIT_SLOTS, RECORD_HEADER_LEN, RecordHeader, SegmentBody, SlotHeader,
-    UnitHeader, cause, kind, record_flags,
+    CONTENT, LossEntry, MAX_UNIT_SLOTS, RECORD_HEADER_LEN, RecordHeader, SLOT_HEADER_LEN,
+    SegmentBody, SlotHeader, UnitHeader, cause, kind, record_flags,
 };
 
 /// Bytes of the headers of a packet in place.
@@ -60,6 +60,8 @@ pub struct UnitRecorder {
     slot: u32,
     /// It was begun by this recorder.
     begun: bool,
+    /// The first sequence number of the last unit in it.
+    last: Option<u64>,
     closed: VecDeque<Closed>,
     wraps: u64,
     /// Of the next packet.
@@ -98,6 +100,7 @@ impl UnitRecorder {
             generation,
             slot: log.segment_slots,
             begun: false,
+            last: None,
             closed: VecDeque::new(),
             wraps: set.wraps(),
             next: set.first_sequence(number),
@@ -201,7 +204,8 @@ impl UnitRecorder {
             device: self.device,
             user_data: number,
             fua: self.config.fua,
-            parts: false,
+            // If it fails, it goes to another device.
+            parts: self.set.has_other(self.device),
         }
     }
 
@@ -218,11 +222,11 @@ impl UnitRecorder {
     }
 
     /// Writes a unit of one slot without packets into a frame that the caller holds.
-    fn plain_unit(&mut self, frame: u32, kind: u8, base_time: u64, body: &[u8]) -> FrameRun {
+    fn plain_unit(&mut self, frame: u32, kind: u8, first: u64, body: &[u8]) -> FrameRun {
         self.blanks.forget(frame);
         let unit = UnitHeader {
-            first_sequence: self.next,
-            base_time,
+            first_sequence: first,
+            base_time: self.wall.wrapping_add(monotonic_ns()),
             lane: self.lane,
             data_offset: CONTENT as u16,
             ..UnitHeader::default()
@@ -234,7 +238,10 @@ impl UnitRecorder {
         self.data.write(start + CONTENT, body);
         let used = CONTENT + body.len();
         self.data.zero(start + used, size - used);
-        self.write_of(frame, 1, 0)
+        FrameRun {
+            parts: false,
+            ..self.write_of(frame, 1, 0)
+        }
     }
 
     /// Asks for the next segment. No unit is open, and the last segment is full.
@@ -243,8 +250,14 @@ impl UnitRecorder {
     }
 
     /// Begins a segment, with a frame that the caller holds. `lowest`: the number of the first packet that is not completed,
-    /// counted from this recorder's first one.
-    pub fn begin_segment(&mut self, frame: u32, segment: &Segment, lowest: u64) -> FrameRun {
+    /// counted from this recorder's first one. `first`: the sequence number of the first packet that follows.
+    pub fn begin_segment(
+        &mut self,
+        frame: u32,
+        segment: &Segment,
+        lowest: u64,
+        first: u64,
+    ) -> FrameRun {
         if self.begun {
             self.closed.push_back(Closed {
                 device: self.device,
@@ -258,6 +271,7 @@ impl UnitRecorder {
         self.generation = segment.generation;
         self.slot = 0;
         self.begun = true;
+        self.last = None;
         self.wraps = self.set.wraps();
         let body = SegmentBody {
             set_id: self.log.set_id,
@@ -267,8 +281,93 @@ impl UnitRecorder {
             previous: segment.previous,
         };
         let body = [&body.to_bytes()[..], &table_bytes(&segment.marks)].concat();
-        let now = self.wall.wrapping_add(monotonic_ns());
-        self.plain_unit(frame, kind::SEGMENT, now, &body)
+        self.plain_unit(frame, kind::SEGMENT, first, &body)
+    }
+
+    /// Whether the device of the segment that is being written has failed, and another one has not.
+    pub fn has_to_leave(&self) -> bool {
+        self.is_out() && self.set.has_other(self.device)
+    }
+
+    /// Whether the device of the segment that is being written has failed.
+    pub fn is_out(&self) -> bool {
+        self.set.is_out(self.device)
+    }
+
+    /// Whether a unit of so many slots that begins with this number can come next in the segment: numbers ascend.
+    pub fn takes(&self, sequence: u64, slots: u32) -> bool {
+        self.begun && self.room() >= slots && self.last.is_none_or(|last| last < sequence)
+    }
+
+    /// The first sequence number of the open unit, or of the next packet.
+    pub fn first_unwritten(&self) -> u64 {
+        self.unit.as_ref().map_or(self.next, |unit| unit.sequence)
+    }
+
+    /// The number of a packet, counted from this recorder's first one.
+    pub fn number_of(&self, sequence: u64) -> u64 {
+        sequence.wrapping_sub(self.set.first_sequence(self.lane))
+    }
+
+    /// The headers of the unit in these frames, which was not stored. `None`: there is none.
+    pub fn unit_in(&self, frame: u32) -> Option<(SlotHeader, UnitHeader)> {
+        let mut bytes = [0; CONTENT];
+        self.data.read(self.map.start(frame) as usize, &mut bytes);
+        let slot = SlotHeader::read(&bytes).filter(|slot| slot.index == 0)?;
+        Some((slot, UnitHeader::read(&bytes)?))
+    }
+
+    /// Gives the unit in these frames, which the caller holds, its place in the segment that is being written. There is room.
+    pub fn move_unit(&mut self, frame: u32, slot: &SlotHeader, unit: &UnitHeader) -> FrameRun {
+        let moved = SlotHeader {
+            generation: self.generation,
+            slot: self.slot,
+            tag: self.tag,
+            ..*slot
+        };
+        let start = self.map.start(frame) as usize;
+        self.data.write(start, &unit.to_bytes(&moved));
+        for index in 1..slot.slots {
+            let start = self.map.start(frame + u32::from(index)) as usize;
+            let mut bytes = [0; SLOT_HEADER_LEN];
+            self.data.read(start, &mut bytes);
+            // Only it knows where its first record begins.
+            let first = SlotHeader::read(&bytes).map_or(0, |old| old.first);
+            let moved = SlotHeader {
+                index,
+                slot: self.slot + u32::from(index),
+                first,
+                ..moved
+            };
+            self.data.write(start, &moved.to_bytes());
+        }
+        self.last = Some(unit.first_sequence);
+        let number = self.number_of(unit.first_sequence);
+        self.write_of(frame, slot.slots.into(), number)
+    }
+
+    /// The write of a unit at the place that its headers name, for the last time.
+    pub fn write_in_place(
+        &self,
+        device: u8,
+        frame: u32,
+        slot: &SlotHeader,
+        unit: &UnitHeader,
+    ) -> FrameRun {
+        FrameRun {
+            first: frame,
+            frames: slot.slots.into(),
+            lba: self.set.log(device).lba_of(slot.generation, slot.slot),
+            device,
+            user_data: self.number_of(unit.first_sequence),
+            fua: self.config.fua,
+            parts: false,
+        }
+    }
+
+    /// A superblock in a frame that the caller holds, for a device that is tried.
+    pub fn try_device(&mut self, frame: u32, device: u8) -> FrameRun {
+        self.superblock_in(frame, device)
     }
 
     /// Lets others use the segments of which all packets have come back: the first `completed` of this recorder.
@@ -354,6 +453,7 @@ impl UnitRecorder {
             .write_words(start, &unit.to_words(&self.slot_header(kind::PACKET)));
         self.data.write_words(start + CONTENT, &of_record);
         self.blanks.clear_around(packet.frame, at..at + packet.len);
+        self.last = Some(self.next);
         self.next += 1;
         self.write_of(packet.frame, 1, number)
     }
@@ -449,6 +549,7 @@ impl UnitRecorder {
             };
             self.data.write(start, &header.to_bytes(&slot));
         }
+        self.last = Some(unit.sequence);
         let write = self.write_of(unit.frame, slots, unit.number);
         Some((write, unit.frame + slots..unit.frame + unit.frames))
     }
@@ -482,6 +583,7 @@ impl UnitRecorder {
     /// open.
     pub fn tell_losses(&mut self, frame: u32) -> FrameRun {
         let now = self.wall.wrapping_add(monotonic_ns());
+        let first = self.first_unwritten();
         let (known, told) = (self.losses.known, self.told);
         let entries = [
             (cause::DROPPED, known.dropped - told.dropped),
@@ -499,13 +601,17 @@ impl UnitRecorder {
             .collect();
         self.told = known;
         self.told_at = now;
-        self.plain_unit(frame, kind::LOSS, now, &LossEntry::body(&entries))
+        self.plain_unit(frame, kind::LOSS, first, &LossEntry::body(&entries))
     }
 
     /// Turns a frame that the caller holds into a superblock.
     pub fn checkpoint(&mut self, frame: u32) -> FrameRun {
+        self.superblock_in(frame, self.device)
+    }
+
+    fn superblock_in(&mut self, frame: u32, device: u8) -> FrameRun {
         self.blanks.forget(frame);
-        let superblock = self.set.checkpoint(self.device);
+        let superblock = self.set.checkpoint(device);
         let bytes = superblock.to_bytes();
         let start = self.map.start(frame) as usize;
         let size = self.map.frame_size() as usize;
@@ -515,7 +621,7 @@ impl UnitRecorder {
             first: frame,
             frames: 1,
             lba: superblock.super_lba(superblock.generation),
-            device: self.device,
+            device,
             ..FrameRun::default()
         }
     }

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use smallvec::SmallVec;
+
 use super::slab::{Answer, Slot};
 use super::submit::Entry;
 use super::{Engine, Turn};
@@ -41,16 +43,22 @@ fn is_worse(one: &Outcome, other: &Outcome) -> bool {
 }
 
 impl Engine {
-    /// Begins a flush of each device. `false` if too many flushes are in flight.
+    /// Begins a flush of each device, but for those that are left out. `false` if too many flushes are in flight.
     pub(super) fn start_group(&mut self, entry: &Entry, turn: &mut Turn) -> Result<bool> {
         let Entry { sqe, submitted } = entry;
-        let devices = self.targets.len() as u8;
+        let all = self.targets.len() as u8;
+        let mut devices: SmallVec<[u8; MAX_DEVICES]> = (0..all)
+            .filter(|device| !self.shared.is_out(*device))
+            .collect();
+        if devices.is_empty() {
+            devices.extend(0..all);
+        }
         let free = self.groups.iter().position(Option::is_none);
-        let Some(number) = free.filter(|_| self.slab.spare() + 1 >= devices.into()) else {
+        let Some(number) = free.filter(|_| self.slab.spare() + 1 >= devices.len()) else {
             return Ok(false);
         };
-        let mut slots = [0; MAX_DEVICES];
-        for target in 0..devices {
+        let mut slots: SmallVec<[u16; MAX_DEVICES]> = SmallVec::new();
+        for target in devices.iter().copied() {
             // An entry of this library, which is valid for every device.
             let command = command::parse(sqe, &self.targets[target as usize].rules);
             let command = command.unwrap_or_default();
@@ -60,7 +68,7 @@ impl Engine {
                 target,
                 command,
                 group: Some(number as u8),
-                spare: target > 0,
+                spare: !slots.is_empty(),
                 ..Slot::default()
             };
             slot.task.command = command;
@@ -74,23 +82,24 @@ impl Engine {
             };
             self.slab.slots[index as usize] = slot;
             self.slab.times[index as usize] = *submitted;
-            slots[target as usize] = index;
+            slots.push(index);
         }
         self.groups[number] = Some(Group {
-            waiting: devices,
+            waiting: devices.len() as u8,
             answer: self.slab.at(slots[0]).answer(),
             worst: Outcome::default(),
             submitted: *submitted,
         });
-        for (target, index) in (0..devices).zip(slots) {
+        for (place, (target, index)) in devices.into_iter().zip(slots.clone()).enumerate() {
             // Nothing overtakes a run.
             let begun = self
                 .unplug(target, turn)
                 .and_then(|()| self.begin(index, turn));
             begun.inspect_err(|_| {
                 // The rings are broken: the rest ends here.
-                let rest = &slots[target as usize + 1..devices as usize];
-                rest.iter().for_each(|index| self.free_slot(*index));
+                slots[place + 1..]
+                    .iter()
+                    .for_each(|index| self.free_slot(*index));
             })?;
         }
         Ok(true)

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
 use crate::counters::EngineStats;
 use crate::end::End;
@@ -23,6 +23,8 @@ pub struct EngineShared {
     /// Something is broken for good (the rings were corrupted, or io_uring fails), or the context is being destroyed.
     pub end: End,
     pub stats: EngineStats,
+    /// Devices, a bit for each, that a flush of all devices leaves out.
+    out: AtomicU32,
     /// When each entry of the SQ ring was submitted.
     pub stamps: Stamps,
 }
@@ -37,6 +39,7 @@ impl EngineShared {
             cq_starved: AtomicBool::new(false),
             end: End::new().map_err(|e| Error::os(&e, "creating an eventfd"))?,
             stats: EngineStats::for_devices(devices),
+            out: AtomicU32::new(0),
             stamps: Stamps::new(sq_entries),
         }))
     }
@@ -48,6 +51,20 @@ impl EngineShared {
         if self.cq_starved.load(Ordering::Relaxed) {
             self.engine_bell.ring();
         }
+    }
+
+    /// Leaves a device out of the flushes of all devices, or takes it in again.
+    pub fn set_out(&self, device: u8, out: bool) {
+        let bit = 1 << device;
+        match out {
+            true => self.out.fetch_or(bit, Ordering::Relaxed),
+            false => self.out.fetch_and(!bit, Ordering::Relaxed),
+        };
+    }
+
+    /// Whether flushes of all devices leave it out.
+    pub fn is_out(&self, device: u8) -> bool {
+        self.out.load(Ordering::Relaxed) & 1 << device != 0
     }
 
     /// The errno of a failure that has stopped the engine.
