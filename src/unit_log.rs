@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod scan;
+pub mod segments;
 pub mod superblock;
 pub mod unit;
 pub mod units;
