@@ -1129,7 +1129,22 @@ struct unified_log_record {
    * UNIFIED_PACKET_VLAN
    */
   uint8_t flags;
+  /**
+   * 0.
+   */
   uint16_t reserved;
+  /**
+   * The lane that received the packet, also of ranges: each lane has its own sequence numbers. 0 if the log has one.
+   */
+  uint16_t lane;
+  /**
+   * Number of the device, in its recording, that the record was read from. 0 if the log is on one.
+   */
+  uint16_t device;
+  /**
+   * 0.
+   */
+  uint32_t reserved2;
 };
 
 /**
@@ -1195,6 +1210,19 @@ struct unified_log_info {
    * 0.
    */
   uint32_t reserved;
+  /**
+   * Lanes that wrote the log. `oldest`, `end` and `position` are sums over them.
+   */
+  uint32_t lanes;
+  /**
+   * Devices that the recording has, and those of them that are read.
+   */
+  uint32_t devices;
+  uint32_t devices_given;
+  /**
+   * 0.
+   */
+  uint32_t reserved2;
 };
 
 #ifdef __cplusplus
@@ -1637,6 +1665,19 @@ int unified_log_open(const char *path,
                      struct unified_log **log);
 
 /**
+ * As unified_log_open, of a recording over several devices: opens `count` of them together, in any order. Each log begins `starts[i]` bytes into
+ * `paths[i]`; NULL for `starts`: all at 0. Not all devices of the recording need to be there: records that only the others have
+ * are reported as missing. unified_log_info says how many there are. unified_log_open reads one device by itself in the same way.
+ *
+ * Returns as unified_log_open, and -EINVAL for a count of 0 or of more than 65535, for devices of different recordings, and for one
+ * that is given twice, also under two names. unified_last_error names them.
+ */
+int unified_log_open_set(const char *const *paths,
+                         const uint64_t *starts,
+                         uint32_t count,
+                         struct unified_log **log);
+
+/**
  * Closes a log. Pointers into its records become invalid. Returns 0, -EINVAL for NULL, or -EBADF if it was closed before.
  */
 int unified_log_close(struct unified_log *log);
@@ -1659,6 +1700,9 @@ int unified_log_add_spill(const struct unified_log *log,
  * for a record before it reports it as missing. Without one (0), a record is missing at once if a later one is there, which
  * is right for a log that nobody writes to.
  *
+ * Several lanes are merged by time; each keeps the order of its own sequence numbers. With a timeout, a record is held back for up
+ * to 100 ms for lanes that have none.
+ *
  * Errors: -EINVAL, -EBADF, -EIO (the device cannot be read, or ends before the log does), -ENOMSG (the log was replaced by
  * something else or by a new log: close this handle and open the log again).
  */
@@ -1667,14 +1711,14 @@ int unified_log_next(const struct unified_log *log,
                      int timeout_ms);
 
 /**
- * Seeks to a record by its sequence number: the next unified_log_next returns it, or why it is not there. Returns 0, -EINVAL or
- * -EBADF.
+ * Seeks to a record by its sequence number: the next unified_log_next returns it, or why it is not there. Returns 0, -EINVAL (also
+ * if the log has several lanes, each of which has its own sequence numbers: use unified_log_seek_time), -EBADF or -EIO.
  */
 int unified_log_seek(const struct unified_log *log,
                      uint64_t sequence);
 
 /**
- * Seeks to the first record that is not older than `timestamp`, in ns since 1970-01-01 UTC. Returns 0, -EINVAL, -EBADF or
+ * Seeks to the first record (of each lane) that is not older than `timestamp`, in ns since 1970-01-01 UTC. Returns 0, -EINVAL, -EBADF or
  * -EIO.
  */
 int unified_log_seek_time(const struct unified_log *log,

@@ -1,17 +1,22 @@
 //! Reads a log: from the oldest record to the newest, live while a recorder writes, by sequence number or time. Needs
 //! no context.
 //!
-//! `slots` reads version 1 and `units` version 2, both from a `source`.
+//! `slots` reads version 1, and `units` version 2 of one lane on one device, both from a `source`. `set` reads what several
+//! lanes wrote to one or several devices: each device is a `leg`, and each `lane` a merge of its segments on all of them.
 
 #![forbid(unsafe_code)]
 
+mod lane;
+mod leg;
+mod set;
 mod slots;
 mod source;
 mod units;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use set::SetReader;
 use slots::SlotReader;
 use source::Source;
 use units::UnitReader;
@@ -34,12 +39,13 @@ pub enum Item<'a> {
     },
     /// These records are missing: their writes failed or were cut off, or they are damaged.
     Gap {
+        lane: u16,
         first: u64,
         count: u64,
         damaged: bool,
     },
     /// The recorder has overtaken the reader, and this many records were overwritten unread.
-    Overwritten { first: u64, count: u64 },
+    Overwritten { lane: u16, first: u64, count: u64 },
 }
 
 /// An item without the packet's bytes, which are in the buffer.
@@ -47,14 +53,40 @@ pub enum Item<'a> {
 enum Found {
     Record(Header),
     Gap {
+        lane: u16,
         first: u64,
         count: u64,
         damaged: bool,
     },
     Overwritten {
+        lane: u16,
         first: u64,
         count: u64,
     },
+}
+
+impl Found {
+    /// For a reader that has dealt with records.
+    fn without_packet<'a>(self) -> Item<'a> {
+        match self {
+            Found::Record(header) => Item::Record {
+                header,
+                packet: &[],
+            },
+            Found::Gap {
+                lane,
+                first,
+                count,
+                damaged,
+            } => Item::Gap {
+                lane,
+                first,
+                count,
+                damaged,
+            },
+            Found::Overwritten { lane, first, count } => Item::Overwritten { lane, first, count },
+        }
+    }
 }
 
 /// What the reader has found so far.
@@ -75,6 +107,7 @@ pub struct LogReader {
 enum Version {
     Slots(Box<SlotReader>),
     Units(Box<UnitReader>),
+    Set(Box<SetReader>),
 }
 
 /// Calls the reader of either version.
@@ -83,12 +116,14 @@ macro_rules! either {
         match &$reader.version {
             Version::Slots($name) => $call,
             Version::Units($name) => $call,
+            Version::Set($name) => $call,
         }
     };
     (mut $reader:expr, $name:ident => $call:expr) => {
         match &mut $reader.version {
             Version::Slots($name) => $call,
             Version::Units($name) => $call,
+            Version::Set($name) => $call,
         }
     };
 }
@@ -99,47 +134,90 @@ impl LogReader {
     /// does not know).
     pub fn open(path: &Path, start: u64) -> Result<LogReader> {
         log::to_stderr_if_asked();
-        let mut source = Source::open(path, start)?;
-        let got = source.read_head()?;
-        let bytes = source.bytes(0, got);
-        let slots = slots::superblock_in(&source, bytes);
-        let units = units::superblock_in(&source, bytes);
-        // The copy at the start says the version. Elsewhere there may be one of an earlier log with longer slots.
-        let first_is_units = unit_superblock::Superblock::read(bytes).is_some();
-        let first_is_slots = Superblock::read(bytes).is_some();
-        let version = match (slots, units) {
-            (Some(found), None) => Version::Slots(Box::new(SlotReader::open(source, found)?)),
-            (Some(found), Some(_)) if first_is_slots => {
+        let version = match opened(path, start)? {
+            Opened::Slots(source, found) => {
                 Version::Slots(Box::new(SlotReader::open(source, found)?))
             }
-            (slots, Some(found)) if slots.is_none() || first_is_units => {
-                unit_superblock::refuse_features(&found, &source.name)?;
-                Version::Units(Box::new(UnitReader::open(source, found)?))
+            Opened::Units(source, found) if found.devices > 1 || found.lanes > 1 => {
+                Version::Set(Box::new(SetReader::open(vec![(source, found)])?))
             }
-            // If there is a valid copy, one elsewhere than at the start may be bytes of a packet.
-            _ => {
-                let unknown = Source::copies(bytes).find_map(|(_, copy)| {
-                    Superblock::unknown_version(copy).filter(|v| *v != unit_superblock::VERSION)
-                });
-                return Err(match unknown {
-                    Some(version) => refuse_version(&source.name, version),
-                    None => Error::new(
-                        libc::ENOMSG,
-                        format!("there is no log at byte {start} of '{}'", source.name),
-                    ),
-                });
+            Opened::Units(source, found) => {
+                Version::Units(Box::new(UnitReader::open(source, found)?))
             }
         };
         Ok(LogReader { version })
     }
 
-    /// Adds the spill of the recorder that wrote the log. Records that the device does not have are read from there.
-    /// `ENOENT`, `EACCES` (the path).
-    pub fn add_spill(&mut self, path: &Path) -> Result<()> {
-        either!(mut self, reader => reader.add_spill(path))
+    /// Opens devices of a set together, each with the byte where its log begins, in any order. Not all need to be there: what
+    /// only the others have is reported as missing. As `open`, and `EINVAL` for none, for devices of different sets, for one
+    /// that is given twice, and for several of which one is no device of a set.
+    pub fn open_set(devices: &[(PathBuf, u64)]) -> Result<LogReader> {
+        if let [(path, start)] = devices {
+            return LogReader::open(path, *start);
+        }
+        log::to_stderr_if_asked();
+        let mut found = Vec::new();
+        for (path, start) in devices {
+            match opened(path, *start)? {
+                Opened::Units(source, log) => found.push((source, log)),
+                Opened::Slots(source, _) => {
+                    return Err(Error::new(
+                        libc::EINVAL,
+                        format!(
+                            "'{}' holds a log of version 1, which is on one device: read it by itself",
+                            source.name
+                        ),
+                    ));
+                }
+            }
+        }
+        Ok(LogReader {
+            version: Version::Set(Box::new(SetReader::open(found)?)),
+        })
     }
 
-    /// Sequence number after the newest record.
+    /// Devices of the recording, and those of them that are read. Version 1 has one.
+    pub fn devices(&self) -> (u16, u16) {
+        match &self.version {
+            Version::Set(reader) => reader.devices(),
+            _ => (1, 1),
+        }
+    }
+
+    /// Numbers of the devices of the recording that are not read.
+    pub fn missing_devices(&self) -> Vec<u16> {
+        match &self.version {
+            Version::Set(reader) => reader.missing_devices(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Lanes that wrote the log. Version 1 has one.
+    pub fn lanes(&self) -> u16 {
+        match &self.version {
+            Version::Set(reader) => reader.lanes(),
+            _ => 1,
+        }
+    }
+
+    /// Adds the spill of the recorder that wrote the log. Records that the device does not have are read from there. Of a
+    /// set, it is that of the first device that was given. `ENOENT`, `EACCES` (the path).
+    pub fn add_spill(&mut self, path: &Path) -> Result<()> {
+        self.add_spill_of(0, path)
+    }
+
+    /// As `add_spill`, for the device that was given as number `place`, from 0. `EINVAL`: there is none.
+    pub fn add_spill_of(&mut self, place: usize, path: &Path) -> Result<()> {
+        match &mut self.version {
+            Version::Set(reader) => reader.add_spill(place, path),
+            _ if place > 0 => Err(set::no_such_device(place, 1)),
+            Version::Slots(reader) => reader.add_spill(path),
+            Version::Units(reader) => reader.add_spill(path),
+        }
+    }
+
+    /// Sequence number after the newest record. Of several lanes the sum of these numbers, as for `oldest` and
+    /// `position`: `end - oldest` is then about how many records there are.
     pub fn end(&mut self) -> Result<u64> {
         either!(mut self, reader => reader.end())
     }
@@ -159,7 +237,7 @@ impl LogReader {
     pub fn version(&self) -> u16 {
         match &self.version {
             Version::Slots(_) => record::VERSION,
-            Version::Units(_) => unit_superblock::VERSION,
+            Version::Units(_) | Version::Set(_) => unit_superblock::VERSION,
         }
     }
 
@@ -172,12 +250,18 @@ impl LogReader {
         either!(self, reader => reader.position())
     }
 
-    /// Seeks to a record. If it was overwritten, the next item is `Item::Overwritten`.
-    pub fn seek(&mut self, sequence: u64) {
-        either!(mut self, reader => reader.seek(sequence));
+    /// Seeks to a record. If it was overwritten, the next item is `Item::Overwritten`. `EINVAL` if there are several
+    /// lanes, each of which has its own sequence numbers.
+    pub fn seek(&mut self, sequence: u64) -> Result<()> {
+        match &mut self.version {
+            Version::Slots(reader) => reader.seek(sequence),
+            Version::Units(reader) => reader.seek(sequence),
+            Version::Set(reader) => reader.seek(sequence)?,
+        }
+        Ok(())
     }
 
-    /// Seeks to the first record that is not older than `timestamp` (ns since 1970-01-01 UTC).
+    /// Seeks to the first record, of each lane, that is not older than `timestamp` (ns since 1970-01-01 UTC).
     pub fn seek_time(&mut self, timestamp: u64) -> Result<()> {
         either!(mut self, reader => reader.seek_time(timestamp))
     }
@@ -190,13 +274,14 @@ impl LogReader {
         either!(self, reader => reader.item(found))
     }
 
-    /// The next item of the log; `None` at its end. The packet is valid until the next call.
+    /// The next item of the log; `None` at its end. Several lanes are merged by time; each keeps its own order. The packet is valid until the next call.
     pub fn next_item(&mut self) -> Result<Option<Item<'_>>> {
         let found = self.step(false)?;
         Ok(found.map(|found| self.item(found)))
     }
 
-    /// As `next_item`, but waits for a recorder to continue, for at most `timeout`.
+    /// As `next_item`, but waits for a recorder to continue, for at most `timeout`. Of several lanes, a record is held back for
+    /// up to 100 ms for lanes that have none, so that the order by time is kept.
     pub fn follow(&mut self, timeout: Duration) -> Result<Option<Item<'_>>> {
         let until = Instant::now() + timeout;
         loop {
@@ -208,6 +293,44 @@ impl LogReader {
                 return Ok(None);
             }
             std::thread::sleep(left.min(LOOK));
+        }
+    }
+}
+
+/// A log of either version.
+enum Opened {
+    Slots(Source, Superblock),
+    Units(Source, unit_superblock::Superblock),
+}
+
+fn opened(path: &Path, start: u64) -> Result<Opened> {
+    let mut source = Source::open(path, start)?;
+    let got = source.read_head()?;
+    let bytes = source.bytes(0, got);
+    let slots = slots::superblock_in(&source, bytes);
+    let units = units::superblock_in(&source, bytes);
+    // The copy at the start says the version. Elsewhere there may be one of an earlier log with longer slots.
+    let first_is_units = unit_superblock::Superblock::read(bytes).is_some();
+    let first_is_slots = Superblock::read(bytes).is_some();
+    match (slots, units) {
+        (Some(found), None) => Ok(Opened::Slots(source, found)),
+        (Some(found), Some(_)) if first_is_slots => Ok(Opened::Slots(source, found)),
+        (slots, Some(found)) if slots.is_none() || first_is_units => {
+            unit_superblock::refuse_features(&found, &source.name)?;
+            Ok(Opened::Units(source, found))
+        }
+        // If there is a valid copy, one elsewhere than at the start may be bytes of a packet.
+        _ => {
+            let unknown = Source::copies(bytes).find_map(|(_, copy)| {
+                Superblock::unknown_version(copy).filter(|v| *v != unit_superblock::VERSION)
+            });
+            Err(match unknown {
+                Some(version) => refuse_version(&source.name, version),
+                None => Error::new(
+                    libc::ENOMSG,
+                    format!("there is no log at byte {start} of '{}'", source.name),
+                ),
+            })
         }
     }
 }

@@ -52,6 +52,10 @@ pub struct Header {
     pub ip_version: u8,
     pub flags: u8,
     pub queue: u16,
+    /// The lane that received the packet, and the number of the device that this was read from: not in the record itself, but
+    /// in the unit (version 2) around it. 0 in version 1.
+    pub lane: u16,
+    pub device: u16,
 }
 
 /// Why a slot is not a record of this log.
@@ -120,6 +124,7 @@ impl Header {
             ip_version: slot[48],
             flags: slot[49],
             queue: u16_at(slot, 50),
+            ..Header::default()
         };
         if header.log_id != log_id || header.sequence > MAX_SEQUENCE {
             return Err(Flaw::Absent);
@@ -408,6 +413,7 @@ mod tests {
             ip_version: 4,
             flags: 0,
             queue: 3,
+            ..Header::default()
         }
     }
 

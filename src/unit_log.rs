@@ -6,6 +6,7 @@
 
 pub mod lanes;
 pub mod scan;
+pub mod segments;
 pub mod superblock;
 pub mod unit;
 pub mod units;

@@ -295,6 +295,10 @@ type LogRecord struct {
 	IPVersion  uint8
 	Flags      uint8
 	reserved   uint16
+	// Lane has received the packet; each has its own sequence numbers. Device is the number of the device in its recording.
+	Lane      uint16
+	Device    uint16
+	reserved2 uint32
 }
 
 // LogInfo is what a log is, and what has been read of it.
@@ -319,6 +323,11 @@ type LogInfo struct {
 	Interface   Name
 	Version     uint32
 	reserved    uint32
+	// Lanes wrote the log. Devices are those of the recording, DevicesGiven those that are read.
+	Lanes        uint32
+	Devices      uint32
+	DevicesGiven uint32
+	reserved2    uint32
 }
 
 // Name is an interface's name, ended by a zero; empty if it is not known.

@@ -262,6 +262,9 @@ struct unified_log_record {
   uint8_t ip_version;
   uint8_t flags;
   uint16_t reserved;
+  uint16_t lane;
+  uint16_t device;
+  uint32_t reserved2;
 };
 struct unified_log_info {
   uint64_t size;
@@ -284,6 +287,10 @@ struct unified_log_info {
   char interface[16];
   uint32_t version;
   uint32_t reserved;
+  uint32_t lanes;
+  uint32_t devices;
+  uint32_t devices_given;
+  uint32_t reserved2;
 };
 uint32_t unified_version(void);
 const char *unified_version_string(void);
@@ -403,6 +410,10 @@ int unified_pipeline_stop(const unified_ctx *ctx,
 int unified_log_open(const char *path,
                      uint64_t start,
                      struct unified_log **log);
+int unified_log_open_set(const char *const *paths,
+                         const uint64_t *starts,
+                         uint32_t count,
+                         struct unified_log **log);
 int unified_log_close(struct unified_log *log);
 int unified_log_add_spill(const struct unified_log *log,
                           const char *path);

@@ -317,6 +317,9 @@ exports.structs = {
     ip_version: 'uint8_t',
     flags: 'uint8_t',
     reserved: 'uint16_t',
+    lane: 'uint16_t',
+    device: 'uint16_t',
+    reserved2: 'uint32_t',
   }),
   unified_log_info: koffi.struct('unified_log_info', {
     size: 'uint64_t',
@@ -339,6 +342,10 @@ exports.structs = {
     interface: koffi.array('char', 16),
     version: 'uint32_t',
     reserved: 'uint32_t',
+    lanes: 'uint32_t',
+    devices: 'uint32_t',
+    devices_given: 'uint32_t',
+    reserved2: 'uint32_t',
   }),
 };
 
@@ -391,6 +398,7 @@ exports.functions = {
   unified_pipeline_status: ['int', ['void *', 'void *']],
   unified_pipeline_stop: ['int', ['void *', 'void *']],
   unified_log_open: ['int', ['str', 'uint64_t', 'void *']],
+  unified_log_open_set: ['int', ['void *', 'void *', 'uint32_t', 'void *']],
   unified_log_close: ['int', ['void *']],
   unified_log_add_spill: ['int', ['void *', 'str']],
   unified_log_next: ['int', ['void *', 'void *', 'int']],

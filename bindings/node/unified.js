@@ -541,7 +541,7 @@ class Log {
   next(timeout = 0) {
     const bytes = encoded('log_record');
     if (check(call.log_next(this._open(), bytes, milliseconds(timeout))) === 0) return undefined;
-    const { size, reserved, packet, payload, ...record } = koffi.decode(bytes, structs.unified_log_record);
+    const { size, reserved, reserved2, packet, payload, ...record } = koffi.decode(bytes, structs.unified_log_record);
     const copy = (from, length) => Buffer.from(from ? new Uint8Array(koffi.view(from, length)) : []);
     return { ...record, packet: copy(packet, record.len), payload: copy(payload, record.payload_len) };
   }

@@ -125,13 +125,14 @@ class _pipeline_status(c.Structure):
 
 class _log_record(c.Structure):
     _fields_ = _fields("u64 size sequence count timestamp, ptr packet payload, u32 len payload_len kind,"
-                       " u16 src_port dst_port vlan_tci queue, u8 ip_version flags, u16 reserved")
+                       " u16 src_port dst_port vlan_tci queue, u8 ip_version flags, u16 reserved lane device,"
+                       " u32 reserved2")
 
 
 class _log_info(c.Structure):
     _fields_ = _fields("u64 size log_id created slots, u32 slot_size block_size, u64 oldest end position records"
                        " missing damaged overwritten dropped unrecorded first_loss last_loss, name interface,"
-                       " u32 version reserved")
+                       " u32 version reserved lanes devices devices_given reserved2")
 
 
 _log_fn = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
@@ -156,7 +157,7 @@ def _load() -> c.CDLL:
         "submit_raw": [p, p, u32, p, u64], "submit_pending": [p], "submit_writes": [p, p, u32],
         "completions": [p, p, u32], "wait": [p, u32, i], "poll_fd": [p],
         "pipeline_start": [p, p], "pipeline_status": [p, p], "pipeline_stop": [p, p],
-        "log_open": [p, u64, p], "log_close": [p], "log_next": [p, p, i], "log_seek": [p, u64],
+        "log_open": [p, u64, p], "log_open_set": [p, p, u32, p], "log_close": [p], "log_next": [p, p, i], "log_seek": [p, u64],
         "log_seek_time": [p, u64], "log_add_spill": [p, p], "log_info": [p, p],
     }
     for name, arguments in prototypes.items():
@@ -389,6 +390,9 @@ class LogInfo:
     last_loss: int
     interface: str
     version: int
+    lanes: int
+    devices: int
+    devices_given: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1032,7 +1036,7 @@ class Record:
     """One thing found in a log: a record, or a range of sequence numbers that is not there."""
 
     __slots__ = ("sequence", "count", "timestamp", "kind", "src_port", "dst_port", "vlan_tci", "queue", "ip_version",
-                 "packet", "payload")
+                 "lane", "device", "packet", "payload")
 
     def __init__(self, r: _log_record):
         self.sequence: int = r.sequence
@@ -1043,6 +1047,8 @@ class Record:
         self.dst_port: int = r.dst_port
         self.queue: int = r.queue
         self.ip_version: int = r.ip_version
+        self.lane: int = r.lane
+        self.device: int = r.device
         self.vlan_tci: Optional[int] = r.vlan_tci if r.flags & PACKET_VLAN else None
         self.packet = _foreign(r.packet, r.len)
         """The packet from its Ethernet header on, not copied; ends with the next record. Empty for ranges."""
@@ -1061,13 +1067,23 @@ def _foreign(address: Optional[int], length: int) -> memoryview:
 
 
 class Log:
-    """A log written by a pipeline with LAYOUT_SLOT or LAYOUT_LOG. Iterating gives what is in it now; follow() waits for more."""
+    """A log written by a pipeline with LAYOUT_SLOT or LAYOUT_LOG. Iterating gives what is in it now; follow() waits for more.
 
-    def __init__(self, path: Union[str, "os.PathLike[str]"], start: int = 0):
+    Of a recording over several devices, `others` are its other devices, in any order. `start` is where the log begins, the
+    same on each; a sequence has one for each.
+    """
+
+    def __init__(self, path: Union[str, "os.PathLike[str]"], start: Union[int, Sequence[int]] = 0,
+                 others: Sequence[Union[str, "os.PathLike[str]"]] = ()):
         self._log: Optional[c.c_void_p] = None
         self._last: Optional[Record] = None
+        paths = [os.fsencode(one) for one in (path, *others)]
+        starts = [start] * len(paths) if isinstance(start, int) else list(start)
+        if len(starts) != len(paths):
+            raise ValueError(f"{len(starts)} starts for {len(paths)} devices")
         log = c.c_void_p()
-        _check(_lib.unified_log_open(os.fsencode(path), _u64(start), c.byref(log)))
+        _check(_lib.unified_log_open_set((c.c_char_p * len(paths))(*paths), (c.c_uint64 * len(paths))(*map(_u64, starts)),
+                                         len(paths), c.byref(log)))
         self._log = log
 
     def _handle(self) -> c.c_void_p:

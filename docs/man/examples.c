@@ -306,6 +306,33 @@ failed:
 	return -1;
 }
 
+int count_of_set(const char *first, const char *second)
+{
+	const char *paths[] = { first, second };
+	struct unified_log_record record = { .size = sizeof(record) };
+	struct unified_log_info info = { .size = sizeof(info) };
+	struct unified_log *log;
+	int more;
+
+	if (unified_log_open_set(paths, NULL, 2, &log) < 0)
+		goto failed;
+	while ((more = unified_log_next(log, &record, 0)) > 0) {
+		if (record.kind != UNIFIED_LOG_RECORD)
+			printf("lane %u, %" PRIu64 ": %" PRIu64 " records are not there\n", record.lane, record.sequence,
+			       record.count);
+		record.size = sizeof(record);
+	}
+	if (more < 0 || unified_log_info(log, &info) < 0)
+		goto failed;
+	printf("%" PRIu64 " records of %u lanes; %u of %u devices\n", info.records, info.lanes, info.devices_given,
+	       info.devices);
+	return unified_log_close(log);
+failed:
+	fprintf(stderr, "%s\n", unified_last_error());
+	unified_log_close(log);
+	return -1;
+}
+
 /* EXAMPLE unified_last_error */
 static void log_line(int level, const char *line, void *user)
 {

@@ -1,7 +1,7 @@
 //! Logs: reading them back.
 
 use std::ffi::{c_char, c_int};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::types::*;
@@ -76,6 +76,61 @@ pub unsafe extern "C" fn unified_log_open(
     })
 }
 
+/// As unified_log_open, of a recording over several devices: opens `count` of them together, in any order. Each log begins `starts[i]` bytes into
+/// `paths[i]`; NULL for `starts`: all at 0. Not all devices of the recording need to be there: records that only the others have
+/// are reported as missing. unified_log_info says how many there are. unified_log_open reads one device by itself in the same way.
+///
+/// Returns as unified_log_open, and -EINVAL for a count of 0 or of more than 65535, for devices of different recordings, and for one
+/// that is given twice, also under two names. unified_last_error names them.
+///
+/// # Safety
+/// `paths` must have `count` strings that end in a zero byte, and `starts`, if it is not NULL, `count` numbers; `log` must be valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_log_open_set(
+    paths: *const *const c_char,
+    starts: *const u64,
+    count: u32,
+    log: *mut *mut unified_log,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        unsafe { put(log, std::ptr::null_mut(), "`log`")? };
+        if paths.is_null() || !paths.is_aligned() {
+            return Err(null("`paths`"));
+        }
+        if !starts.is_null() && !starts.is_aligned() {
+            return Err(null("`starts`"));
+        }
+        if count == 0 || count > u16::MAX.into() {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!("{count} devices: a recording has 1 to 65535"),
+            ));
+        }
+        let mut devices = Vec::new();
+        for place in 0..count as usize {
+            // SAFETY: the caller's promise: there are `count` of them, and the pointer is aligned.
+            let path = unsafe { *paths.add(place) };
+            // SAFETY: the caller's promise.
+            let path = unsafe { optional_str(path, "a device's path")? };
+            let path = path.ok_or_else(|| null("a path in `paths`"))?;
+            let start = match starts.is_null() {
+                true => 0,
+                // SAFETY: as for `paths`.
+                false => unsafe { *starts.add(place) },
+            };
+            devices.push((PathBuf::from(path), start));
+        }
+        let reader = LogReader::open_set(&devices)?;
+        let cell = keep(unified_log {
+            reader: Lock::new(Some(reader)),
+        });
+        // SAFETY: as above.
+        unsafe { put(log, cell, "`log`")? };
+        Ok(0)
+    })
+}
+
 /// Closes a log. Pointers into its records become invalid. Returns 0, -EINVAL for NULL, or -EBADF if it was closed before.
 ///
 /// # Safety
@@ -128,6 +183,8 @@ fn record_of(header: &Header, packet: &[u8]) -> unified_log_record {
         queue: header.queue,
         ip_version: header.ip_version,
         flags: header.flags & FLAG_VLAN,
+        lane: header.lane,
+        device: header.device,
         ..unified_log_record::default()
     }
 }
@@ -140,6 +197,9 @@ fn record_of(header: &Header, packet: &[u8]) -> unified_log_record {
 /// A recorder's writes may complete in another order than they began. With a timeout, the function waits up to one second
 /// for a record before it reports it as missing. Without one (0), a record is missing at once if a later one is there, which
 /// is right for a log that nobody writes to.
+///
+/// Several lanes are merged by time; each keeps the order of its own sequence numbers. With a timeout, a record is held back for up
+/// to 100 ms for lanes that have none.
 ///
 /// Errors: -EINVAL, -EBADF, -EIO (the device cannot be read, or ends before the log does), -ENOMSG (the log was replaced by
 /// something else or by a new log: close this handle and open the log again).
@@ -167,8 +227,9 @@ pub unsafe extern "C" fn unified_log_next(
                 -1 => reader.follow(Duration::from_secs(u64::from(u32::MAX)))?,
                 ms => reader.follow(Duration::from_millis(ms as u64))?,
             };
-            let range = |kind, first, count| unified_log_record {
+            let range = |kind, lane, first, count| unified_log_record {
                 kind,
+                lane,
                 sequence: first,
                 count,
                 ..unified_log_record::default()
@@ -177,13 +238,16 @@ pub unsafe extern "C" fn unified_log_next(
                 None => return Ok(0),
                 Some(Item::Record { header, packet }) => record_of(&header, packet),
                 Some(Item::Gap {
+                    lane,
                     first,
                     count,
                     damaged: false,
-                }) => range(UNIFIED_LOG_MISSING, first, count),
-                Some(Item::Gap { first, count, .. }) => range(UNIFIED_LOG_DAMAGED, first, count),
-                Some(Item::Overwritten { first, count }) => {
-                    range(UNIFIED_LOG_OVERWRITTEN, first, count)
+                }) => range(UNIFIED_LOG_MISSING, lane, first, count),
+                Some(Item::Gap {
+                    lane, first, count, ..
+                }) => range(UNIFIED_LOG_DAMAGED, lane, first, count),
+                Some(Item::Overwritten { lane, first, count }) => {
+                    range(UNIFIED_LOG_OVERWRITTEN, lane, first, count)
                 }
             };
             // SAFETY: the caller's promise.
@@ -193,8 +257,8 @@ pub unsafe extern "C" fn unified_log_next(
     })
 }
 
-/// Seeks to a record by its sequence number: the next unified_log_next returns it, or why it is not there. Returns 0, -EINVAL or
-/// -EBADF.
+/// Seeks to a record by its sequence number: the next unified_log_next returns it, or why it is not there. Returns 0, -EINVAL (also
+/// if the log has several lanes, each of which has its own sequence numbers: use unified_log_seek_time), -EBADF or -EIO.
 ///
 /// # Safety
 /// `log` must be a handle.
@@ -202,13 +266,13 @@ pub unsafe extern "C" fn unified_log_next(
 pub unsafe extern "C" fn unified_log_seek(log: *const unified_log, sequence: u64) -> c_int {
     guard(|| {
         with(log, |reader| {
-            reader.seek(sequence);
+            reader.seek(sequence)?;
             Ok(0)
         })
     })
 }
 
-/// Seeks to the first record that is not older than `timestamp`, in ns since 1970-01-01 UTC. Returns 0, -EINVAL, -EBADF or
+/// Seeks to the first record (of each lane) that is not older than `timestamp`, in ns since 1970-01-01 UTC. Returns 0, -EINVAL, -EBADF or
 /// -EIO.
 ///
 /// # Safety
@@ -264,6 +328,10 @@ pub unsafe extern "C" fn unified_log_info(
                 interface: interface_of(&superblock),
                 version: reader.version().into(),
                 reserved: 0,
+                lanes: reader.lanes().into(),
+                devices: reader.devices().0.into(),
+                devices_given: reader.devices().1.into(),
+                reserved2: 0,
             })
         })?;
         // SAFETY: the caller's promise.

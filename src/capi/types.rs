@@ -699,7 +699,14 @@ pub struct unified_log_record {
     pub ip_version: u8,
     /// UNIFIED_PACKET_VLAN
     pub flags: u8,
+    /// 0.
     pub reserved: u16,
+    /// The lane that received the packet, also of ranges: each lane has its own sequence numbers. 0 if the log has one.
+    pub lane: u16,
+    /// Number of the device, in its recording, that the record was read from. 0 if the log is on one.
+    pub device: u16,
+    /// 0.
+    pub reserved2: u32,
 }
 
 impl Default for unified_log_record {
@@ -748,4 +755,11 @@ pub struct unified_log_info {
     pub version: u32,
     /// 0.
     pub reserved: u32,
+    /// Lanes that wrote the log. `oldest`, `end` and `position` are sums over them.
+    pub lanes: u32,
+    /// Devices that the recording has, and those of them that are read.
+    pub devices: u32,
+    pub devices_given: u32,
+    /// 0.
+    pub reserved2: u32,
 }

@@ -187,16 +187,7 @@ impl SlotReader {
                 let packet = &slot[at..at + header.packet_len as usize];
                 Item::Record { header, packet }
             }
-            Found::Gap {
-                first,
-                count,
-                damaged,
-            } => Item::Gap {
-                first,
-                count,
-                damaged,
-            },
-            Found::Overwritten { first, count } => Item::Overwritten { first, count },
+            missing => missing.without_packet(),
         }
     }
 
@@ -231,6 +222,7 @@ impl SlotReader {
         self.seek(next);
         self.tally.overwritten += next - first;
         Ok(Some(Found::Overwritten {
+            lane: 0,
             first,
             count: next - first,
         }))
@@ -282,6 +274,7 @@ impl SlotReader {
             self.tally.missing += count;
         }
         Ok(Some(Found::Gap {
+            lane: 0,
             first,
             count,
             damaged,
@@ -424,11 +417,11 @@ mod tests {
         let mut reader = LogReader::open(&disk.path, 0).unwrap();
         assert_eq!(all(&mut reader), (150..250).collect::<Vec<_>>());
         // A slow reader is told what it missed.
-        reader.seek(150);
+        reader.seek(150).unwrap();
         for sequence in 250..300 {
             disk.put(sequence);
         }
-        let Some(Item::Overwritten { first, count }) = reader.next_item().unwrap() else {
+        let Some(Item::Overwritten { first, count, .. }) = reader.next_item().unwrap() else {
             panic!("not told");
         };
         assert_eq!(first, 150);
@@ -457,7 +450,7 @@ mod tests {
             let found = all(&mut reader).first().copied().unwrap_or(90);
             assert_eq!(found, first, "time {time}");
         }
-        reader.seek(70);
+        reader.seek(70).unwrap();
         assert_eq!(all(&mut reader).len(), 18);
     }
 
@@ -480,6 +473,7 @@ mod tests {
         assert_eq!(
             gap,
             Some(Item::Gap {
+                lane: 0,
                 first: 10,
                 count: 1,
                 damaged: false
@@ -510,10 +504,10 @@ mod tests {
         (0..10).for_each(|sequence| disk.put(sequence));
         let mut reader = LogReader::open(&disk.path, 0).unwrap();
         for sequence in [10, 11, u64::MAX - HOLE, u64::MAX] {
-            reader.seek(sequence);
+            reader.seek(sequence).unwrap();
             assert_eq!(reader.next_item().unwrap(), None, "{sequence}");
         }
-        reader.seek(9);
+        reader.seek(9).unwrap();
         assert_eq!(all(&mut reader), [9]);
     }
 

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,6 +20,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) const SCAN: Duration = Duration::from_millis(250);
 /// Bytes at the start of the range in which the copies of a superblock are: the longest slots are 64 KiB.
 const HEAD: usize = 2 * 65536;
+
+/// Threads that look at the headers of segments, and places for which one more is worth it.
+const MOST_THREADS: u64 = 16;
+const PLACES_PER_THREAD: u64 = 256;
 
 #[derive(Debug)]
 pub(super) struct Source {
@@ -110,6 +114,67 @@ impl Source {
             Ok(got) => Ok(got),
             Err(error) => self.read_piece_by_piece(at, len, piece, error),
         }
+    }
+
+    /// Bytes of the device or file.
+    pub fn size(&self) -> Result<u64> {
+        let mut file = &self.file;
+        file.seek(SeekFrom::End(0))
+            .map_err(|e| Error::os(&e, format_args!("asking for the length of '{}'", self.name)))
+    }
+
+    /// Reads `len` bytes, a multiple of 512, at each of many places, by several threads if there are many, and returns what `look`
+    /// makes of them. It gets nothing if they cannot be read.
+    pub fn read_many<T: Send>(
+        &self,
+        places: u64,
+        len: usize,
+        offset: impl Fn(u64) -> u64 + Sync,
+        look: impl Fn(u64, &mut [u8]) -> Result<Option<T>> + Sync,
+    ) -> Result<Vec<T>> {
+        let threads = (places / PLACES_PER_THREAD).clamp(1, MOST_THREADS);
+        let each = places.div_ceil(threads);
+        let part = |number: u64| -> Result<Vec<T>> {
+            let mut buffer = vec![0; len + ALIGN];
+            let aligned = buffer.as_ptr().align_offset(ALIGN);
+            let buffer = &mut buffer[aligned..aligned + len];
+            let mut buffered = None;
+            let mut found = Vec::new();
+            for place in number * each..places.min((number + 1) * each) {
+                let mut got = self.file.read_exact_at(buffer, offset(place));
+                if got.is_err() && self.direct {
+                    // The file's end, or a disk with larger blocks than the log has.
+                    if buffered.is_none() {
+                        buffered = File::open(&self.path).ok();
+                    }
+                    if let Some(file) = &buffered {
+                        got = file.read_exact_at(buffer, offset(place));
+                    }
+                }
+                let bytes = if got.is_ok() { &mut *buffer } else { &mut [] };
+                found.extend(look(place, bytes)?);
+            }
+            Ok(found)
+        };
+        if threads == 1 {
+            return part(0);
+        }
+        let parts: Vec<Result<Vec<T>>> = std::thread::scope(|scope| {
+            let part = &part;
+            let running: Vec<_> = (0..threads)
+                .map(|number| scope.spawn(move || part(number)))
+                .collect();
+            let lost = || Error::new(libc::EIO, "a thread that read segments failed");
+            let ended = running.into_iter().map(|thread| thread.join());
+            ended
+                .map(|part| part.unwrap_or_else(|_| Err(lost())))
+                .collect()
+        });
+        let mut found = Vec::new();
+        for part in parts {
+            found.extend(part?);
+        }
+        Ok(found)
     }
 
     pub fn cut_off(&self) -> Error {

@@ -68,6 +68,54 @@ pub(super) fn superblock_in(source: &Source, bytes: &[u8]) -> Option<Superblock>
         .max_by_key(|s| s.generation)
 }
 
+/// When the packet of a record came.
+pub(super) fn time_of(unit: &UnitHeader, record: &RecordHeader) -> u64 {
+    unit.base_time
+        .saturating_add_signed(record.time_delta.into())
+}
+
+/// A record of version 2 as version 1 has it.
+pub(super) fn header_of(
+    log: &Superblock,
+    unit: &UnitHeader,
+    sequence: u64,
+    record: &RecordHeader,
+    packet: &[u8],
+) -> Header {
+    let payload = usize::from(record.payload_offset);
+    let port = |at: usize| match payload.checked_sub(UDP_LEN) {
+        Some(udp) if record.flags & (record_flags::IPV4 | record_flags::IPV6) != 0 => packet
+            .get(udp + at..udp + at + 2)
+            .map_or(0, |b| u16::from_be_bytes([b[0], b[1]])),
+        _ => 0,
+    };
+    Header {
+        sequence,
+        log_id: log.set_id,
+        timestamp: time_of(unit, record),
+        packet_len: packet.len() as u32,
+        packet_offset: 0,
+        payload_offset: record.payload_offset,
+        payload_len: record.payload_len,
+        vlan_tci: record.vlan_tci,
+        src_port: port(0),
+        dst_port: port(2),
+        ip_version: match record.flags & (record_flags::IPV4 | record_flags::IPV6) {
+            record_flags::IPV4 => 4,
+            record_flags::IPV6 => 6,
+            _ => 0,
+        },
+        flags: if record.flags & record_flags::VLAN != 0 {
+            FLAG_VLAN
+        } else {
+            0
+        },
+        queue: record.queue,
+        lane: unit.lane,
+        device: log.device,
+    }
+}
+
 /// What follows a hole.
 enum Beyond {
     Nothing,
@@ -234,7 +282,7 @@ impl UnitReader {
         self.sought = false;
         self.go_to((generation, 0));
         while self.next_unit(false)? {
-            let late = |record: &RecordHeader| self.time_of(record) >= timestamp;
+            let late = |record: &RecordHeader| time_of(&self.unit, record) >= timestamp;
             if let Some(index) = self.records.iter().position(|(record, _)| late(record)) {
                 self.index = index;
                 self.next = self.unit.first_sequence + index as u64;
@@ -246,11 +294,6 @@ impl UnitReader {
         let end = self.end()?;
         self.seek(end);
         Ok(())
-    }
-
-    fn time_of(&self, record: &RecordHeader) -> u64 {
-        let delta = i64::from(record.time_delta);
-        self.unit.base_time.saturating_add_signed(delta)
     }
 
     fn go_to(&mut self, place: Place) {
@@ -344,49 +387,7 @@ impl UnitReader {
                 let packet = &self.stream[place.clone()];
                 Item::Record { header, packet }
             }
-            Found::Gap {
-                first,
-                count,
-                damaged,
-            } => Item::Gap {
-                first,
-                count,
-                damaged,
-            },
-            Found::Overwritten { first, count } => Item::Overwritten { first, count },
-        }
-    }
-
-    fn header_of(&self, sequence: u64, record: &RecordHeader, packet: &[u8]) -> Header {
-        let payload = usize::from(record.payload_offset);
-        let port = |at: usize| match payload.checked_sub(UDP_LEN) {
-            Some(udp) if record.flags & (record_flags::IPV4 | record_flags::IPV6) != 0 => packet
-                .get(udp + at..udp + at + 2)
-                .map_or(0, |b| u16::from_be_bytes([b[0], b[1]])),
-            _ => 0,
-        };
-        Header {
-            sequence,
-            log_id: self.log.set_id,
-            timestamp: self.time_of(record),
-            packet_len: packet.len() as u32,
-            packet_offset: 0,
-            payload_offset: record.payload_offset,
-            payload_len: record.payload_len,
-            vlan_tci: record.vlan_tci,
-            src_port: port(0),
-            dst_port: port(2),
-            ip_version: match record.flags & (record_flags::IPV4 | record_flags::IPV6) {
-                record_flags::IPV4 => 4,
-                record_flags::IPV6 => 6,
-                _ => 0,
-            },
-            flags: if record.flags & record_flags::VLAN != 0 {
-                FLAG_VLAN
-            } else {
-                0
-            },
-            queue: record.queue,
+            missing => missing.without_packet(),
         }
     }
 
@@ -405,7 +406,13 @@ impl UnitReader {
                 if sequence > self.next {
                     return Ok(Some(self.gap(sequence)));
                 }
-                let header = self.header_of(sequence, record, &self.stream[place.clone()]);
+                let header = header_of(
+                    &self.log,
+                    &self.unit,
+                    sequence,
+                    record,
+                    &self.stream[place.clone()],
+                );
                 self.index += 1;
                 self.next += 1;
                 self.damaged = false;
@@ -439,13 +446,18 @@ impl UnitReader {
         self.next = sequence;
         if std::mem::take(&mut self.overtaken) {
             self.tally.overwritten += count;
-            return Found::Overwritten { first, count };
+            return Found::Overwritten {
+                lane: 0,
+                first,
+                count,
+            };
         }
         match damaged {
             true => self.tally.damaged += count,
             false => self.tally.missing += count,
         }
         Found::Gap {
+            lane: 0,
             first,
             count,
             damaged,

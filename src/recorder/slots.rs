@@ -240,6 +240,7 @@ impl SlotRecorder {
                 0
             },
             queue: packet.queue as u16,
+            ..Header::default()
         };
         let crc = self.data.crc32c(base + at, packet.len as usize);
         self.data.write(base, &header.to_bytes(crc));

@@ -212,6 +212,7 @@ fn killed_again_and_again(layout: &str, rounds: u32) {
                     first,
                     count,
                     damaged,
+                    ..
                 } => {
                     assert_eq!(first, sequence);
                     assert!(
@@ -316,7 +317,7 @@ fn a_follower_is_told_of_a_log_that_was_begun_anew() {
     // At the end of the old log, in the middle of the overwritten part, and after it.
     for position in [100, 20, 60] {
         let mut reader = LogReader::open(Path::new(file.path()), 0).unwrap();
-        reader.seek(position);
+        reader.seek(position).unwrap();
         record(50, Existing::Replace);
         let mut old = position;
         let error = loop {

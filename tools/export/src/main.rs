@@ -1,8 +1,9 @@
-//! Reads logs of the slot layout: writes them as pcapng, or reports what is in them and what is not.
+//! Reads logs: writes them as pcapng, or reports what is in them and what is not.
 #![forbid(unsafe_code)]
 
 mod output;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -61,24 +62,76 @@ enum Command {
 
 #[derive(Args)]
 struct Log {
-    /// Device or file
-    path: PathBuf,
-    /// Byte of the device at which the log's range begins
-    #[arg(long, default_value_t = 0)]
-    start: u64,
-    /// The spill: where the recorder put the writes that the device failed
-    #[arg(long)]
-    spill: Option<PathBuf>,
+    /// Device or file; of a recording over several, all of them, separated by commas, in any order
+    #[arg(
+        value_delimiter = ',',
+        required = true,
+        num_args = 1,
+        value_name = "PATH[,PATH...]"
+    )]
+    paths: Vec<PathBuf>,
+    /// Byte of the device at which the log's range begins: one for all devices, or one for each
+    #[arg(long, value_delimiter = ',', default_value = "0")]
+    start: Vec<u64>,
+    /// The spill: where the recorder put the writes that the device failed; one for each device, empty for one without
+    #[arg(long, value_delimiter = ',')]
+    spill: Vec<PathBuf>,
 }
 
 impl Log {
     fn open(&self) -> Outcome<LogReader> {
-        let mut reader = LogReader::open(&self.path, self.start)?;
-        if let Some(spill) = &self.spill {
-            reader.add_spill(spill)?;
+        let count = self.paths.len();
+        if self.start.len() > 1 && self.start.len() != count {
+            return Err(format!(
+                "--start has {} numbers for {count} devices: give one, or one for each",
+                self.start.len()
+            )
+            .into());
+        }
+        if self.spill.len() > count {
+            return Err(format!(
+                "--spill has {} paths for {count} devices: give one for each",
+                self.spill.len()
+            )
+            .into());
+        }
+        let starts = self.start.iter().copied().cycle();
+        let devices: Vec<_> = self.paths.iter().cloned().zip(starts).collect();
+        let mut reader = LogReader::open_set(&devices)?;
+        for (place, spill) in self.spills() {
+            reader.add_spill_of(place, spill)?;
         }
         Ok(reader)
     }
+
+    /// By the place of their device.
+    fn spills(&self) -> impl Iterator<Item = (usize, &PathBuf)> {
+        let all = self.spill.iter().enumerate();
+        all.filter(|(_, path)| !path.as_os_str().is_empty())
+    }
+
+    fn files(&self) -> impl Iterator<Item = &Path> {
+        let spills = self.spills().map(|(_, path)| path);
+        self.paths.iter().chain(spills).map(PathBuf::as_path)
+    }
+}
+
+/// Which devices of the recording were not given; `None` if all were.
+fn missing_devices(reader: &LogReader) -> Option<String> {
+    let missing = reader.missing_devices();
+    let (all, _) = reader.devices();
+    let numbers: Vec<String> = missing.iter().map(u16::to_string).collect();
+    let (device, is) = match numbers.len() {
+        0 => return None,
+        1 => ("device", "is"),
+        _ => ("devices", "are"),
+    };
+    Some(format!(
+        "{device} {} of the recording {:016x}, which has {all} (0 to {}), {is} not read: what only they have is missing",
+        numbers.join(", "),
+        reader.superblock().log_id,
+        all - 1
+    ))
 }
 
 /// Prints a progress line. An error is ignored.
@@ -132,6 +185,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// Lanes that are described before their first packet, at most.
+const MOST_INTERFACES: u16 = 64;
+
 /// Nanoseconds: pcapng's if_tsresol, 10 to the minus 9.
 const NANOSECONDS: u8 = 9;
 
@@ -146,21 +202,41 @@ fn pcapng(
     let ended = ended_by_a_signal()?;
     let mut reader = log.open()?;
     if let Some(sequence) = from {
-        reader.seek(sequence);
+        reader.seek(sequence)?;
     }
     if let Some(seconds) = since {
         reader.seek_time((seconds * 1e9) as u64)?;
     }
-    let inputs = std::iter::once(&log.path).chain(&log.spill);
-    let sink = output::create(output, inputs.map(PathBuf::as_path))?;
+    if let Some(missing) = missing_devices(&reader) {
+        tell(format_args!("{missing}"));
+    }
+    let sink = output::create(output, log.files())?;
     let failed = |error| write_failed(output, error);
     let mut writer = PcapNgWriter::new(BufWriter::new(sink)).map_err(failed)?;
-    let interface = InterfaceDescriptionBlock {
-        linktype: DataLink::ETHERNET,
-        snaplen: 0,
-        options: interface_options(reader.superblock()),
+    // An interface for each lane: pcapng has no other place for it. A lane that comes later gets its own when it does.
+    let mut interfaces = vec![None; 1 << 16];
+    let lanes = reader.lanes();
+    let mut described = 0;
+    let mut describe_lane = |writer: &mut PcapNgWriter<_>, superblock: &Superblock, lane: u16| {
+        let place = &mut interfaces[usize::from(lane)];
+        if let Some(id) = *place {
+            return Ok(id);
+        }
+        let interface = InterfaceDescriptionBlock {
+            linktype: DataLink::ETHERNET,
+            snaplen: 0,
+            options: interface_options(superblock, (lanes > 1).then_some(lane)),
+        };
+        *place = Some(described);
+        described += 1;
+        writer.write_pcapng_block(interface)?;
+        Ok::<u32, PcapError>(described - 1)
     };
-    writer.write_pcapng_block(interface).map_err(failed)?;
+    for lane in 0..lanes.min(MOST_INTERFACES) {
+        describe_lane(&mut writer, reader.superblock(), lane).map_err(failed)?;
+    }
+    // The reader lends its records.
+    let about = *reader.superblock();
     let mut written = 0u64;
     let mut latest = reader.superblock().created;
     let mut last = Instant::now();
@@ -189,8 +265,10 @@ fn pcapng(
             None => break,
             Some(Item::Record { header, packet }) => {
                 latest = latest.max(header.timestamp);
+                let lane = if lanes > 1 { header.lane } else { 0 };
+                let interface_id = describe_lane(&mut writer, &about, lane).map_err(failed)?;
                 let block = EnhancedPacketBlock {
-                    interface_id: 0,
+                    interface_id,
                     timestamp: Duration::from_nanos(header.timestamp),
                     original_len: packet.len() as u32,
                     data: packet.into(),
@@ -200,7 +278,7 @@ fn pcapng(
                 written += 1;
                 flushed = false;
             }
-            Some(gap) => tell(format_args!("{}", describe(gap))),
+            Some(gap) => tell(format_args!("{}", describe(gap, lanes > 1))),
         }
     }
     // Of the whole recording, also if only some of it was exported: that is what such a block says.
@@ -235,10 +313,16 @@ fn write_failed(output: &Path, error: PcapError) -> String {
     }
 }
 
-fn interface_options(superblock: &Superblock) -> Vec<InterfaceDescriptionOption<'static>> {
+/// `lane`: which it is, if there are several.
+fn interface_options(
+    superblock: &Superblock,
+    lane: Option<u16>,
+) -> Vec<InterfaceDescriptionOption<'static>> {
     let name = superblock.interface_name().map(str::to_string);
+    let description = lane.map(|lane| format!("lane {lane}"));
     name.map(|name| InterfaceDescriptionOption::IfName(name.into()))
         .into_iter()
+        .chain(description.map(|text| InterfaceDescriptionOption::IfDescription(text.into())))
         .chain([InterfaceDescriptionOption::IfTsResol(NANOSECONDS)])
         .collect()
 }
@@ -304,24 +388,64 @@ fn ended_by_a_signal() -> Outcome<Arc<AtomicBool>> {
     Ok(ended)
 }
 
-fn describe(item: Item) -> String {
-    let range = |first: u64, count: u64| match count {
-        1 => format!("record {first}"),
-        _ => format!("records {first} to {}", first + count - 1),
+/// `lanes`: there are several.
+fn describe(item: Item, lanes: bool) -> String {
+    let range = |lane: u16, first: u64, count: u64| {
+        let lane = match lanes {
+            true => format!("lane {lane}, "),
+            false => String::new(),
+        };
+        match count {
+            1 => format!("{lane}record {first}"),
+            _ => format!("{lane}records {first} to {}", first + count - 1),
+        }
     };
     match item {
-        Item::Record { header, .. } => format!("record {}", header.sequence),
+        Item::Record { header, .. } => range(header.lane, header.sequence, 1),
         Item::Gap {
+            lane,
             first,
             count,
             damaged: true,
-        } => format!("{}: damaged", range(first, count)),
-        Item::Gap { first, count, .. } => {
-            format!("{}: never completed", range(first, count))
-        }
-        Item::Overwritten { first, count } => {
-            format!("{}: overwritten before they were read", range(first, count))
-        }
+        } => format!("{}: damaged", range(lane, first, count)),
+        Item::Gap {
+            lane, first, count, ..
+        } => format!("{}: never completed", range(lane, first, count)),
+        Item::Overwritten { lane, first, count } => format!(
+            "{}: overwritten before they were read",
+            range(lane, first, count)
+        ),
+    }
+}
+
+/// What a lane has.
+#[derive(Default)]
+struct LaneReport {
+    /// Records from each device.
+    records: BTreeMap<u16, u64>,
+    missing: u64,
+    damaged: u64,
+    overwritten: u64,
+}
+
+impl LaneReport {
+    fn line(&self, lane: u16) -> String {
+        let each: Vec<String> = self
+            .records
+            .iter()
+            .map(|(device, records)| format!("{records} from device {device}"))
+            .collect();
+        let from = match each.len() {
+            0 => String::new(),
+            _ => format!(" ({})", each.join(", ")),
+        };
+        format!(
+            "lane {lane}: {} records{from}; {} missing, {} damaged, {} overwritten",
+            self.records.values().sum::<u64>(),
+            self.missing,
+            self.damaged,
+            self.overwritten
+        )
     }
 }
 
@@ -347,15 +471,47 @@ fn report(log: &Log) -> Outcome<bool> {
         reader.oldest()?,
         reader.end()?
     ))?;
+    let (devices, given) = reader.devices();
+    let lanes = reader.lanes();
+    let several = lanes > 1 || devices > 1;
+    if several {
+        out.line(format_args!("{given} of {devices} devices, {lanes} lanes"))?;
+    }
+    let lost = missing_devices(&reader);
+    if let Some(lost) = &lost {
+        out.line(format_args!("{lost}"))?;
+    }
+    let mut by_lane: BTreeMap<u16, LaneReport> = BTreeMap::new();
     let (mut first, mut last, mut bytes) = (None, 0, 0u64);
     while let Some(item) = reader.next_item()? {
+        match item {
+            Item::Record { header, .. } => {
+                let lane = by_lane.entry(header.lane).or_default();
+                *lane.records.entry(header.device).or_default() += 1;
+            }
+            Item::Gap {
+                lane,
+                count,
+                damaged,
+                ..
+            } => {
+                let lane = by_lane.entry(lane).or_default();
+                match damaged {
+                    true => lane.damaged += count,
+                    false => lane.missing += count,
+                }
+            }
+            Item::Overwritten { lane, count, .. } => {
+                by_lane.entry(lane).or_default().overwritten += count;
+            }
+        }
         match item {
             Item::Record { header, packet } => {
                 first.get_or_insert(header.timestamp);
                 last = header.timestamp;
                 bytes += packet.len() as u64;
             }
-            gap => out.line(format_args!("{}", describe(gap)))?,
+            gap => out.line(format_args!("{}", describe(gap, lanes > 1)))?,
         }
     }
     let tally = reader.tally();
@@ -364,6 +520,11 @@ fn report(log: &Log) -> Outcome<bool> {
         "{} records of {bytes} bytes over {seconds:.3} s; {} missing, {} damaged, {} overwritten",
         tally.records, tally.missing, tally.damaged, tally.overwritten
     ))?;
+    if several {
+        for (lane, report) in &by_lane {
+            out.line(format_args!("{}", report.line(*lane)))?;
+        }
+    }
     // Again, for a recorder may have gone on.
     reader.end()?;
     let superblock = reader.superblock();
@@ -376,5 +537,5 @@ fn report(log: &Log) -> Outcome<bool> {
             "losses are not known: the recorder did not say"
         ))?,
     }
-    Ok(tally.missing + tally.damaged + superblock.losses.total() == 0)
+    Ok(tally.missing + tally.damaged + superblock.losses.total() == 0 && lost.is_none())
 }
