@@ -1,7 +1,7 @@
 //! The documented three threads as one call: the packet thread receives and submits, the storage thread
 //! takes completions, and the caller's thread reports.
 //!
-//! Two layouts. *Payload*: every payload padded to whole blocks, one after the other. *Slot*: whole frames with a
+//! Two layouts. *Payload*: every payload padded to whole blocks, one after the other, spread over all devices (`stripe`). *Slot*: whole frames with a
 //! record header, a log that can be read after a crash (`recorder`, `record`).
 //!
 //! Every write has a number. The storage thread publishes the number up to which all writes are completed. A flush
@@ -13,6 +13,7 @@ mod completions;
 mod filling;
 mod packets;
 mod runs;
+pub mod stripe;
 mod units;
 mod write_target;
 
@@ -26,6 +27,7 @@ use completions::completions;
 use packets::{Packets, moderation_of};
 use runs::FailedRuns;
 use write_target::WriteTarget;
+pub use write_target::stripe_of;
 
 use crate::context::Context;
 use crate::counters::Counter;
@@ -88,6 +90,8 @@ pub struct PipelineConfig {
     pub pack_below: Option<u32>,
     /// Log: checksums cover headers only.
     pub unchecked: bool,
+    /// Payload layout over several devices: bytes of a chunk. `None`: `stripe::CHUNK_BYTES`.
+    pub chunk_bytes: Option<u32>,
 }
 
 /// The state of a pipeline.

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::stripe::{Member, Stripe};
 use super::{AtEnd, PipelineConfig, StoreLayout, WINDOW};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -17,27 +18,62 @@ const MOST_RECORDS: u64 = HOLE * 3 / 4;
 /// Packets shorter than this are packed, unless the configuration says otherwise.
 pub const PACK_BELOW: u32 = 800;
 
-/// The block after the range's last.
-fn check_range(context: &Context, config: &PipelineConfig) -> Result<u64> {
+/// How the payload layout spreads over the devices of a context. `EINVAL`: there are no such chunks.
+pub fn stripe_of(context: &Context, chunk_bytes: u64) -> Result<Stripe> {
+    let members = context.info().devices.iter().map(|device| Member {
+        blocks: device.limits.blocks,
+        block_size: device.limits.block_size,
+    });
+    Stripe::new(members.collect(), chunk_bytes)
+}
+
+/// As `stripe_of`, if a pipeline can use it. `None`: the layout is not spread.
+fn check_stripe(context: &Context, config: &PipelineConfig) -> Result<Option<Stripe>> {
+    if config.layout != StoreLayout::Payload {
+        return match config.chunk_bytes {
+            None => Ok(None),
+            Some(_) => Err(Error::new(
+                libc::EINVAL,
+                "a chunk is for the payload layout: a log is on device 0",
+            )),
+        };
+    }
+    let stripe = stripe_of(context, config.chunk_bytes.unwrap_or(0).into())?;
+    let (chunk, frame) = (stripe.chunk_bytes(), context.info().frame_size);
+    if chunk > 0 && chunk < frame.into() {
+        return Err(Error::new(
+            libc::EINVAL,
+            format!(
+                "a chunk of {chunk} bytes: it must have room for the longest payload, so take at least a frame's size, \
+                 {frame}"
+            ),
+        ));
+    }
+    Ok(Some(stripe))
+}
+
+/// The block after the range's last, of `all` blocks.
+fn check_range(context: &Context, config: &PipelineConfig, all: u64, used: usize) -> Result<u64> {
     let info = context.info();
-    let limits = info.devices[0].limits;
     let blocks = match config.blocks {
-        0 => limits.blocks.saturating_sub(config.start_lba),
+        0 => all.saturating_sub(config.start_lba),
         blocks => blocks,
     };
     let end = config
         .start_lba
         .checked_add(blocks)
-        .filter(|end| *end <= limits.blocks && blocks > 0);
+        .filter(|end| *end <= all && blocks > 0);
     let Some(end) = end else {
+        let place = match used {
+            1 => format!("'{}', which has", info.devices[0].path),
+            _ => format!("the {used} devices, whose whole chunks have"),
+        };
         return Err(Error::new(
             libc::EINVAL,
             format!(
-                "blocks {} to {} are not all on '{}', which has {}",
+                "blocks {} to {} are not all on {place} {all}",
                 config.start_lba,
                 config.start_lba.saturating_add(blocks),
-                info.devices[0].path,
-                limits.blocks
             ),
         ));
     };
@@ -47,13 +83,10 @@ fn check_range(context: &Context, config: &PipelineConfig) -> Result<u64> {
             "a pipeline needs a context with an interface",
         ));
     }
-    if !info.devices[0].writable {
+    if let Some(device) = info.devices[..used].iter().find(|device| !device.writable) {
         return Err(Error::new(
             libc::EROFS,
-            format!(
-                "device '{}' was opened for reading only",
-                info.devices[0].path
-            ),
+            format!("device '{}' was opened for reading only", device.path),
         ));
     }
     Ok(end)
@@ -61,12 +94,14 @@ fn check_range(context: &Context, config: &PipelineConfig) -> Result<u64> {
 
 /// Where the next write goes.
 pub(super) enum WriteTarget {
-    Range(Range),
+    Range(Box<Range>),
     Slots(Box<SlotRecorder>),
     Units(Box<UnitRecorder>),
 }
 
 pub(super) struct Range {
+    /// The space that the blocks below are in.
+    stripe: Stripe,
     start: u64,
     end: u64,
     next: u64,
@@ -78,9 +113,19 @@ pub(super) struct Range {
 }
 
 impl Range {
+    fn blocks_of(&self, len: u32) -> u64 {
+        len.div_ceil(self.stripe.block_size()).into()
+    }
+
+    /// Where `blocks` go that may begin at `lba`, if they lie before the end.
+    fn place(&self, lba: u64, blocks: u64) -> Option<u64> {
+        let lba = self.stripe.fit(lba, blocks);
+        (lba + blocks <= self.end).then_some(lba)
+    }
+
     /// Whether the next `blocks` wrap to the start.
     fn wraps_with(&self, blocks: u64) -> bool {
-        self.end - self.next < blocks && self.at_end == AtEnd::Wrap
+        self.at_end == AtEnd::Wrap && self.place(self.next, blocks).is_none()
     }
 
     /// Where the next `blocks` go. Wraps if configured.
@@ -88,16 +133,19 @@ impl Range {
         if self.full {
             return None;
         }
-        if self.end - self.next < blocks {
-            self.full = self.at_end == AtEnd::Stop;
-            if self.full || blocks > self.end - self.start {
-                return None;
+        let lba = match self.place(self.next, blocks) {
+            Some(lba) => lba,
+            None => {
+                self.full = self.at_end == AtEnd::Stop;
+                if self.full {
+                    return None;
+                }
+                let lba = self.place(self.start, blocks)?;
+                self.wraps += 1;
+                lba
             }
-            self.next = self.start;
-            self.wraps += 1;
-        }
-        let lba = self.next;
-        self.next += blocks;
+        };
+        self.next = lba + blocks;
         Some(lba)
     }
 }
@@ -106,11 +154,16 @@ impl WriteTarget {
     /// `EINVAL`: the range is not on the device, or no log fits into it. `EBUSY`: the pipeline of another lane has it. `ENOTCONN`, `EROFS`: nothing to
     /// receive from, or to write to.
     pub fn open(context: &Context, lane: &Lane, config: &PipelineConfig) -> Result<WriteTarget> {
-        let end = check_range(context, config)?;
-        context.claim_range(lane.number(), config.start_lba..end)?;
         let start = config.start_lba;
-        Ok(match config.layout {
-            StoreLayout::Payload => WriteTarget::Range(Range {
+        if let Some(stripe) = check_stripe(context, config)? {
+            let devices = context.info().devices.len();
+            let end = check_range(context, config, stripe.blocks(), devices)?;
+            let ranges: Vec<_> = (0..devices as u8)
+                .map(|device| (device, stripe.on_device(start..end, device)))
+                .collect();
+            context.claim_ranges(lane.number(), &ranges)?;
+            return Ok(WriteTarget::Range(Box::new(Range {
+                stripe,
                 start,
                 end,
                 next: start,
@@ -118,7 +171,14 @@ impl WriteTarget {
                 full: false,
                 wraps: 0,
                 fua: config.fua,
-            }),
+            })));
+        }
+        let end = check_range(context, config, context.info().devices[0].limits.blocks, 1)?;
+        context.claim_ranges(lane.number(), &[(0, start..end)])?;
+        Ok(match config.layout {
+            StoreLayout::Payload => {
+                return Err(Error::new(libc::ENOTRECOVERABLE, "a stripe is missing"));
+            }
             StoreLayout::Log => WriteTarget::Units(Box::new(UnitRecorder::open(
                 context,
                 lane,
@@ -178,11 +238,11 @@ impl WriteTarget {
 
     /// How many earlier writes may be outstanding when this packet's write begins. It must not overlap one of the
     /// previous lap: the device could carry that one out later.
-    pub fn outstanding_before(&self, lane: &Lane, packet: &Received) -> u64 {
+    pub fn outstanding_before(&self, packet: &Received) -> u64 {
         match self {
             WriteTarget::Range(range) => {
                 let len = u32::from(packet.headers.payload_len);
-                match range.wraps_with(lane.blocks_of(0, len).into()) {
+                match range.wraps_with(range.blocks_of(len)) {
                     true => 0,
                     false => WINDOW - 1,
                 }
@@ -203,17 +263,19 @@ impl WriteTarget {
 
     /// Makes `write` the write of a packet. `false` if there is no room. In place: moving the struct would read bytes
     /// that were just written in other widths, which stalls until the frame's zeroes have left the store buffer.
-    pub fn write(&mut self, lane: &Lane, packet: &Received, write: &mut Transfer) -> bool {
+    pub fn write(&mut self, packet: &Received, write: &mut Transfer) -> bool {
         match self {
             WriteTarget::Range(range) => {
                 let len = u32::from(packet.headers.payload_len);
-                let Some(lba) = range.take(lane.blocks_of(0, len).into()) else {
+                let lba = range.take(range.blocks_of(len));
+                let Some(place) = lba.and_then(|lba| range.stripe.locate(lba)) else {
                     return false;
                 };
                 write.frame = packet.frame;
                 write.offset = packet.offset + u64::from(packet.headers.payload_offset);
                 write.len = len;
-                write.lba = lba;
+                write.lba = place.lba;
+                write.device = place.device;
                 write.fua = range.fua;
             }
             WriteTarget::Slots(log) if log.is_full() => return false,
@@ -229,9 +291,40 @@ impl WriteTarget {
 mod tests {
     use super::*;
 
+    fn stripe(of: &[(u64, u32)]) -> Stripe {
+        let members = of
+            .iter()
+            .map(|&(blocks, block_size)| Member { blocks, block_size });
+        Stripe::new(members.collect(), 4096).unwrap()
+    }
+
+    /// Two devices with chunks of eight blocks: blocks 5 to 22 of their space.
+    #[test]
+    fn a_range_goes_on_in_the_next_chunk() {
+        let mut range = Range {
+            stripe: stripe(&[(16, 512), (16, 512)]),
+            start: 5,
+            end: 22,
+            next: 5,
+            at_end: AtEnd::Wrap,
+            wraps: 0,
+            fua: false,
+            full: false,
+        };
+        assert_eq!((range.take(2), range.take(2)), (Some(5), Some(8)));
+        // Neither what is left of its chunk nor the part of the next one has room for seven; from the start on, a chunk has.
+        assert!(range.wraps_with(7) && !range.wraps_with(6));
+        assert_eq!((range.take(7), range.next, range.wraps), (Some(8), 15, 1));
+        assert_eq!((range.take(6), range.wraps), (Some(16), 1));
+        // What fits nowhere moves nothing.
+        range.end = 15;
+        assert_eq!((range.take(8), range.next, range.wraps), (None, 22, 1));
+    }
+
     #[test]
     fn a_range_says_when_it_begins_again() {
         let mut range = Range {
+            stripe: stripe(&[(20, 512)]),
             start: 5,
             end: 14,
             next: 5,
