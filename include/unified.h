@@ -1016,9 +1016,11 @@ struct unified_pipeline_config {
    */
   uint32_t pack_below;
   /**
-   * Zero.
+   * UNIFIED_LAYOUT_PAYLOAD with several devices: payloads go round all devices, so many bytes to one before the next gets
+   * some. A power of two, a multiple of each device's block size, at least frame_size, at most 1 GiB. 0: 1 MiB. No payload
+   * crosses the border of a chunk. start_lba and blocks are blocks of all devices then: see unified_stripe_locate.
    */
-  uint32_t reserved;
+  uint32_t chunk_bytes;
 };
 
 /**
@@ -1619,7 +1621,8 @@ int unified_packet_flow(const struct unified_packet *packet,
 /**
  * Starts a packet thread and a storage thread that store the received packets of a lane in a range of the device. If the
  * context has several lanes, `ctx` is the handle of one of them, and each lane needs a range of its own. UNIFIED_LAYOUT_PAYLOAD
- * stores the payloads one after the other, each padded to whole blocks. UNIFIED_LAYOUT_SLOT and UNIFIED_LAYOUT_LOG write a log,
+ * stores the payloads one after the other, each padded to whole blocks, and spreads them over all devices of the context
+ * (unified_stripe_locate says where); the other layouts use device 0. UNIFIED_LAYOUT_SLOT and UNIFIED_LAYOUT_LOG write a log,
  * which unified_log_open reads. An existing log of the same layout is continued, or replaced with UNIFIED_LOG_NEW. Until the pipeline is
  * stopped, the functions of the data path return -EBUSY.
  *
@@ -1634,6 +1637,19 @@ int unified_packet_flow(const struct unified_packet *packet,
  */
 int unified_pipeline_start(const unified_ctx *ctx,
                            const struct unified_pipeline_config *config);
+
+/**
+ * Stores in `*device` and `*device_lba` where a block of UNIFIED_LAYOUT_PAYLOAD is, with that unified_pipeline_config.chunk_bytes. The
+ * blocks of the layout are numbered from 0, and each has the largest block size of the devices; `*device_lba` counts blocks of
+ * the device. All blocks of a payload follow each other on one device. With one device, the block is the one of that number.
+ * Returns 0, -EINVAL (no chunk can have that size, or NULL), -ERANGE (the devices have no such block), -EBADF, or -ENOTSUP in
+ * a forked child. Any thread.
+ */
+int unified_stripe_locate(const unified_ctx *ctx,
+                          uint64_t lba,
+                          uint32_t chunk_bytes,
+                          uint32_t *device,
+                          uint64_t *device_lba);
 
 /**
  * Stores the state of the pipeline in `*status`. Set `status->size` first. Returns 0, -EINVAL or -ENOENT (no pipeline runs). Any

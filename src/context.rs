@@ -69,7 +69,7 @@ pub struct Context {
     unpublished: AtomicU64,
     /// The lanes are used one by one.
     apart: AtomicBool,
-    /// The blocks that pipelines write to: the lane that claimed them, and the device.
+    /// The lane, the device and the blocks that the pipelines of lanes write to.
     ranges: Mutex<Vec<(u32, u8, Range<u64>)>>,
     /// The pollable descriptor of several lanes, made when first asked for.
     poll: Mutex<Option<Epoll>>,
@@ -192,27 +192,27 @@ impl Context {
         }
     }
 
-    /// Gives blocks of a device to a lane's pipeline. `EBUSY` if that of another lane has some of them.
-    pub(crate) fn claim_range(&self, lane: u32, device: u8, range: Range<u64>) -> Result<()> {
+    /// Gives blocks of devices to a lane's pipeline. `EBUSY` if that of another lane has some of them.
+    pub(crate) fn claim_ranges(&self, lane: u32, wanted: &[(u8, Range<u64>)]) -> Result<()> {
         let mut ranges = self.ranges.lock();
-        let overlaps = |(_, of, other): &&(u32, u8, Range<u64>)| {
-            *of == device && other.start < range.end && range.start < other.end
-        };
-        if let Some((other, _, taken)) = ranges.iter().find(overlaps) {
-            return Err(Error::new(
-                libc::EBUSY,
-                format!(
-                    "blocks {} to {} of '{}' for lane {lane}: the pipeline of lane {other} writes to blocks {} to {}; give \
-                     each lane a range of its own",
-                    range.start,
-                    range.end,
-                    self.info.devices[usize::from(device)].path,
-                    taken.start,
-                    taken.end
-                ),
-            ));
+        for (device, range) in wanted {
+            let overlaps = |(_, on, other): &&(u32, u8, Range<u64>)| {
+                on == device && other.start < range.end && range.start < other.end
+            };
+            if let Some((other, _, taken)) = ranges.iter().find(overlaps) {
+                let path = &self.info.devices[*device as usize].path;
+                return Err(Error::new(
+                    libc::EBUSY,
+                    format!(
+                        "blocks {} to {} of '{path}' for lane {lane}: the pipeline of lane {other} writes to blocks {} to \
+                         {}; give each lane a range of its own",
+                        range.start, range.end, taken.start, taken.end
+                    ),
+                ));
+            }
         }
-        ranges.push((lane, device, range));
+        let claimed = wanted.iter().cloned();
+        ranges.extend(claimed.map(|(device, range)| (lane, device, range)));
         Ok(())
     }
 

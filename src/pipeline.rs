@@ -1,7 +1,7 @@
 //! The documented three threads as one call: the packet thread receives and submits, the storage thread
 //! takes completions, and the caller's thread reports.
 //!
-//! Two layouts. *Payload*: every payload padded to whole blocks, one after the other. *Slot*: whole frames with a
+//! Two layouts. *Payload*: every payload padded to whole blocks, one after the other, spread over all devices (`stripe`). *Slot*: whole frames with a
 //! record header, a log that can be read after a crash (`recorder`, `record`).
 //!
 //! Every write has a number. The storage thread publishes the number up to which all writes are completed. A flush
@@ -14,6 +14,7 @@ mod failover;
 mod filling;
 mod packets;
 mod runs;
+pub mod stripe;
 mod units;
 mod write_target;
 
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 use completions::completions;
 use packets::{Packets, moderation_of};
 use runs::FailedRuns;
+pub use write_target::stripe_of;
 use write_target::{Store, WriteTarget};
 
 use crate::context::Context;
@@ -93,6 +95,8 @@ pub struct PipelineConfig {
     pub pack_below: Option<u32>,
     /// Log: checksums cover headers only.
     pub unchecked: bool,
+    /// Payload layout over several devices: bytes of a chunk. `None`: `stripe::CHUNK_BYTES`.
+    pub chunk_bytes: Option<u32>,
 }
 
 /// The state of a pipeline.

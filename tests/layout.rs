@@ -39,7 +39,7 @@ fn the_crate_lays_out_what_c_sees_as_the_table_says() {
     of! { lines, "unified_write", unified_write { data lba user_data len frame flags reserved } }
     of! { lines, "unified_nvme_command", unified_nvme_command { opcode reserved0 reserved1 nsid cdw2 cdw3 cdw10 cdw11 cdw12 cdw13 cdw14 cdw15 data_len timeout } }
     of! { lines, "unified_completion", unified_completion { user_data result status len frame flags device } }
-    of! { lines, "unified_pipeline_config", unified_pipeline_config { size start_lba blocks at_end flags layout flush_writes flush_interval_ms moderation_us pack_below reserved } }
+    of! { lines, "unified_pipeline_config", unified_pipeline_config { size start_lba blocks at_end flags layout flush_writes flush_interval_ms moderation_us pack_below chunk_bytes } }
     of! { lines, "unified_pipeline_status", unified_pipeline_status { size next_lba wraps submitted stored failed payload_bytes no_space empty running error first_sequence completed durable flushes pack_below } }
     of! { lines, "unified_log_record", unified_log_record { size sequence count timestamp packet payload len payload_len kind src_port dst_port vlan_tci queue ip_version flags reserved lane device reserved2 } }
     of! { lines, "unified_log_info", unified_log_info { size log_id created slots slot_size block_size oldest end position records missing damaged overwritten dropped unrecorded first_loss last_loss interface version reserved lanes devices devices_given reserved2 } }

@@ -225,7 +225,7 @@ struct unified_pipeline_config {
   uint32_t flush_interval_ms;
   uint32_t moderation_us;
   uint32_t pack_below;
-  uint32_t reserved;
+  uint32_t chunk_bytes;
 };
 struct unified_pipeline_status {
   uint64_t size;
@@ -403,6 +403,11 @@ int unified_packet_flow(const struct unified_packet *packet,
                         uint16_t *dst_port);
 int unified_pipeline_start(const unified_ctx *ctx,
                            const struct unified_pipeline_config *config);
+int unified_stripe_locate(const unified_ctx *ctx,
+                          uint64_t lba,
+                          uint32_t chunk_bytes,
+                          uint32_t *device,
+                          uint64_t *device_lba);
 int unified_pipeline_status(const unified_ctx *ctx,
                             struct unified_pipeline_status *status);
 int unified_pipeline_stop(const unified_ctx *ctx,

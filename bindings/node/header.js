@@ -280,7 +280,7 @@ exports.structs = {
     flush_interval_ms: 'uint32_t',
     moderation_us: 'uint32_t',
     pack_below: 'uint32_t',
-    reserved: 'uint32_t',
+    chunk_bytes: 'uint32_t',
   }),
   unified_pipeline_status: koffi.struct('unified_pipeline_status', {
     size: 'uint64_t',
@@ -395,6 +395,7 @@ exports.functions = {
   unified_packet_vlan: ['int', ['void *']],
   unified_packet_flow: ['int', ['void *', 'void *', 'void *', 'void *', 'void *']],
   unified_pipeline_start: ['int', ['void *', 'void *']],
+  unified_stripe_locate: ['int', ['void *', 'uint64_t', 'uint32_t', 'void *', 'void *']],
   unified_pipeline_status: ['int', ['void *', 'void *']],
   unified_pipeline_stop: ['int', ['void *', 'void *']],
   unified_log_open: ['int', ['str', 'uint64_t', 'void *']],

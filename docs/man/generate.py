@@ -29,7 +29,7 @@ import header  # noqa: E402
 # page by itself; one that is here and not in the header is an error.
 GROUPS = {
     "open and close a context": ["unified_ctx_create", "unified_ctx_destroy"],
-    "what a context turned out to be": ["unified_ctx_info", "unified_ctx_device"],
+    "what a context turned out to be": ["unified_ctx_info", "unified_ctx_device", "unified_device_info"],
     "the lanes of a context": ["unified_ctx_lane"],
     "counters of a context": ["unified_ctx_stats", "unified_ctx_latency", "unified_latency_bound",
                               "unified_latency_quantile", "unified_stats_render"],
@@ -41,12 +41,12 @@ GROUPS = {
     "parts of a received packet": ["unified_packet_payload", "unified_packet_payload_len", "unified_packet_timestamp",
                                    "unified_packet_vlan", "unified_packet_flow"],
     "submit commands to the device": [
-        "unified_submit_write", "unified_submit_writes", "unified_submit_read", "unified_submit_compare", "unified_submit_flush",
+        "unified_submit_write", "unified_submit_writes", "unified_submit", "unified_submit_read", "unified_submit_compare", "unified_submit_flush",
         "unified_submit_write_zeroes", "unified_submit_deallocate", "unified_submit_raw", "unified_submit_pending"],
     "take completions": ["unified_completions"],
     "wait for packets and completions": ["unified_wait", "unified_poll_fd"],
     "store what is received with threads of the library": ["unified_pipeline_start", "unified_pipeline_status",
-                                                           "unified_pipeline_stop"],
+                                                           "unified_pipeline_stop", "unified_stripe_locate"],
     "read a log of records": ["unified_log_open", "unified_log_open_set", "unified_log_close", "unified_log_next",
                               "unified_log_seek", "unified_log_seek_time", "unified_log_add_spill", "unified_log_info"],
     "errors in words, and the log": ["unified_last_error", "unified_strerror", "unified_status_string",

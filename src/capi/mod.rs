@@ -15,10 +15,12 @@ pub mod types;
 mod uapi;
 
 pub use context::*;
+pub use device::*;
 pub use io::*;
 pub use misc::*;
 pub use packet::*;
 pub use pipeline::*;
+pub use submission::*;
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};

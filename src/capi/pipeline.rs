@@ -4,15 +4,16 @@ use std::ffi::c_int;
 use std::time::Duration;
 
 use super::types::*;
-use super::{get_sized, guard, lanes_apart, put_sized, size_given, unified_ctx, with};
+use super::{get_sized, guard, lanes_apart, put, put_sized, size_given, unified_ctx, with};
 use crate::error::{Error, Result};
 use crate::log;
-use crate::pipeline::{AtEnd, Pipeline, PipelineConfig, PipelineStatus, StoreLayout};
+use crate::pipeline::{AtEnd, Pipeline, PipelineConfig, PipelineStatus, StoreLayout, stripe_of};
 use crate::recorder::Existing;
 
 /// Starts a packet thread and a storage thread that store the received packets of a lane in a range of the device. If the
 /// context has several lanes, `ctx` is the handle of one of them, and each lane needs a range of its own. UNIFIED_LAYOUT_PAYLOAD
-/// stores the payloads one after the other, each padded to whole blocks. UNIFIED_LAYOUT_SLOT and UNIFIED_LAYOUT_LOG write a log,
+/// stores the payloads one after the other, each padded to whole blocks, and spreads them over all devices of the context
+/// (unified_stripe_locate says where); the other layouts use device 0. UNIFIED_LAYOUT_SLOT and UNIFIED_LAYOUT_LOG write a log,
 /// which unified_log_open reads. An existing log of the same layout is continued, or replaced with UNIFIED_LOG_NEW. Until the pipeline is
 /// stopped, the functions of the data path return -EBUSY.
 ///
@@ -63,10 +64,10 @@ pub unsafe extern "C" fn unified_pipeline_start(
             }
         };
         let of_log = c.pack_below != 0 || c.flags & UNIFIED_LOG_UNCHECKED != 0;
-        if c.reserved != 0 || (of_log && layout != StoreLayout::Log) {
+        if of_log && layout != StoreLayout::Log {
             return Err(Error::new(
                 libc::EINVAL,
-                "pack_below and UNIFIED_LOG_UNCHECKED are for UNIFIED_LAYOUT_LOG, and reserved fields are zero",
+                "pack_below and UNIFIED_LOG_UNCHECKED are for UNIFIED_LAYOUT_LOG",
             ));
         }
         let config = PipelineConfig {
@@ -87,6 +88,7 @@ pub unsafe extern "C" fn unified_pipeline_start(
                 .then(|| Duration::from_micros(c.moderation_us.into())),
             pack_below: (c.pack_below > 0).then_some(c.pack_below),
             unchecked: c.flags & UNIFIED_LOG_UNCHECKED != 0,
+            chunk_bytes: (c.chunk_bytes > 0).then_some(c.chunk_bytes),
         };
         with(ctx, |handle, context| {
             // A log callback may ask for the pipeline's status.
@@ -105,6 +107,44 @@ pub unsafe extern "C" fn unified_pipeline_start(
             });
             Ok(0)
         })
+    })
+}
+
+/// Stores in `*device` and `*device_lba` where a block of UNIFIED_LAYOUT_PAYLOAD is, with that unified_pipeline_config.chunk_bytes. The
+/// blocks of the layout are numbered from 0, and each has the largest block size of the devices; `*device_lba` counts blocks of
+/// the device. All blocks of a payload follow each other on one device. With one device, the block is the one of that number.
+/// Returns 0, -EINVAL (no chunk can have that size, or NULL), -ERANGE (the devices have no such block), -EBADF, or -ENOTSUP in
+/// a forked child. Any thread.
+///
+/// # Safety
+/// `ctx` must be a handle; `device` and `device_lba` must be valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn unified_stripe_locate(
+    ctx: *const unified_ctx,
+    lba: u64,
+    chunk_bytes: u32,
+    device: *mut u32,
+    device_lba: *mut u64,
+) -> c_int {
+    guard(|| {
+        let place = with(ctx, |_, context| {
+            let stripe = stripe_of(context, chunk_bytes.into())?;
+            stripe.locate(lba).ok_or_else(|| {
+                Error::new(
+                    libc::ERANGE,
+                    format!(
+                        "block {lba} of the payload layout: the devices have {}, numbered from 0",
+                        stripe.blocks()
+                    ),
+                )
+            })
+        })?;
+        // SAFETY: the caller's promise.
+        unsafe {
+            put(device, place.device.into(), "`device`")?;
+            put(device_lba, place.lba, "`device_lba`")?;
+        }
+        Ok(0)
     })
 }
 

@@ -622,8 +622,10 @@ pub struct unified_pipeline_config {
     /// UNIFIED_LAYOUT_LOG: packets shorter than this, in bytes from the Ethernet header on, are packed. 0: a default that was
     /// measured. 1: none are, unless the device is the bound. UINT32_MAX: all are.
     pub pack_below: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// UNIFIED_LAYOUT_PAYLOAD with several devices: payloads go round all devices, so many bytes to one before the next gets
+    /// some. A power of two, a multiple of each device's block size, at least frame_size, at most 1 GiB. 0: 1 MiB. No payload
+    /// crosses the border of a chunk. start_lba and blocks are blocks of all devices then: see unified_stripe_locate.
+    pub chunk_bytes: u32,
 }
 
 /// State of a pipeline.

@@ -369,7 +369,7 @@ impl<'a> Packets<'a> {
                 *done = place + 1;
                 continue;
             }
-            let most = self.target.outstanding_before(lane, packet);
+            let most = self.target.outstanding_before(packet);
             if number - self.completed > most {
                 self.completed = progress.completed.load(Ordering::Acquire);
                 if number - self.completed > most {
@@ -382,7 +382,7 @@ impl<'a> Packets<'a> {
                     rx_side = lane.lock_rx_side()?;
                 }
             }
-            if !self.target.write(lane, packet, &mut transfer) {
+            if !self.target.write(packet, &mut transfer) {
                 rx_side = self.end_run(rx_side)?;
                 *done = place;
                 progress.fail(libc::ENOSPC);

@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::stripe::{Member, Stripe};
 use super::{AtEnd, PipelineConfig, StoreLayout, WINDOW};
 use crate::context::{Context, DeviceInfo};
 use crate::error::{Error, Result};
@@ -20,30 +21,66 @@ const MOST_RECORDS: u64 = HOLE * 3 / 4;
 /// Packets shorter than this are packed, unless the configuration says otherwise.
 pub const PACK_BELOW: u32 = 800;
 
-/// Blocks of a device that a pipeline writes to.
+/// How the payload layout spreads over the devices of a context. `EINVAL`: there are no such chunks.
+pub fn stripe_of(context: &Context, chunk_bytes: u64) -> Result<Stripe> {
+    let members = context.info().devices.iter().map(|device| Member {
+        blocks: device.limits.blocks,
+        block_size: device.limits.block_size,
+    });
+    Stripe::new(members.collect(), chunk_bytes)
+}
+
+/// As `stripe_of`, if a pipeline can use it. `None`: the layout is not spread.
+fn check_stripe(context: &Context, config: &PipelineConfig) -> Result<Option<Stripe>> {
+    if config.layout != StoreLayout::Payload {
+        return match config.chunk_bytes {
+            None => Ok(None),
+            Some(_) => Err(Error::new(
+                libc::EINVAL,
+                "a chunk is for the payload layout: a log has segments",
+            )),
+        };
+    }
+    let stripe = stripe_of(context, config.chunk_bytes.unwrap_or(0).into())?;
+    let (chunk, frame) = (stripe.chunk_bytes(), context.info().frame_size);
+    if chunk > 0 && chunk < frame.into() {
+        return Err(Error::new(
+            libc::EINVAL,
+            format!(
+                "a chunk of {chunk} bytes: it must have room for the longest payload, so take at least a frame's size, \
+                 {frame}"
+            ),
+        ));
+    }
+    Ok(Some(stripe))
+}
+
+/// Blocks that a pipeline writes to, out of `all` that these devices have.
 fn check_range(
     context: &Context,
     config: &PipelineConfig,
-    device: &DeviceInfo,
+    all: u64,
+    devices: &[DeviceInfo],
 ) -> Result<Range<u64>> {
-    let limits = device.limits;
     let blocks = match config.blocks {
-        0 => limits.blocks.saturating_sub(config.start_lba),
+        0 => all.saturating_sub(config.start_lba),
         blocks => blocks,
     };
     let end = config
         .start_lba
         .checked_add(blocks)
-        .filter(|end| *end <= limits.blocks && blocks > 0);
+        .filter(|end| *end <= all && blocks > 0);
     let Some(end) = end else {
+        let place = match devices {
+            [device] => format!("'{}', which has", device.path),
+            _ => format!("the {} devices, whose whole chunks have", devices.len()),
+        };
         return Err(Error::new(
             libc::EINVAL,
             format!(
-                "blocks {} to {} are not all on '{}', which has {}",
+                "blocks {} to {} are not all on {place} {all}",
                 config.start_lba,
                 config.start_lba.saturating_add(blocks),
-                device.path,
-                limits.blocks
             ),
         ));
     };
@@ -53,7 +90,7 @@ fn check_range(
             "a pipeline needs a context with an interface",
         ));
     }
-    if !device.writable {
+    if let Some(device) = devices.iter().find(|device| !device.writable) {
         return Err(Error::new(
             libc::EROFS,
             format!("device '{}' was opened for reading only", device.path),
@@ -64,14 +101,16 @@ fn check_range(
 
 /// What the lanes of a recording share.
 pub(super) enum Store {
-    /// A range of blocks of the first device.
-    Range(Range<u64>),
+    /// Blocks of the space that is spread over the devices.
+    Payloads(Box<Stripe>, Range<u64>),
+    /// Blocks of the first device.
+    Slots(Range<u64>),
     Set(Arc<LogSet>),
 }
 
 impl Store {
     /// Checks the range, and opens the logs through one of the lanes, for so many lanes. `EINVAL`: the range is not on the
-    /// device, no log fits into it, or several lanes cannot share it. `EBUSY`: the pipeline of another lane has it. `ENOTCONN`,
+    /// devices, no log fits into it, or several lanes cannot share it. `EBUSY`: the pipeline of another lane has it. `ENOTCONN`,
     /// `EROFS`: nothing to receive from, or to write to.
     pub fn open(
         context: &Context,
@@ -80,11 +119,19 @@ impl Store {
         config: &PipelineConfig,
     ) -> Result<Store> {
         let devices = &context.info().devices;
+        if let Some(stripe) = check_stripe(context, config)? {
+            let range = check_range(context, config, stripe.blocks(), devices)?;
+            let ranges: Vec<_> = (0..devices.len() as u8)
+                .map(|device| (device, stripe.on_device(range.clone(), device)))
+                .collect();
+            context.claim_ranges(lane.number(), &ranges)?;
+            return Ok(Store::Payloads(Box::new(stripe), range));
+        }
         let used = match config.layout {
             StoreLayout::Log => &devices[..],
             _ => &devices[..1],
         };
-        if lanes > 1 && config.layout == StoreLayout::Slot {
+        if lanes > 1 && config.layout != StoreLayout::Log {
             return Err(Error::new(
                 libc::EINVAL,
                 "a log of version 1 has one lane: record several lanes with UNIFIED_LAYOUT_LOG, or start a pipeline with the \
@@ -92,14 +139,14 @@ impl Store {
             ));
         }
         let mut ranges = Vec::new();
-        for device in used {
-            ranges.push(check_range(context, config, device)?);
+        for (number, device) in (0u8..).zip(used) {
+            let all = device.limits.blocks;
+            let range = check_range(context, config, all, std::slice::from_ref(device))?;
+            ranges.push((number, range));
         }
-        for (device, range) in (0u8..).zip(&ranges) {
-            context.claim_range(lane.number(), device, range.clone())?;
-        }
+        context.claim_ranges(lane.number(), &ranges)?;
         if config.layout != StoreLayout::Log {
-            return Ok(Store::Range(ranges.swap_remove(0)));
+            return Ok(Store::Slots(ranges.swap_remove(0).1));
         }
         let set = LogSet::open(
             context,
@@ -133,11 +180,35 @@ impl Store {
                 let recorder = UnitRecorder::new(context, lane, set.clone(), place as u16, config)?;
                 Ok(WriteTarget::Units(Box::new(recorder)))
             }
-            Store::Range(range) => {
+            Store::Slots(range) => Ok(WriteTarget::Slots(Box::new(SlotRecorder::open(
+                context,
+                lane,
+                range.start,
+                range.end - range.start,
+                config.at_end == AtEnd::Wrap,
+                config.fua,
+                config.existing,
+            )?))),
+            Store::Payloads(stripe, range) => {
                 // Each lane has a part of its own.
                 let part = (range.end - range.start) / u64::from(lanes);
+                if part == 0 {
+                    return Err(Error::new(
+                        libc::EINVAL,
+                        "the range has fewer blocks than there are lanes: give a longer one",
+                    ));
+                }
                 let start = range.start + part * u64::from(place);
-                WriteTarget::open(context, lane, start..start + part, config)
+                Ok(WriteTarget::Range(Box::new(Payloads {
+                    stripe: Stripe::clone(stripe),
+                    start,
+                    end: start + part,
+                    next: start,
+                    at_end: config.at_end,
+                    full: false,
+                    wraps: 0,
+                    fua: config.fua,
+                })))
             }
         }
     }
@@ -145,19 +216,21 @@ impl Store {
     pub fn set(&self) -> Option<Arc<LogSet>> {
         match self {
             Store::Set(set) => Some(set.clone()),
-            Store::Range(_) => None,
+            _ => None,
         }
     }
 }
 
 /// Where the next write goes.
 pub(super) enum WriteTarget {
-    Range(Payloads),
+    Range(Box<Payloads>),
     Slots(Box<SlotRecorder>),
     Units(Box<UnitRecorder>),
 }
 
 pub(super) struct Payloads {
+    /// The space that the blocks below are in.
+    stripe: Stripe,
     start: u64,
     end: u64,
     next: u64,
@@ -169,9 +242,19 @@ pub(super) struct Payloads {
 }
 
 impl Payloads {
+    fn blocks_of(&self, len: u32) -> u64 {
+        len.div_ceil(self.stripe.block_size()).into()
+    }
+
+    /// Where `blocks` go that may begin at `lba`, if they lie before the end.
+    fn place(&self, lba: u64, blocks: u64) -> Option<u64> {
+        let lba = self.stripe.fit(lba, blocks);
+        (lba + blocks <= self.end).then_some(lba)
+    }
+
     /// Whether the next `blocks` wrap to the start.
     fn wraps_with(&self, blocks: u64) -> bool {
-        self.end - self.next < blocks && self.at_end == AtEnd::Wrap
+        self.at_end == AtEnd::Wrap && self.place(self.next, blocks).is_none()
     }
 
     /// Where the next `blocks` go. Wraps if configured.
@@ -179,57 +262,24 @@ impl Payloads {
         if self.full {
             return None;
         }
-        if self.end - self.next < blocks {
-            self.full = self.at_end == AtEnd::Stop;
-            if self.full || blocks > self.end - self.start {
-                return None;
+        let lba = match self.place(self.next, blocks) {
+            Some(lba) => lba,
+            None => {
+                self.full = self.at_end == AtEnd::Stop;
+                if self.full {
+                    return None;
+                }
+                let lba = self.place(self.start, blocks)?;
+                self.wraps += 1;
+                lba
             }
-            self.next = self.start;
-            self.wraps += 1;
-        }
-        let lba = self.next;
-        self.next += blocks;
+        };
+        self.next = lba + blocks;
         Some(lba)
     }
 }
 
 impl WriteTarget {
-    /// Writes to a range. `EINVAL`: it is empty, or no log fits into it.
-    fn open(
-        context: &Context,
-        lane: &Lane,
-        range: Range<u64>,
-        config: &PipelineConfig,
-    ) -> Result<WriteTarget> {
-        let Range { start, end } = range;
-        if start == end {
-            return Err(Error::new(
-                libc::EINVAL,
-                "the range has fewer blocks than there are lanes: give a longer one",
-            ));
-        }
-        match config.layout {
-            StoreLayout::Slot => Ok(WriteTarget::Slots(Box::new(SlotRecorder::open(
-                context,
-                lane,
-                start,
-                end - start,
-                config.at_end == AtEnd::Wrap,
-                config.fua,
-                config.existing,
-            )?))),
-            _ => Ok(WriteTarget::Range(Payloads {
-                start,
-                end,
-                next: start,
-                at_end: config.at_end,
-                full: false,
-                wraps: 0,
-                fua: config.fua,
-            })),
-        }
-    }
-
     pub fn next_lba(&self) -> u64 {
         match self {
             WriteTarget::Range(range) => range.next,
@@ -264,11 +314,11 @@ impl WriteTarget {
 
     /// How many earlier writes may be outstanding when this packet's write begins. It must not overlap one of the
     /// previous lap: the device could carry that one out later.
-    pub fn outstanding_before(&self, lane: &Lane, packet: &Received) -> u64 {
+    pub fn outstanding_before(&self, packet: &Received) -> u64 {
         match self {
             WriteTarget::Range(range) => {
                 let len = u32::from(packet.headers.payload_len);
-                match range.wraps_with(lane.blocks_of(0, len).into()) {
+                match range.wraps_with(range.blocks_of(len)) {
                     true => 0,
                     false => WINDOW - 1,
                 }
@@ -289,17 +339,19 @@ impl WriteTarget {
 
     /// Makes `write` the write of a packet. `false` if there is no room. In place: moving the struct would read bytes
     /// that were just written in other widths, which stalls until the frame's zeroes have left the store buffer.
-    pub fn write(&mut self, lane: &Lane, packet: &Received, write: &mut Transfer) -> bool {
+    pub fn write(&mut self, packet: &Received, write: &mut Transfer) -> bool {
         match self {
             WriteTarget::Range(range) => {
                 let len = u32::from(packet.headers.payload_len);
-                let Some(lba) = range.take(lane.blocks_of(0, len).into()) else {
+                let lba = range.take(range.blocks_of(len));
+                let Some(place) = lba.and_then(|lba| range.stripe.locate(lba)) else {
                     return false;
                 };
                 write.frame = packet.frame;
                 write.offset = packet.offset + u64::from(packet.headers.payload_offset);
                 write.len = len;
-                write.lba = lba;
+                write.lba = place.lba;
+                write.device = place.device;
                 write.fua = range.fua;
             }
             WriteTarget::Slots(log) if log.is_full() => return false,
@@ -315,9 +367,40 @@ impl WriteTarget {
 mod tests {
     use super::*;
 
+    fn stripe(of: &[(u64, u32)]) -> Stripe {
+        let members = of
+            .iter()
+            .map(|&(blocks, block_size)| Member { blocks, block_size });
+        Stripe::new(members.collect(), 4096).unwrap()
+    }
+
+    /// Two devices with chunks of eight blocks: blocks 5 to 22 of their space.
+    #[test]
+    fn a_range_goes_on_in_the_next_chunk() {
+        let mut range = Payloads {
+            stripe: stripe(&[(16, 512), (16, 512)]),
+            start: 5,
+            end: 22,
+            next: 5,
+            at_end: AtEnd::Wrap,
+            wraps: 0,
+            fua: false,
+            full: false,
+        };
+        assert_eq!((range.take(2), range.take(2)), (Some(5), Some(8)));
+        // Neither what is left of its chunk nor the part of the next one has room for seven; from the start on, a chunk has.
+        assert!(range.wraps_with(7) && !range.wraps_with(6));
+        assert_eq!((range.take(7), range.next, range.wraps), (Some(8), 15, 1));
+        assert_eq!((range.take(6), range.wraps), (Some(16), 1));
+        // What fits nowhere moves nothing.
+        range.end = 15;
+        assert_eq!((range.take(8), range.next, range.wraps), (None, 22, 1));
+    }
+
     #[test]
     fn a_range_says_when_it_begins_again() {
         let mut range = Payloads {
+            stripe: stripe(&[(20, 512)]),
             start: 5,
             end: 14,
             next: 5,

@@ -268,7 +268,7 @@ pub fn every(ctx: Handle) -> Vec<(&'static str, Result<c_int, Refusal>)> {
         flush_interval_ms: 0,
         moderation_us: 0,
         pack_below: 0,
-        reserved: 0,
+        chunk_bytes: 0,
     };
     let mut all = Vec::new();
     macro_rules! call {

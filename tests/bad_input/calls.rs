@@ -379,7 +379,7 @@ fn pipelines_that_cannot_be_are_refused() {
                 flush_interval_ms: 0,
                 moderation_us: 0,
                 pack_below: 0,
-                reserved: 0,
+                chunk_bytes: 0,
             },
             unknown: 0,
         };

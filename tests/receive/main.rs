@@ -7,6 +7,7 @@ mod common;
 
 mod packets;
 mod pipelines;
+mod striped;
 
 use std::collections::VecDeque;
 use std::fs;
