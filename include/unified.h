@@ -405,7 +405,10 @@ struct unified_config {
    */
   uint32_t frame_size;
   /**
-   * Frames of all lanes together: 64 to 4194304, and at least 64 for each lane. Default 4096 for each lane.
+   * Frames of all lanes together: 64 to 4194304, and at least 64 for each lane. Default 4096 for each lane. Packets are
+   * received into frames only, and their number cannot grow: the kernel takes the memory of an AF_XDP socket (the UMEM)
+   * once. Choose as many as the longest burst needs, and use buffers (unified_buffer_alloc) for all data that was not
+   * received.
    */
   uint32_t frame_count;
   /**
@@ -511,6 +514,11 @@ struct unified_config {
    * Must be 0.
    */
   uint32_t reserved2;
+  /**
+   * Most bytes that are registered for buffers at a time (unified_buffer_alloc). They are allocated when they are asked for.
+   * Default 1 GiB. It says nothing about frames: see frame_count.
+   */
+  uint64_t buffers_max;
 };
 
 /**
@@ -763,6 +771,14 @@ struct unified_stats {
    * Free frames that no lane has, part of frames_free. 0 for a lane's handle, and if there is one lane.
    */
   uint64_t frames_reserve;
+  /**
+   * Buffers that are allocated now, their bytes, and the bytes that are registered for them (at most
+   * unified_config.buffers_max), which are counted once, although the ring of each lane counts them against RLIMIT_MEMLOCK. 0
+   * for a lane's handle.
+   */
+  uint64_t buffers;
+  uint64_t buffer_bytes;
+  uint64_t buffer_registered_bytes;
 };
 
 /**

@@ -51,6 +51,7 @@ struct unified_config {
   const struct unified_device *devices;
   uint32_t device_count;
   uint32_t reserved2;
+  uint64_t buffers_max;
 };
 struct unified_info {
   uint64_t size;
@@ -142,6 +143,9 @@ struct unified_stats {
   uint64_t packed;
   uint64_t packed_bytes;
   uint64_t frames_reserve;
+  uint64_t buffers;
+  uint64_t buffer_bytes;
+  uint64_t buffer_registered_bytes;
 };
 struct unified_latency {
   uint64_t size;

@@ -106,6 +106,7 @@ exports.structs = {
     devices: 'void *',
     device_count: 'uint32_t',
     reserved2: 'uint32_t',
+    buffers_max: 'uint64_t',
   }),
   unified_info: koffi.struct('unified_info', {
     size: 'uint64_t',
@@ -197,6 +198,9 @@ exports.structs = {
     packed: 'uint64_t',
     packed_bytes: 'uint64_t',
     frames_reserve: 'uint64_t',
+    buffers: 'uint64_t',
+    buffer_bytes: 'uint64_t',
+    buffer_registered_bytes: 'uint64_t',
   }),
   unified_latency: koffi.struct('unified_latency', {
     size: 'uint64_t',

@@ -117,6 +117,9 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
     set(&mut config.run_priority, c.run_priority);
     set(&mut config.event_sample, c.event_sample);
     set(&mut config.events_bytes, c.events_bytes);
+    if c.buffers_max != 0 {
+        config.buffers_max = c.buffers_max;
+    }
     set(&mut config.retry.limit, c.retries);
     if c.retries == UNIFIED_NO_RETRY {
         config.retry.limit = 0;
@@ -481,6 +484,9 @@ pub unsafe extern "C" fn unified_ctx_stats(
             packed: s.packed,
             packed_bytes: s.packed_bytes,
             frames_reserve: s.frames_reserve,
+            buffers: s.buffers.buffers,
+            buffer_bytes: s.buffers.bytes,
+            buffer_registered_bytes: s.buffers.registered_bytes,
         };
         // SAFETY: the caller's promise.
         unsafe { put_sized(stats, filled, "the statistics")? };

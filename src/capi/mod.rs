@@ -3,6 +3,7 @@
 //! Every exported function runs inside `guard`: arguments are checked, a panic becomes an error, and an
 //! error becomes a negative errno with a message for `unified_last_error`.
 
+mod buffer;
 mod context;
 mod device;
 mod io;
@@ -14,11 +15,13 @@ mod submission;
 pub mod types;
 mod uapi;
 
+pub use buffer::*;
 pub use context::*;
 pub use io::*;
 pub use misc::*;
 pub use packet::*;
 pub use pipeline::*;
+pub use submission::*;
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
