@@ -19,6 +19,8 @@ use crate::sys::shm::Shared;
 
 /// The driver's thread begins what it is asked for within this time, or it is not asked any more.
 const LONGEST_ASKING: Duration = Duration::from_secs(10);
+/// And ends it within this time: the kernel pins at most 1 GiB.
+const LONGEST_WORK: Duration = Duration::from_secs(60);
 /// Between two looks at whether the engine has failed.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -69,32 +71,35 @@ impl EngineShared {
         *asked = Asked::For(number, memory);
         changes.is_asked.store(true, Ordering::Release);
         self.engine_bell.ring();
-        let until = Instant::now() + LONGEST_ASKING;
+        let begin = Instant::now();
         loop {
-            let refused = match &*asked {
-                Asked::Done(_) => None,
-                // The kernel pins pages: that ends.
-                Asked::Working | Asked::Nothing => None,
-                Asked::For(..) if self.failure().is_some() => Some(Error::new(
-                    self.failure().unwrap_or(libc::EIO),
-                    "the engine has stopped after a failure (see the log); destroy the context",
-                )),
-                Asked::For(..) => (Instant::now() >= until).then(|| {
+            let late = |longest| {
+                (begin.elapsed() >= longest).then(|| {
                     Error::new(
                         libc::ETIMEDOUT,
                         "the engine's thread did not register the memory in time: it hangs in the kernel, or gets no CPU",
                     )
-                }),
+                })
+            };
+            let refused = match &*asked {
+                Asked::Done(_) => None,
+                Asked::For(..) => match self.failure() {
+                    Some(errno) => Some(Error::new(
+                        errno,
+                        "the engine has stopped after a failure (see the log); destroy the context",
+                    )),
+                    None => late(LONGEST_ASKING),
+                },
+                Asked::Working | Asked::Nothing => late(LONGEST_WORK),
             };
             if let Some(error) = refused {
                 *asked = Asked::Nothing;
                 changes.is_asked.store(false, Ordering::Relaxed);
                 return Err(error);
             }
-            if let Asked::Done(_) = &*asked
-                && let Asked::Done(result) = std::mem::take(&mut *asked)
-            {
-                return Ok(result);
+            match std::mem::take(&mut *asked) {
+                Asked::Done(result) => return Ok(result),
+                other => *asked = other,
             }
             changes.answered.wait_for(&mut asked, TICK);
         }
@@ -115,14 +120,19 @@ impl Engine {
         let shared = self.shared.clone();
         let mut asked = shared.changes.asked.lock();
         shared.changes.is_asked.store(false, Ordering::Relaxed);
-        let Asked::For(number, memory) = std::mem::replace(&mut *asked, Asked::Working) else {
+        let Asked::For(number, memory) = std::mem::take(&mut *asked) else {
             return;
         };
+        *asked = Asked::Working;
         // Not under the lock: whoever asks looks at the engine's end meanwhile.
         drop(asked);
         let result = self.replace(number, memory);
-        *shared.changes.asked.lock() = Asked::Done(result);
-        shared.changes.answered.notify_all();
+        let mut asked = shared.changes.asked.lock();
+        // Otherwise nobody waits for it any more.
+        if let Asked::Working = &*asked {
+            *asked = Asked::Done(result);
+            shared.changes.answered.notify_all();
+        }
     }
 
     /// Registers memory under a number below `MOST_REGISTRATIONS`, or unregisters what has it. For the engine's driver.
