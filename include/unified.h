@@ -405,7 +405,10 @@ struct unified_config {
    */
   uint32_t frame_size;
   /**
-   * Frames of all lanes together: 64 to 4194304, and at least 64 for each lane. Default 4096 for each lane.
+   * Frames of all lanes together: 64 to 4194304, and at least 64 for each lane. Default 4096 for each lane. Packets are
+   * received into frames only, and their number cannot grow: the kernel takes the memory of an AF_XDP socket (the UMEM)
+   * once. Choose as many as the longest burst needs, and use buffers (unified_buffer_alloc) for all data that was not
+   * received.
    */
   uint32_t frame_count;
   /**
@@ -511,6 +514,11 @@ struct unified_config {
    * Must be 0.
    */
   uint32_t reserved2;
+  /**
+   * Most bytes that are registered for buffers at a time (unified_buffer_alloc). They are allocated when they are asked for.
+   * Default 1 GiB. It says nothing about frames: see frame_count.
+   */
+  uint64_t buffers_max;
 };
 
 /**
@@ -763,6 +771,14 @@ struct unified_stats {
    * Free frames that no lane has, part of frames_free. 0 for a lane's handle, and if there is one lane.
    */
   uint64_t frames_reserve;
+  /**
+   * Buffers that are allocated now, their bytes, and the bytes that are registered for them (at most
+   * unified_config.buffers_max), which are counted once, although the ring of each lane counts them against RLIMIT_MEMLOCK. 0
+   * for a lane's handle.
+   */
+  uint64_t buffers;
+  uint64_t buffer_bytes;
+  uint64_t buffer_registered_bytes;
 };
 
 /**
@@ -823,6 +839,62 @@ struct unified_event {
    */
   uint8_t flags;
   uint16_t reserved;
+};
+
+/**
+ * Properties of a device, and what was counted of it: by all lanes, or by the lane whose handle was given.
+ */
+struct unified_device_info {
+  /**
+   * sizeof(struct unified_device_info), set by the caller; then the bytes that were filled in.
+   */
+  uint64_t size;
+  /**
+   * "nvme passthrough", "block", "file" or "null"; static.
+   */
+  const char *backend;
+  /**
+   * As it was opened; owned by the context.
+   */
+  const char *path;
+  /**
+   * Blocks of the device, and bytes in each.
+   */
+  uint64_t blocks;
+  uint32_t block_size;
+  /**
+   * Maximum number of bytes in one command.
+   */
+  uint32_t max_transfer;
+  /**
+   * Alignment mask: a data address with one of these bits set cannot be used in place.
+   */
+  uint32_t dma_alignment;
+  /**
+   * NVMe namespace id; 1 for other devices.
+   */
+  uint32_t nsid;
+  /**
+   * 0 or 1.
+   */
+  uint8_t direct_io;
+  uint8_t writable;
+  /**
+   * 1: completed writes may stay in the device's cache until a flush. 2: unknown.
+   */
+  uint8_t volatile_cache;
+  uint8_t reserved0;
+  uint32_t reserved1;
+  /**
+   * Operations that the device got, commands that completed with an error, bytes written and read with success, writes
+   * that the device failed and the spill took, and their bytes: parts of the sums in unified_stats.
+   */
+  uint64_t operations;
+  uint64_t errors;
+  uint64_t bytes_written;
+  uint64_t bytes_read;
+  uint64_t spilled;
+  uint64_t spilled_bytes;
 };
 
 /**
@@ -967,6 +1039,85 @@ struct unified_completion {
    * Number of the device. Of a flush of several devices: that of the device with this status.
    */
   uint32_t device;
+};
+
+/**
+ * A command for unified_submit, which says what to do on which device. Zero the struct, and set `size`, which is the same in all
+ * elements of an array.
+ */
+struct unified_submission {
+  /**
+   * sizeof(struct unified_submission)
+   */
+  uint64_t size;
+  /**
+   * First block on the device.
+   */
+  uint64_t lba;
+  /**
+   * Comes back with the completion.
+   */
+  uint64_t user_data;
+  /**
+   * First byte of the data, inside the frame or buffer. NULL for operations without data.
+   */
+  void *data;
+  /**
+   * For UNIFIED_OP_RAW.
+   */
+  const struct unified_nvme_command *command;
+  /**
+   * UNIFIED_OP_WRITE and so on.
+   */
+  uint32_t op;
+  /**
+   * Number of the device.
+   */
+  uint32_t device;
+  /**
+   * The frame in which the data lies.
+   */
+  uint32_t frame;
+  /**
+   * Bytes from `data`, for writes, reads and compares.
+   */
+  uint32_t len;
+  /**
+   * 1 to 65536, for UNIFIED_OP_WRITE_ZEROES and UNIFIED_OP_DEALLOCATE.
+   */
+  uint32_t blocks;
+  /**
+   * UNIFIED_FUA, UNIFIED_KEEP, UNIFIED_MORE, for the operations that know them.
+   */
+  uint32_t flags;
+  /**
+   * The buffer in which the data lies, instead of a frame (unified_buffer_alloc); `frame` is ignored then. 0: a frame. For
+   * writes, reads, compares and UNIFIED_OP_RAW, without UNIFIED_KEEP.
+   */
+  uint64_t buffer;
+};
+
+/**
+ * A buffer. Set `size` before the call.
+ */
+struct unified_buffer_info {
+  /**
+   * sizeof(struct unified_buffer_info), set by the caller; then the bytes that were filled in.
+   */
+  uint64_t size;
+  /**
+   * First byte, on a page; owned by the context, or where the program has mapped it (unified_buffer_import).
+   */
+  void *data;
+  /**
+   * Bytes, as they were asked for.
+   */
+  uint64_t len;
+  /**
+   * Commands that use it: submitted, and their completions not yet taken.
+   */
+  uint32_t commands;
+  uint32_t reserved;
 };
 
 /**
@@ -1412,6 +1563,16 @@ int unified_ctx_device(const unified_ctx *ctx,
                        uint32_t len);
 
 /**
+ * Stores the properties of a device, and what was counted of it, in `*info`. Set `info->size` first. The devices are numbered
+ * from 0; unified_info.devices says how many there are. With the handle of a context it counts what all lanes did, with a lane's
+ * handle what that lane did. Returns 0, -EINVAL (there is no such device, NULL, or a wrong size), -EBADF, or -ENOTSUP in a
+ * forked child. Any thread.
+ */
+int unified_device_info(const unified_ctx *ctx,
+                        uint32_t device,
+                        struct unified_device_info *info);
+
+/**
  * Allocates a free frame and stores its number in `*frame`. The caller owns it until it is submitted or released. Returns 0,
  * -ENOBUFS (no frame is free now), -EBUSY (another thread receives) or -ESHUTDOWN (the context is being destroyed). The
  * receiver's thread.
@@ -1586,6 +1747,101 @@ int unified_wait(const unified_ctx *ctx,
  * has both roles.
  */
 int unified_poll_fd(const unified_ctx *ctx);
+
+/**
+ * Submits `count` commands, in the order of the array, each to the device that it names. It does what unified_submit_write,
+ * unified_submit_read, unified_submit_compare, unified_submit_flush, unified_submit_write_zeroes, unified_submit_deallocate and
+ * unified_submit_raw do with device 0. The engine sees all of them together, and with them those that were submitted with
+ * UNIFIED_MORE before. With UNIFIED_MORE in the last element, they wait for the next submission.
+ *
+ * With `buffer`, the data lies there instead of in a frame, and `len` may be as long as the device takes at once
+ * (unified_device_info.max_transfer). The buffer stays the caller's, and cannot be freed until the completion was taken, which
+ * returns no frame. A write that does not end with a block is padded with zeroes on the device, not in the buffer; the library
+ * copies it for that, so it may have 8192 bytes at most (or one block, if that is longer): write whole blocks first, and then
+ * the rest. On the handle of a context with several lanes, it goes to the first lane.
+ *
+ * The order in which devices carry commands out is not that of the array, not even on one device.
+ *
+ * Returns the number of submitted commands. That is less than `count` if the SQ ring became full or an element was refused: the
+ * caller still owns the frame of this element and of all after it, and unified_last_error says why. If that happens with the
+ * first element, the error is that of the function above, or -EINVAL: there is no such device, operation or buffer, a flag does
+ * not belong to the operation, the data does not lie in the buffer or has a wrong length, the elements differ in `size`, or `submissions` is NULL or not aligned. -E2BIG: this version does
+ * not know all fields. The receiver's thread.
+ */
+int unified_submit(const unified_ctx *ctx,
+                   const struct unified_submission *submissions,
+                   uint32_t count);
+
+/**
+ * Allocates a buffer of `len` bytes, 1 to 1 GiB, for unified_submit: zeroed memory that begins on a page and is registered with
+ * the rings of all lanes, so that commands use it in place, as they use frames. Stores its number, which is never 0 and never
+ * used again, in `*buffer`, and the address of its first byte in `*data` (which may be NULL). The memory is the caller's until
+ * it is freed: nothing but the caller's own commands reads or writes it. Children of fork do not have it.
+ *
+ * Memory comes from pools, which grow on demand up to unified_config.buffers_max: buffers of at most 256 KiB share slabs of
+ * 2 MiB, longer ones are registered by themselves. What is registered counts against RLIMIT_MEMLOCK, for each lane.
+ * unified_stats.buffer_registered_bytes says how much it is.
+ *
+ * Returns 0, -EINVAL (`len`, or a NULL or misaligned pointer), -ENOBUFS (the limit is reached, or there are 16384 buffers or 1024
+ * registrations: free some), -ENOMEM (memory, or RLIMIT_MEMLOCK), -ETIMEDOUT (the thread that drives a lane did not register the
+ * memory within 10 s), -EBADF, -ESHUTDOWN, or -ENOTSUP in a forked child. Any thread, also while others use the data path; it
+ * waits until the driver of each lane has registered the memory.
+ */
+int unified_buffer_alloc(const unified_ctx *ctx,
+                         uint64_t len,
+                         uint64_t *buffer,
+                         void **data);
+
+/**
+ * Makes `len` bytes of the program's own memory at `address` a buffer. It must be shared memory, mapped for reading and writing:
+ * MAP_SHARED with MAP_ANONYMOUS, a memfd, tmpfs or hugetlbfs, and begin on a page of its kind. The library keeps the pages until
+ * the buffer is freed, but submissions give addresses in the program's mapping: keep it as long. (Huge pages: the library may
+ * have to use that mapping itself.) Whole pages are registered. Other processes that share the memory see what commands read into
+ * it, and commands write what they put there.
+ *
+ * Returns 0, -EINVAL (`len`; misaligned, or private memory, as of malloc), -EFAULT (not all of it is mapped), -EOPNOTSUPP (the
+ * kernel cannot pin it, as a file on a disk), or an error of unified_buffer_alloc. Any thread.
+ */
+int unified_buffer_import(const unified_ctx *ctx,
+                          void *address,
+                          uint64_t len,
+                          uint64_t *buffer);
+
+/**
+ * Makes `len` bytes from `offset` on of a memfd, or of a file of tmpfs or hugetlbfs, a buffer. The library maps them until the
+ * buffer is freed, and stores the address in `*data` (which may be NULL); the descriptor may be closed at once. `offset` must be
+ * a multiple of the file's page, and the file long enough; whole pages are registered. It must not be shortened while it is a
+ * buffer: if another process could, seal it before (F_SEAL_SHRINK), since access to memory that is gone ends the program.
+ *
+ * Returns 0, -EINVAL (`len`, `offset`, or another kind of file), -EBADF, -EACCES or -EPERM (not open for reading and writing, or
+ * sealed), or an error of unified_buffer_alloc. Any thread.
+ */
+int unified_buffer_import_fd(const unified_ctx *ctx,
+                             int fd,
+                             uint64_t offset,
+                             uint64_t len,
+                             uint64_t *buffer,
+                             void **data);
+
+/**
+ * Frees a buffer. Its memory must not be used any more. Longer buffers and imported memory are unregistered and unmapped at once.
+ * A slab without buffers is, too, but for one, which is kept for a second, until the next unified_buffer_alloc, unified_buffer_free
+ * or unified_ctx_stats of the context. unified_ctx_destroy frees all buffers that are left.
+ *
+ * Returns 0, -EBUSY (commands use it: take their completions first), -EINVAL (this context has no such buffer: it was freed, or is
+ * one of another context), -EBADF, -ESHUTDOWN, or -ENOTSUP in a forked child. Any thread; it may wait for the drivers of all
+ * lanes.
+ */
+int unified_buffer_free(const unified_ctx *ctx,
+                        uint64_t buffer);
+
+/**
+ * Stores the properties of a buffer in `*info`. Set `info->size` first. Returns 0, -EINVAL (this context has no such buffer, NULL,
+ * or a wrong size), -EBADF, -ESHUTDOWN, or -ENOTSUP in a forked child. Any thread.
+ */
+int unified_buffer_info(const unified_ctx *ctx,
+                        uint64_t buffer,
+                        struct unified_buffer_info *info);
 
 /**
  * Returns the first byte of the UDP payload; NULL for NULL.

@@ -4,6 +4,7 @@
 
 use std::os::fd::RawFd;
 
+use crate::buffers::DEFAULT_LIMIT;
 use crate::cpus::Cpus;
 use crate::error::{Error, Result};
 use crate::frame::MAX_LANES;
@@ -87,6 +88,8 @@ pub struct Config {
     pub xsk: Option<RawFd>,
     /// Where the library's threads run.
     pub cpus: Cpus,
+    /// Most bytes that are registered for buffers at a time. They are allocated when they are asked for.
+    pub buffers_max: u64,
     /// First index of the SQ and CQ rings; for tests of their wrap.
     #[doc(hidden)]
     pub first_index: u32,
@@ -120,6 +123,7 @@ impl Default for Config {
             xsk_map: None,
             xsk: None,
             cpus: Cpus::default(),
+            buffers_max: DEFAULT_LIMIT,
             first_index: 0,
         }
     }

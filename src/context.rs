@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod buffers;
 mod data_path;
 mod info;
 mod open;
@@ -19,6 +20,7 @@ use parking_lot::Mutex;
 
 pub use info::{DeviceInfo, Info, NetworkInfo};
 
+use crate::buffers::Buffers;
 use crate::counters::DeviceCounts;
 use crate::error::{Error, Result};
 use crate::lane::{Lane, Unfinished};
@@ -75,6 +77,8 @@ pub struct Context {
     poll: Mutex<Option<Epoll>>,
     /// The teardown was done.
     ended: bool,
+    // The lanes reach into them, and give their memory back before.
+    buffers: Buffers,
     // Everything above may still reach into it.
     region: Region,
     // Last: given back when nothing is locked any more.
@@ -312,6 +316,7 @@ impl Context {
         let reserve = u64::from(self.lanes[0].frames_in_reserve());
         total.frames.free += reserve;
         total.frames_reserve = reserve;
+        total.buffers = self.count_buffers();
         Ok((total, lanes))
     }
 

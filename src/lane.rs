@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod buffers;
 mod complete;
 mod end;
 mod receive;
@@ -18,12 +19,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
+pub use buffers::BufferTransfer;
 pub use complete::Completion;
 pub use end::Unfinished;
 pub use receive::{RxSide, RxSideGuard};
 pub use submit::{Blocks, Direction, FrameRun, Transfer};
 pub use wait::{Ready, wait};
 
+use crate::buffers::Table;
 use crate::counters::{OutcomeStats, RxStats};
 use crate::error::{Error, Result};
 use crate::frame::{Census, FrameMap, Frames};
@@ -71,6 +74,7 @@ pub struct LaneParts {
     pub frames: Arc<Frames>,
     pub map: FrameMap,
     pub data: Shared,
+    pub buffers: Arc<Table>,
     /// Of each device.
     pub devices: Arc<[Limits]>,
     pub rx_stats: Arc<RxStats>,
@@ -110,6 +114,8 @@ pub struct Lane {
     frames: Arc<Frames>,
     map: FrameMap,
     data: Shared,
+    /// Of the context.
+    buffers: Arc<Table>,
     devices: Arc<[Limits]>,
     number: u32,
     peers: Arc<[Peer]>,
@@ -164,6 +170,7 @@ impl Lane {
             frames: parts.frames,
             map: parts.map,
             data: parts.data,
+            buffers: parts.buffers,
             devices: parts.devices,
             number: parts.number,
             peers: parts.peers,
@@ -271,7 +278,10 @@ impl Lane {
     /// The engine, if whoever takes completions drives it.
     fn inline_engine(&self) -> Result<Option<MutexGuard<'_, Box<Engine>>>> {
         match &self.driver {
-            Driver::Inline(engine) => engine.try_lock().map(Some).ok_or_else(|| Role::Pump.busy()),
+            Driver::Inline(engine) => match engine.try_lock() {
+                None => self.after_visitors(engine).map(Some),
+                engine => Ok(engine),
+            },
             Driver::Thread(_) => Ok(None),
         }
     }

@@ -27,6 +27,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(clippy::undocumented_unsafe_blocks)]
 
+pub mod buffers;
 pub mod bytes;
 #[allow(unsafe_code)]
 pub mod capi;

@@ -69,6 +69,24 @@ impl Charge {
         ))
     }
 
+    /// For buffers: so many bytes, of all rings together. As `take`.
+    pub fn of_buffers(bytes: u64, limit: Option<u64>) -> Result<Charge> {
+        let Some(limit) = limit else {
+            return Ok(Charge { bytes: 0 });
+        };
+        match limits::add_locked(bytes, limit) {
+            Ok(()) => Ok(Charge { bytes }),
+            Err(used) => Err(Error::new(
+                libc::ENOMEM,
+                format!(
+                    "locked memory: a buffer needs {bytes} more bytes, counted by the ring of each lane; RLIMIT_MEMLOCK allows \
+                     {limit}, and this process uses {used} of them; raise it (ulimit -l {}), give CAP_IPC_LOCK, or free buffers",
+                    used.saturating_add(bytes).div_ceil(1024)
+                ),
+            )),
+        }
+    }
+
     /// Reduces the charge to what was locked in the end.
     fn settle(&mut self, now: Locked) {
         // Base pages count no more than huge ones.

@@ -325,6 +325,17 @@ impl Collector for Snapshot {
             ("commands_in_flight", "Commands that the device has", |s| {
                 s.commands_in_flight()
             }),
+            ("buffers", "Buffers that are allocated", |s| {
+                s.buffers.buffers
+            }),
+            ("buffer_bytes", "Bytes of allocated buffers", |s| {
+                s.buffers.bytes
+            }),
+            (
+                "buffer_registered_bytes",
+                "Bytes that are registered for buffers",
+                |s| s.buffers.registered_bytes,
+            ),
             ("link_up", "1: the interface is up and has a carrier", |s| {
                 s.link.up.into()
             }),

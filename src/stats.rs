@@ -4,6 +4,7 @@
 
 use std::ops::AddAssign;
 
+use crate::buffers::BufferCounts;
 use crate::counters::{DeviceCounts, EngineStats, OutcomeStats, RxStats};
 use crate::frame::Census;
 use crate::latency::Latency;
@@ -59,13 +60,15 @@ pub struct Statistics {
     pub frames: Census,
     /// Free frames that no lane has; part of `frames.free` of all lanes together.
     pub frames_reserve: u64,
+    /// Of the context; a lane has none.
+    pub buffers: BufferCounts,
     pub link: LinkState,
     /// Of each device: parts of `operations`, `errors`, `bytes_written`, `bytes_read`, `spilled` and `spilled_bytes`.
     pub devices: [DeviceCounts; MAX_DEVICES],
 }
 
 impl AddAssign<&Statistics> for Statistics {
-    /// Adds what another lane has counted. The link is none of the sums.
+    /// Adds what another lane has counted. The link and the buffers are none of the sums.
     fn add_assign(&mut self, lane: &Statistics) {
         // Every field, so that a new one cannot be forgotten.
         let Statistics {
@@ -100,6 +103,7 @@ impl AddAssign<&Statistics> for Statistics {
             command_latency,
             frames,
             link: _,
+            buffers: _,
             devices,
         } = lane;
         self.xdp += *xdp;
@@ -143,7 +147,7 @@ impl AddAssign<&Statistics> for Statistics {
 }
 
 impl Statistics {
-    /// What of a total no lane has counted: packets of queues without a lane, and the reserve. The rest is zero.
+    /// What of a total no lane has counted: packets of queues without a lane, the reserve, and buffers. The rest is zero.
     pub fn without(&self, lanes: &[Statistics]) -> Statistics {
         let mut xdp = self.xdp;
         lanes.iter().for_each(|lane| xdp -= lane.xdp);
@@ -154,6 +158,7 @@ impl Statistics {
                 ..Census::default()
             },
             frames_reserve: self.frames_reserve,
+            buffers: self.buffers,
             link: self.link,
             ..Statistics::default()
         }

@@ -143,6 +143,44 @@ fn what_fits_in_base_pages_is_opened_200_times_in_a_row() {
     }
 }
 
+/// Buffers count for each lane, while they are registered and no longer.
+#[test]
+fn buffers_count_for_each_lane() {
+    let test = "buffers_count_for_each_lane";
+    if words().is_some() {
+        const MIB: u64 = 1 << 20;
+        let device = format!("null:{MIB}");
+        for drive in [Drive::Inline, Drive::Thread] {
+            let context = open(&Config {
+                queues: 2,
+                drive,
+                ..config(128, &device)
+            });
+            for _ in 0..50 {
+                let one = context.buffer_alloc(MIB).unwrap();
+                let before = Instant::now();
+                let error = context.buffer_alloc(MIB).unwrap_err();
+                assert!(before.elapsed() < Duration::from_secs(1));
+                assert_eq!(error.errno(), libc::ENOMEM, "{error}");
+                for part in [
+                    "2097152 more bytes",
+                    "allows 8388608",
+                    "free buffers",
+                    "ulimit -l",
+                ] {
+                    assert!(error.message().contains(part), "'{part}' in: {error}");
+                }
+                context.buffer_free(one.id).unwrap();
+            }
+            assert_eq!(context.statistics().unwrap().buffers.registered_bytes, 0);
+        }
+        return;
+    }
+    if is_root(test) {
+        as_user(test, "yes", &[]);
+    }
+}
+
 /// As many frames as docs/containers.md says, with an interface: the UMEM and the registered memory count both.
 #[test]
 fn the_documented_1500_frames_receive_and_reopen() {

@@ -150,6 +150,11 @@ type Stats struct {
 	Packed           uint64
 	PackedBytes      uint64
 	FramesReserve    uint64
+
+	// Buffers that are allocated now, their bytes, and the bytes that are registered for them.
+	Buffers               uint64
+	BufferBytes           uint64
+	BufferRegisteredBytes uint64
 }
 
 // Latency is how long something took since the context was opened; times are in ns.

@@ -51,6 +51,7 @@ struct unified_config {
   const struct unified_device *devices;
   uint32_t device_count;
   uint32_t reserved2;
+  uint64_t buffers_max;
 };
 struct unified_info {
   uint64_t size;
@@ -142,6 +143,9 @@ struct unified_stats {
   uint64_t packed;
   uint64_t packed_bytes;
   uint64_t frames_reserve;
+  uint64_t buffers;
+  uint64_t buffer_bytes;
+  uint64_t buffer_registered_bytes;
 };
 struct unified_latency {
   uint64_t size;
@@ -162,6 +166,27 @@ struct unified_event {
   uint8_t ip_version;
   uint8_t flags;
   uint16_t reserved;
+};
+struct unified_device_info {
+  uint64_t size;
+  const char *backend;
+  const char *path;
+  uint64_t blocks;
+  uint32_t block_size;
+  uint32_t max_transfer;
+  uint32_t dma_alignment;
+  uint32_t nsid;
+  uint8_t direct_io;
+  uint8_t writable;
+  uint8_t volatile_cache;
+  uint8_t reserved0;
+  uint32_t reserved1;
+  uint64_t operations;
+  uint64_t errors;
+  uint64_t bytes_written;
+  uint64_t bytes_read;
+  uint64_t spilled;
+  uint64_t spilled_bytes;
 };
 struct unified_packet {
   void *data;
@@ -213,6 +238,27 @@ struct unified_completion {
   uint32_t frame;
   uint32_t flags;
   uint32_t device;
+};
+struct unified_submission {
+  uint64_t size;
+  uint64_t lba;
+  uint64_t user_data;
+  void *data;
+  const struct unified_nvme_command *command;
+  uint32_t op;
+  uint32_t device;
+  uint32_t frame;
+  uint32_t len;
+  uint32_t blocks;
+  uint32_t flags;
+  uint64_t buffer;
+};
+struct unified_buffer_info {
+  uint64_t size;
+  void *data;
+  uint64_t len;
+  uint32_t commands;
+  uint32_t reserved;
 };
 struct unified_pipeline_config {
   uint64_t size;
@@ -332,6 +378,9 @@ int unified_events_fd(const unified_ctx *ctx);
 int unified_ctx_device(const unified_ctx *ctx,
                        char *path,
                        uint32_t len);
+int unified_device_info(const unified_ctx *ctx,
+                        uint32_t device,
+                        struct unified_device_info *info);
 int unified_frame_alloc(const unified_ctx *ctx,
                         uint32_t *frame);
 int unified_frame_release(const unified_ctx *ctx,
@@ -392,6 +441,28 @@ int unified_wait(const unified_ctx *ctx,
                  uint32_t what,
                  int timeout_ms);
 int unified_poll_fd(const unified_ctx *ctx);
+int unified_submit(const unified_ctx *ctx,
+                   const struct unified_submission *submissions,
+                   uint32_t count);
+int unified_buffer_alloc(const unified_ctx *ctx,
+                         uint64_t len,
+                         uint64_t *buffer,
+                         void **data);
+int unified_buffer_import(const unified_ctx *ctx,
+                          void *address,
+                          uint64_t len,
+                          uint64_t *buffer);
+int unified_buffer_import_fd(const unified_ctx *ctx,
+                             int fd,
+                             uint64_t offset,
+                             uint64_t len,
+                             uint64_t *buffer,
+                             void **data);
+int unified_buffer_free(const unified_ctx *ctx,
+                        uint64_t buffer);
+int unified_buffer_info(const unified_ctx *ctx,
+                        uint64_t buffer,
+                        struct unified_buffer_info *info);
 void *unified_packet_payload(const struct unified_packet *packet);
 uint32_t unified_packet_payload_len(const struct unified_packet *packet);
 uint64_t unified_packet_timestamp(const struct unified_packet *packet);

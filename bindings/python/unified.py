@@ -82,7 +82,8 @@ class _stats(c.Structure):
         " received received_bytes stored stored_bytes failed released packets_held packets_in_flight submitted"
         " completed errors operations commands_in_flight sq_full bounced bounced_bytes bytes_written bytes_read"
         " frames_free frames_filled frames_held frames_in_flight misplaced bad_descriptors"
-        " link_up link_changes xdp_attached xdp_changes spilled spilled_bytes xdp_merged packed packed_bytes frames_reserve")
+        " link_up link_changes xdp_attached xdp_changes spilled spilled_bytes xdp_merged packed packed_bytes frames_reserve"
+        " buffers buffer_bytes buffer_registered_bytes")
 
 
 class _latency(c.Structure):
@@ -313,6 +314,9 @@ class Statistics:
     packed: int
     packed_bytes: int
     frames_reserve: int
+    buffers: int
+    buffer_bytes: int
+    buffer_registered_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)

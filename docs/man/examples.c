@@ -144,6 +144,45 @@ void release_batch(const unified_ctx *ctx, const struct unified_packet *packets,
 		fprintf(stderr, "%s\n", unified_last_error()); /* a frame that is not the caller's */
 }
 
+/* EXAMPLE unified_buffer_alloc */
+int write_long(const unified_ctx *ctx, const void *bytes, uint32_t length, uint64_t lba)
+{
+	struct unified_submission write = { .size = sizeof(write), .op = UNIFIED_OP_WRITE, .lba = lba, .len = length };
+
+	/* Whole blocks, at most unified_device_info.max_transfer bytes. */
+	if (unified_buffer_alloc(ctx, length, &write.buffer, &write.data) < 0) {
+		fprintf(stderr, "%s\n", unified_last_error());
+		return -1;
+	}
+	memcpy(write.data, bytes, length);
+	write.user_data = write.buffer;
+	if (unified_submit(ctx, &write, 1) < 0) {
+		fprintf(stderr, "%s\n", unified_last_error());
+		unified_buffer_free(ctx, write.buffer);
+		return -1;
+	}
+	return 0; /* whoever takes the completion calls unified_buffer_free(ctx, done.user_data) */
+}
+
+/* Memory that another process has too: a memfd of `length` bytes. */
+int share(const unified_ctx *ctx, int memfd, uint64_t length, uint64_t *buffer)
+{
+	struct unified_buffer_info info = { .size = sizeof(info) };
+
+	if (unified_buffer_import_fd(ctx, memfd, 0, length, buffer, NULL) < 0 || unified_buffer_info(ctx, *buffer, &info) < 0) {
+		fprintf(stderr, "%s\n", unified_last_error());
+		return -1;
+	}
+	printf("%" PRIu64 " bytes at %p\n", info.len, info.data);
+	return 0;
+}
+
+/* What the program has mapped itself: shared memory that begins on a page. */
+int share_mapped(const unified_ctx *ctx, void *address, uint64_t length, uint64_t *buffer)
+{
+	return unified_buffer_import(ctx, address, length, buffer);
+}
+
 /* EXAMPLE unified_rx_batch */
 int count_bytes(const unified_ctx *ctx, uint64_t *bytes)
 {

@@ -29,7 +29,7 @@ import header  # noqa: E402
 # page by itself; one that is here and not in the header is an error.
 GROUPS = {
     "open and close a context": ["unified_ctx_create", "unified_ctx_destroy"],
-    "what a context turned out to be": ["unified_ctx_info", "unified_ctx_device", "unified_device_info"],
+    "what a context turned out to be": ["unified_ctx_info", "unified_device_info", "unified_ctx_device"],
     "the lanes of a context": ["unified_ctx_lane"],
     "counters of a context": ["unified_ctx_stats", "unified_ctx_latency", "unified_latency_bound",
                               "unified_latency_quantile", "unified_stats_render"],
@@ -37,12 +37,15 @@ GROUPS = {
     "metadata events of the XDP program": ["unified_events", "unified_events_fd", "unified_events_sample"],
     "frames of the region": ["unified_frame_alloc", "unified_frame_release", "unified_frames_release",
                              "unified_frame_data"],
+    "buffers of any size": ["unified_buffer_alloc", "unified_buffer_import", "unified_buffer_import_fd", "unified_buffer_info",
+                            "unified_buffer_free"],
     "receive packets": ["unified_rx_batch"],
     "parts of a received packet": ["unified_packet_payload", "unified_packet_payload_len", "unified_packet_timestamp",
                                    "unified_packet_vlan", "unified_packet_flow"],
     "submit commands to the device": [
-        "unified_submit_write", "unified_submit_writes", "unified_submit", "unified_submit_read", "unified_submit_compare", "unified_submit_flush",
-        "unified_submit_write_zeroes", "unified_submit_deallocate", "unified_submit_raw", "unified_submit_pending"],
+        "unified_submit_write", "unified_submit_writes", "unified_submit_read", "unified_submit_compare", "unified_submit_flush",
+        "unified_submit_write_zeroes", "unified_submit_deallocate", "unified_submit_raw", "unified_submit_pending",
+        "unified_submit"],
     "take completions": ["unified_completions"],
     "wait for packets and completions": ["unified_wait", "unified_poll_fd"],
     "store what is received with threads of the library": ["unified_pipeline_start", "unified_pipeline_status",

@@ -1,6 +1,6 @@
 //! Contexts: create, destroy, what they are, what they count, their ports and events.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{c_char, c_int};
 use std::iter;
 use std::ptr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::metrics;
 use crate::net::socket::ZeroCopy;
 use crate::net::wire::Event;
 use crate::net::xdp::XdpMode;
-use crate::storage::device::{DeviceConfig, Kind};
+use crate::storage::device::DeviceConfig;
 
 const KNOWN_FLAGS: u32 = UNIFIED_HUGE_PAGES
     | UNIFIED_FORCE
@@ -42,22 +42,6 @@ fn choice<T>(value: u32, what: &str, choices: [T; 3]) -> Result<T> {
         .into_iter()
         .nth(value as usize)
         .ok_or_else(|| Error::new(libc::EINVAL, format!("{what} {value} is not 0 to 2")))
-}
-
-/// A descriptor that counts if its flag is set.
-pub(super) fn handed_in(is_set: bool, fd: i32, what: &str) -> Result<Option<i32>> {
-    match (is_set, fd) {
-        (true, fd) if fd >= 0 => Ok(Some(fd)),
-        (false, 0) => Ok(None),
-        (true, fd) => Err(Error::new(
-            libc::EBADF,
-            format!("{what} {fd} is not a descriptor"),
-        )),
-        (false, fd) => Err(Error::new(
-            libc::EINVAL,
-            format!("{what} {fd} is set without its flag"),
-        )),
-    }
 }
 
 /// # Safety
@@ -117,6 +101,9 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
     set(&mut config.run_priority, c.run_priority);
     set(&mut config.event_sample, c.event_sample);
     set(&mut config.events_bytes, c.events_bytes);
+    if c.buffers_max != 0 {
+        config.buffers_max = c.buffers_max;
+    }
     set(&mut config.retry.limit, c.retries);
     if c.retries == UNIFIED_NO_RETRY {
         config.retry.limit = 0;
@@ -134,7 +121,7 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
     if c.flags & UNIFIED_NO_EVENTS != 0 {
         config.event_sample = 0;
     }
-    let handed = |flag, fd, what| handed_in(c.flags & flag != 0, fd, what);
+    let handed = |flag, fd, what| device::handed_in(c.flags & flag != 0, fd, what);
     config.xsk_map = handed(UNIFIED_XSK_MAP_FD, c.xsk_map_fd, "xsk_map_fd")?;
     config.xsk = handed(UNIFIED_XSK_FD, c.xsk_fd, "xsk_fd")?;
     config.device.fd = handed(UNIFIED_DEVICE_FD, c.device_fd, "device_fd")?;
@@ -358,16 +345,6 @@ pub unsafe extern "C" fn unified_ctx_info(
     })
 }
 
-/// The name of a backend.
-pub(super) fn backend(kind: Kind) -> &'static CStr {
-    match kind {
-        Kind::Nvme => c"nvme passthrough",
-        Kind::Block => c"block",
-        Kind::File => c"file",
-        Kind::Null => c"null",
-    }
-}
-
 fn info_of(context: &Context, lane: Option<u32>) -> unified_info {
     let info = context.info();
     let lane = lane.unwrap_or(0);
@@ -376,7 +353,7 @@ fn info_of(context: &Context, lane: Option<u32>) -> unified_info {
     let first = &info.devices[0];
     unified_info {
         size: 0,
-        backend: backend(first.kind).as_ptr(),
+        backend: device::backend(first.kind).as_ptr(),
         region: info.region_address as *mut _,
         region_size: info.layout.total as u64,
         sq_ring: rings.sq_ring as u64,
@@ -481,6 +458,9 @@ pub unsafe extern "C" fn unified_ctx_stats(
             packed: s.packed,
             packed_bytes: s.packed_bytes,
             frames_reserve: s.frames_reserve,
+            buffers: s.buffers.buffers,
+            buffer_bytes: s.buffers.bytes,
+            buffer_registered_bytes: s.buffers.registered_bytes,
         };
         // SAFETY: the caller's promise.
         unsafe { put_sized(stats, filled, "the statistics")? };

@@ -1,15 +1,40 @@
 //! Several devices of a context.
 
-use std::ffi::c_int;
+use std::ffi::{CStr, c_int};
 
-use super::context::{backend, handed_in};
 use super::types::*;
 use super::{get_sized, guard, null, optional_str, put_sized, unified_ctx, with};
 use crate::error::{Error, Result};
-use crate::storage::device::{DeviceConfig, MAX_DEVICES};
+use crate::storage::device::{DeviceConfig, Kind, MAX_DEVICES};
 
 const KNOWN_FLAGS: u32 =
     UNIFIED_FORCE | UNIFIED_READ_ONLY | UNIFIED_NO_PASSTHROUGH | UNIFIED_DEVICE_FD;
+
+/// A descriptor that counts if its flag is set.
+pub(super) fn handed_in(is_set: bool, fd: i32, what: &str) -> Result<Option<i32>> {
+    match (is_set, fd) {
+        (true, fd) if fd >= 0 => Ok(Some(fd)),
+        (false, 0) => Ok(None),
+        (true, fd) => Err(Error::new(
+            libc::EBADF,
+            format!("{what} {fd} is not a descriptor"),
+        )),
+        (false, fd) => Err(Error::new(
+            libc::EINVAL,
+            format!("{what} {fd} is set without its flag"),
+        )),
+    }
+}
+
+/// The name of a backend.
+pub(super) fn backend(kind: Kind) -> &'static CStr {
+    match kind {
+        Kind::Nvme => c"nvme passthrough",
+        Kind::Block => c"block",
+        Kind::File => c"file",
+        Kind::Null => c"null",
+    }
+}
 
 /// Reads element `i` of C's array of sized structs, whose elements are all as long as the first.
 ///

@@ -3,6 +3,7 @@
 //! Every exported function runs inside `guard`: arguments are checked, a panic becomes an error, and an
 //! error becomes a negative errno with a message for `unified_last_error`.
 
+mod buffer;
 mod context;
 mod device;
 mod io;
@@ -14,6 +15,7 @@ mod submission;
 pub mod types;
 mod uapi;
 
+pub use buffer::*;
 pub use context::*;
 pub use device::*;
 pub use io::*;

@@ -116,7 +116,10 @@ pub struct unified_config {
     pub drive: u32,
     /// Bytes: 2048 (default) or 4096.
     pub frame_size: u32,
-    /// Frames of all lanes together: 64 to 4194304, and at least 64 for each lane. Default 4096 for each lane.
+    /// Frames of all lanes together: 64 to 4194304, and at least 64 for each lane. Default 4096 for each lane. Packets are
+    /// received into frames only, and their number cannot grow: the kernel takes the memory of an AF_XDP socket (the UMEM)
+    /// once. Choose as many as the longest burst needs, and use buffers (unified_buffer_alloc) for all data that was not
+    /// received.
     pub frame_count: u32,
     /// Bytes before each packet, in addition to the kernel's 256. Default 214, which puts the payload of a plain IPv4 packet
     /// at byte 512 of its frame. Other values count only with UNIFIED_HEADROOM.
@@ -179,6 +182,9 @@ pub struct unified_config {
     pub device_count: u32,
     /// Must be 0.
     pub reserved2: u32,
+    /// Most bytes that are registered for buffers at a time (unified_buffer_alloc). They are allocated when they are asked for.
+    /// Default 1 GiB. It says nothing about frames: see frame_count.
+    pub buffers_max: u64,
 }
 
 /// One of the devices of unified_config.devices. Zero the struct and set `size`, which is the same in all elements of the array,
@@ -332,7 +338,7 @@ pub struct unified_submission {
     pub lba: u64,
     /// Comes back with the completion.
     pub user_data: u64,
-    /// First byte of the data, inside the frame. NULL for operations without data.
+    /// First byte of the data, inside the frame or buffer. NULL for operations without data.
     pub data: *mut c_void,
     /// For UNIFIED_OP_RAW.
     pub command: *const unified_nvme_command,
@@ -348,6 +354,24 @@ pub struct unified_submission {
     pub blocks: u32,
     /// UNIFIED_FUA, UNIFIED_KEEP, UNIFIED_MORE, for the operations that know them.
     pub flags: u32,
+    /// The buffer in which the data lies, instead of a frame (unified_buffer_alloc); `frame` is ignored then. 0: a frame. For
+    /// writes, reads, compares and UNIFIED_OP_RAW, without UNIFIED_KEEP.
+    pub buffer: u64,
+}
+
+/// A buffer. Set `size` before the call.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct unified_buffer_info {
+    /// sizeof(struct unified_buffer_info), set by the caller; then the bytes that were filled in.
+    pub size: u64,
+    /// First byte, on a page; owned by the context, or where the program has mapped it (unified_buffer_import).
+    pub data: *mut c_void,
+    /// Bytes, as they were asked for.
+    pub len: u64,
+    /// Commands that use it: submitted, and their completions not yet taken.
+    pub commands: u32,
+    pub reserved: u32,
 }
 
 /// A received packet. Its frame belongs to the caller until it is submitted or released.
@@ -564,6 +588,12 @@ pub struct unified_stats {
     pub packed_bytes: u64,
     /// Free frames that no lane has, part of frames_free. 0 for a lane's handle, and if there is one lane.
     pub frames_reserve: u64,
+    /// Buffers that are allocated now, their bytes, and the bytes that are registered for them (at most
+    /// unified_config.buffers_max), which are counted once, although the ring of each lane counts them against RLIMIT_MEMLOCK. 0
+    /// for a lane's handle.
+    pub buffers: u64,
+    pub buffer_bytes: u64,
+    pub buffer_registered_bytes: u64,
 }
 
 /// For unified_ctx_latency: from the arrival of a packet until the completion of its first write was taken. Arrival is when

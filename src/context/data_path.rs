@@ -47,7 +47,7 @@ impl Context {
 
     /// An entry was queued on a lane, which has published it unless more will follow. Those that wait on other lanes are
     /// published with the last one.
-    fn published(&self, lane: &Lane, more: bool) -> Result<()> {
+    pub(super) fn published(&self, lane: &Lane, more: bool) -> Result<()> {
         if self.lanes.len() == 1 {
             return Ok(());
         }
@@ -65,7 +65,7 @@ impl Context {
     }
 
     /// Submits on the first lane, and publishes what waits on the others.
-    fn on_first(&self, submit: impl FnOnce(&Lane) -> Result<()>) -> Result<()> {
+    pub(super) fn on_first(&self, submit: impl FnOnce(&Lane) -> Result<()>) -> Result<()> {
         let first = self.first();
         submit(first).and_then(|()| self.published(first, false))
     }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::data_path::Turns;
 use super::{Context, DeviceInfo, Info, NetworkInfo};
+use crate::buffers::Buffers;
 use crate::config::{Config, Drive, KERNEL_HEADROOM};
 use crate::counters::RxStats;
 use crate::error::{Error, Result};
@@ -94,6 +95,7 @@ impl Context {
             registered_buffers: false,
             network: None,
         };
+        let buffers = Buffers::new(config.buffers_max);
         let engine = |lane| {
             let config = EngineConfig {
                 lane,
@@ -105,7 +107,8 @@ impl Context {
                 registered: true,
                 retry: config.retry,
             };
-            Engine::new(targets.clone(), &region, config)
+            let buffers = Some(buffers.table().clone());
+            Engine::with_buffers(targets.clone(), &region, config, buffers)
         };
         let engines: Vec<Engine> = (0..lanes).map(engine).collect::<Result<_>>()?;
         info.registered_buffers = engines.iter().all(Engine::registered);
@@ -139,6 +142,7 @@ impl Context {
                 frames: sides.frames[number as usize].clone(),
                 map,
                 data: region.data.clone(),
+                buffers: buffers.table().clone(),
                 devices: limits.clone(),
                 rx_stats: sides.stats[number as usize].clone(),
                 sq: Producer::new(rings.sq.clone(), "SQ"),
@@ -158,6 +162,7 @@ impl Context {
             poll: Mutex::new(None),
             leaving: AtomicBool::new(false),
             ended: false,
+            buffers,
             region,
             _charge: charge,
         })

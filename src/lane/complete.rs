@@ -9,7 +9,8 @@ use crate::error::Result;
 use crate::frame::{Freed, Outcomes, PacketOutcome, Settled, words_of};
 use crate::ring::Consumer;
 use crate::sys::abi::{
-    CQE_BOUNCED, CQE_DEVICE_SHIFT, CQE_DNR, CQE_FRAME, CQE_FRAMES_SHIFT, CQE_SPILLED, UnifiedCqe,
+    CQE_BOUNCED, CQE_BUFFER, CQE_DEVICE_SHIFT, CQE_DNR, CQE_FRAME, CQE_FRAMES_SHIFT, CQE_SPILLED,
+    UnifiedCqe,
 };
 use crate::sys::event::monotonic_ns;
 use crate::sys::probe;
@@ -229,6 +230,9 @@ impl Lane {
             ..Completion::default()
         };
         if cqe.flags & CQE_FRAME == 0 {
+            if cqe.flags & CQE_BUFFER != 0 {
+                self.settle_buffer(cqe, &mut completion);
+            }
             return completion;
         }
         let frames = (cqe.flags >> CQE_FRAMES_SHIFT) + 1;

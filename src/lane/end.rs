@@ -8,7 +8,7 @@ use super::Lane;
 use super::complete::Batch;
 use crate::log::{self, Level};
 use crate::storage::engine::{Driver, LONGEST_STUCK};
-use crate::sys::abi::CQE_FRAME;
+use crate::sys::abi::{CQE_FRAME, CQE_STORES_NOTHING};
 use crate::sys::event::{SignalShield, poll_readable};
 
 /// Between two looks at a device that ends its last commands.
@@ -154,8 +154,10 @@ impl Lane {
         while let Ok(Some(cqe)) = taking.pop() {
             taken = true;
             let writes = |(frame, _)| self.frames.table.is_writing(frame);
-            let stores =
-                cqe.flags & CQE_FRAME == 0 || self.map.locate(cqe.dma_addr).is_some_and(writes);
+            let stores = match cqe.flags & CQE_FRAME {
+                0 => cqe.flags & CQE_STORES_NOTHING == 0,
+                _ => self.map.locate(cqe.dma_addr).is_some_and(writes),
+            };
             let completion = self.settle(&cqe, &mut batch);
             if completion.status != 0 && stores {
                 if rest.failed == 0 {

@@ -69,7 +69,7 @@ impl Blocks {
 
 /// The private flags that send an entry to a device.
 #[inline(always)]
-fn to_device(device: u8) -> u32 {
+pub(super) fn to_device(device: u8) -> u32 {
     u32::from(device) << entry_flags::DEVICE_SHIFT
 }
 
@@ -85,7 +85,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    fn opcode(self) -> u8 {
+    pub(super) fn opcode(self) -> u8 {
         match self {
             Direction::Write => opcode::WRITE,
             Direction::Read => opcode::READ,
@@ -287,7 +287,7 @@ impl Lane {
     }
 
     #[inline(always)]
-    fn queue(&self, rx_side: &mut RxSide, sqe: UnifiedSqe, more: bool) -> Result<()> {
+    pub(super) fn queue(&self, rx_side: &mut RxSide, sqe: UnifiedSqe, more: bool) -> Result<()> {
         let index = rx_side.sq.tail();
         if !rx_side.sq.push(sqe)? {
             self.rx_stats.sq_full.add(1);

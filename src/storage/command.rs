@@ -126,6 +126,11 @@ pub fn direction(opcode: u8) -> Direction {
     }
 }
 
+/// Whether a command with data stores it: compares only look at what is there.
+pub fn stores(opcode: u8) -> bool {
+    opcode != opcode::COMPARE && matches!(direction(opcode), Direction::ToDevice | Direction::Both)
+}
+
 /// What the checks need to know about the device and the submitter.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
@@ -172,13 +177,20 @@ pub mod entry_flags {
     pub const PARTS: u32 = 1 << 2;
     /// A flush of all devices: it has one completion, with the worst status.
     pub const ALL_DEVICES: u32 = 1 << 3;
+    /// The data lies in a buffer that was allocated while the context runs: `buf_offset` counts from its first byte. Not
+    /// together with `FRAME`.
+    pub const BUFFER: u32 = 1 << 4;
     /// Where the number of the device begins; 8 bits.
     pub const DEVICE_SHIFT: u32 = 8;
-    /// Where the number of its frames, less one, begins; 16 bits.
+    /// Where the number of its frames, less one, begins, or that of its buffer; 16 bits.
     pub const FRAMES_SHIFT: u32 = 16;
 
     pub fn device_of(flags: u32) -> u8 {
         (flags >> DEVICE_SHIFT) as u8
+    }
+
+    pub fn buffer_of(flags: u32) -> u16 {
+        (flags >> FRAMES_SHIFT) as u16
     }
 
     /// Less one.

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod bounce;
+mod changes;
 mod complete;
 mod driver;
 mod end;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bounce::BouncePool;
-pub use bounce::{bounce_bytes, locked_bytes};
+pub use bounce::{bounce_bytes, bounce_piece, locked_bytes};
 pub use driver::{Control, Driver, DriverThread, Pace};
 pub use end::LONGEST_STUCK;
 use group::{GROUPS, Group};
@@ -45,6 +46,7 @@ use super::device::Kind;
 use super::retry::{MAX_BACKOFF_US, Retry};
 use super::task::Memory;
 use super::uring;
+use crate::buffers::{MOST_REGISTRATIONS, Table};
 use crate::error::{Error, Result};
 use crate::region::Region;
 use crate::ring::{Consumer, Producer};
@@ -82,6 +84,10 @@ pub struct Engine {
     ring: Ring,
     targets: Box<[Target]>,
     memory: Memory,
+    /// Of memory that is registered while the engine runs: how many commands in flight use each.
+    users: Box<[u32]>,
+    /// The buffers in that memory.
+    buffers: Option<Arc<Table>>,
     config: EngineConfig,
     slab: Slab,
     bounce: BouncePool,
@@ -117,6 +123,16 @@ impl Engine {
     ///
     /// `EINVAL` for no target or more than `MAX_DEVICES`, `ENOMEM`, and the errors of `uring::create`.
     pub fn new(targets: Vec<OpenTarget>, region: &Region, config: EngineConfig) -> Result<Engine> {
+        Engine::with_buffers(targets, region, config, None)
+    }
+
+    /// As `new`. Entries may also name those buffers, whose memory `replace` registers.
+    pub fn with_buffers(
+        targets: Vec<OpenTarget>,
+        region: &Region,
+        config: EngineConfig,
+        buffers: Option<Arc<Table>>,
+    ) -> Result<Engine> {
         let rings = region.rings.get(config.lane as usize).ok_or_else(|| {
             Error::new(
                 libc::EINVAL,
@@ -149,12 +165,17 @@ impl Engine {
                 .map_err(|e| Error::os(&e, "duplicating the engine's doorbell"))?,
         );
         ring.set_fixed_nvme(targets.iter().all(|target| target.registered));
+        let more = match buffers {
+            Some(_) => MOST_REGISTRATIONS,
+            None => 0,
+        };
         let memory = Memory {
             data: region.data.clone(),
             bounce: bounce.memory.clone(),
+            more: (0..more).map(|_| None).collect(),
         };
         let registered = vec![memory.data.clone(), memory.bounce.clone()];
-        uring::register(&mut ring, registered, files)?;
+        uring::register(&mut ring, registered, more, files)?;
         ring.set_pauses(
             Duration::from_micros(config.retry.backoff_us.into()),
             Duration::from_micros(MAX_BACKOFF_US.into()),
@@ -169,6 +190,8 @@ impl Engine {
             ring,
             targets,
             memory,
+            users: vec![0; more.into()].into(),
+            buffers,
             config,
             slab: Slab::new(config.depth, spare),
             bounce,
@@ -249,6 +272,8 @@ impl Engine {
 
     fn work(&mut self, turn: &mut Turn) -> Result<()> {
         self.reap(turn)?;
+        // After the doorbell was cleared, which is rung for it.
+        self.make_changes();
         self.take(turn)?;
         self.unplug_ready(turn)
     }

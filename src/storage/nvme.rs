@@ -111,7 +111,7 @@ pub fn takes(device: &Device) -> Result<Takes> {
         .map_err(|e| Error::os(&e, format_args!("mapping {len} bytes to try reading into")))?;
     let memory = Shared::new(Arc::new(mapping), 0, len).expect("the mapping is that long");
     let mut ring = uring::create(2, false)?;
-    uring::register(&mut ring, vec![memory], device.duplicate_files(false)?)?;
+    uring::register(&mut ring, vec![memory], 0, device.duplicate_files(false)?)?;
     let cmd = NvmeUringCmd {
         nsid: limits.nsid,
         ..command::transfer(opcode::READ, 0, 1, 0, limits.block_size, false).nvme_cmd

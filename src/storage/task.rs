@@ -79,23 +79,38 @@ pub struct Task {
     pub variant: u8,
 }
 
-/// The registered memory that backends may read and write: the data buffers and the bounce pool.
+/// The registered memory that backends may read and write: the data buffers, the bounce pool, and what is registered
+/// while the engine runs.
 #[derive(Debug)]
 pub struct Memory {
     pub data: Shared,
     pub bounce: Shared,
+    pub more: Box<[Option<Shared>]>,
 }
 
 /// Numbers of the registered buffers.
 pub const BUFFER_DATA: u16 = 0;
 pub const BUFFER_BOUNCE: u16 = 1;
+/// The first of those in `Memory::more`.
+pub const BUFFER_MORE: u16 = 2;
 
 impl Memory {
     pub fn of(&self, range: BufRange) -> &Shared {
-        if range.buffer == BUFFER_BOUNCE {
-            &self.bounce
-        } else {
-            &self.data
+        self.at(range.buffer)
+    }
+
+    /// The memory of a number that a command in flight uses: it stays registered until then.
+    pub fn at(&self, number: u16) -> &Shared {
+        self.get(number)
+            .expect("a command in flight uses registered memory")
+    }
+
+    /// The memory of a number, if there is some.
+    pub fn get(&self, number: u16) -> Option<&Shared> {
+        match number {
+            BUFFER_DATA => Some(&self.data),
+            BUFFER_BOUNCE => Some(&self.bounce),
+            more => self.more.get((more - BUFFER_MORE) as usize)?.as_ref(),
         }
     }
 }

@@ -30,10 +30,15 @@ pub(super) fn create(entries: u32, deferred: bool) -> Result<Ring> {
     })
 }
 
-/// Registers memory and files. `ENOMEM` if RLIMIT_MEMLOCK does not allow the memory.
-pub(super) fn register(ring: &mut Ring, memory: Vec<Shared>, files: Vec<OwnedFd>) -> Result<()> {
+/// Registers memory and files, and keeps `more` numbers for memory that comes later. `ENOMEM` if RLIMIT_MEMLOCK does not allow the memory.
+pub(super) fn register(
+    ring: &mut Ring,
+    memory: Vec<Shared>,
+    more: u16,
+    files: Vec<OwnedFd>,
+) -> Result<()> {
     let bytes: usize = memory.iter().map(Shared::len).sum();
-    ring.register_memory(memory).map_err(|e| {
+    ring.register_memory(memory, more).map_err(|e| {
         let error = Error::os(&e, format_args!("registering {bytes} bytes with io_uring"));
         match e.raw_os_error() {
             Some(libc::ENOMEM) => error.hint(limits::shortage(bytes)),

@@ -84,6 +84,11 @@ pub const CQE_FRAME: u32 = 1 << 1;
 pub const CQE_BOUNCED: u32 = 1 << 2;
 /// `UnifiedCqe::flags`: the device failed it, and it is in the spill.
 pub const CQE_SPILLED: u32 = 1 << 3;
+/// `UnifiedCqe::flags`: the data was in a buffer, whose number stands where that of frames does (only for the library's own
+/// submitters).
+pub const CQE_BUFFER: u32 = 1 << 4;
+/// `UnifiedCqe::flags`, with `CQE_BUFFER`: it stored nothing on the device.
+pub const CQE_STORES_NOTHING: u32 = 1 << 5;
 /// `UnifiedCqe::flags`: where the number of the device begins; 8 bits.
 pub const CQE_DEVICE_SHIFT: u32 = 8;
 /// `UnifiedCqe::flags`: where the number of frames that travelled with the command, less one, begins; 16 bits. `dma_addr`

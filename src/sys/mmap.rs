@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::{self, NonNull};
 
 /// Bytes in a base page. The layout of the region uses this size for every kind of page.
@@ -179,6 +179,61 @@ impl Mapping {
             return Ok(mapping);
         }
         mapping.advise(libc::MADV_DONTFORK)?;
+        Ok(mapping)
+    }
+
+    /// `len` bytes of a file of memory (a memfd, or one of tmpfs or hugetlbfs) from `offset` on, rounded up to whole pages of
+    /// its kind, shared, prefaulted, and kept out of forked children. The descriptor may be closed afterwards.
+    ///
+    /// `EINVAL`: another kind of file, an offset that is no multiple of its page, or not as long a file. `EBADF`, `EACCES`.
+    /// `ENOMEM` or `EFAULT`: too few pages.
+    pub fn of_file(fd: RawFd, offset: u64, len: usize) -> io::Result<Mapping> {
+        let wrong = || io::Error::from_raw_os_error(libc::EINVAL);
+        // SAFETY: plain numbers, of which zero is a value.
+        let (mut stat, mut fs) = unsafe { std::mem::zeroed::<(libc::stat, libc::statfs)>() };
+        // SAFETY: both structs are live; an invalid descriptor is EBADF.
+        if unsafe { libc::fstat(fd, &mut stat) != 0 || libc::fstatfs(fd, &mut fs) != 0 } {
+            return Err(io::Error::last_os_error());
+        }
+        let huge = fs.f_type == libc::HUGETLBFS_MAGIC;
+        let page = match huge {
+            true => fs.f_bsize as usize,
+            false => PAGE,
+        };
+        if !(huge || fs.f_type == libc::TMPFS_MAGIC) || stat.st_mode & libc::S_IFMT != libc::S_IFREG
+        {
+            return Err(wrong());
+        }
+        let end = offset.checked_add(len as u64).ok_or_else(wrong)?;
+        if !offset.is_multiple_of(page as u64) || end > stat.st_size as u64 {
+            return Err(wrong());
+        }
+        let len = len
+            .checked_next_multiple_of(page)
+            .filter(|&len| len > 0 && len <= isize::MAX as usize)
+            .ok_or_else(wrong)?;
+        // SAFETY: no address is asked for, so no existing mapping can be replaced.
+        let base = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd,
+                offset as libc::off_t,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let mapping = Mapping {
+            base: NonNull::new(base.cast()).expect("mmap never returns page zero"),
+            len,
+            huge,
+            lent: false,
+        };
+        mapping.advise(libc::MADV_DONTFORK)?;
+        mapping.advise(libc::MADV_POPULATE_WRITE)?;
         Ok(mapping)
     }
 

@@ -163,6 +163,12 @@ pub struct Reaped {
     pub result: i32,
 }
 
+/// A place in the table of registered buffers that is empty.
+const NOTHING: libc::iovec = libc::iovec {
+    iov_base: std::ptr::null_mut(),
+    iov_len: 0,
+};
+
 struct Buffer {
     memory: Shared,
     first_index: u16,
@@ -172,6 +178,10 @@ pub struct Ring {
     // Dropped first: closes the ring before the memory and the files that it may still use.
     ring: IoUring<squeue::Entry128, cqueue::Entry32>,
     buffers: Vec<Buffer>,
+    /// What is registered and unregistered while the ring runs. Its numbers follow those of `buffers`, and its indices
+    /// in the kernel's table begin at `first_more`.
+    more: Box<[Option<Shared>]>,
+    first_more: u32,
     files: Vec<OwnedFd>,
     fixed_nvme: bool,
     /// The vectors of gathered operations, `PIECES` for each. The box never moves. A table is reused only after its
@@ -215,6 +225,8 @@ impl Ring {
         Ok(Ring {
             ring,
             buffers: Vec::new(),
+            more: Box::default(),
+            first_more: 0,
             files: Vec::new(),
             fixed_nvme: true,
             tables: vec![Vector::default(); tables as usize * PIECES].into(),
@@ -224,8 +236,9 @@ impl Ring {
         })
     }
 
-    /// Registers memory, once. Each piece must start on a page.
-    pub fn register_memory(&mut self, memory: Vec<Shared>) -> io::Result<()> {
+    /// Registers memory, once. Each piece must start on a page. `more`: how many numbers after theirs are kept for
+    /// memory that `replace` registers later.
+    pub fn register_memory(&mut self, memory: Vec<Shared>, more: u16) -> io::Result<()> {
         let mut vectors = Vec::new();
         for shared in memory {
             let first_index = vectors.len() as u16;
@@ -243,12 +256,44 @@ impl Ring {
                 first_index,
             });
         }
+        self.first_more = vectors.len() as u32;
+        self.more = (0..more).map(|_| None).collect();
+        vectors.extend((0..more).map(|_| NOTHING));
         if !vectors.is_empty() {
-            // SAFETY: every vector lies in a Shared that self now owns, and self's ring is dropped
+            // SAFETY: every vector that is not empty lies in a Shared that self now owns, and self's ring is dropped
             // before them; the kernel pins the pages, so they outlive even that.
             let register = || unsafe { self.ring.submitter().register_buffers(&vectors) };
             limits::retry_locking(register)?;
         }
+        Ok(())
+    }
+
+    /// Registers memory under a number that `register_memory` has kept, or unregisters what has it. Of a deferred ring:
+    /// on the thread that drives it. Operations in flight keep the pages that they use.
+    ///
+    /// `EINVAL`: there is no such number, or the memory is empty or longer than `SHARD`. `ENOMEM`: it cannot be locked.
+    pub fn replace(&mut self, number: u16, memory: Option<Shared>) -> io::Result<()> {
+        let wrong = || io::Error::from_raw_os_error(libc::EINVAL);
+        let slot = (number as usize).checked_sub(self.buffers.len());
+        let slot = slot
+            .filter(|slot| *slot < self.more.len())
+            .ok_or_else(wrong)?;
+        let vector = match &memory {
+            None => NOTHING,
+            Some(memory) if memory.is_empty() || memory.len() > SHARD => return Err(wrong()),
+            Some(memory) => libc::iovec {
+                iov_base: memory.pointer(0).cast(),
+                iov_len: memory.len(),
+            },
+        };
+        let index = self.first_more + slot as u32;
+        // SAFETY: the vector is empty, or lies in a Shared that self owns from here on, as in `register_memory`.
+        unsafe {
+            self.ring
+                .submitter()
+                .register_buffers_update(index, &[vector], None)?;
+        }
+        self.more[slot] = memory;
         Ok(())
     }
 
@@ -266,6 +311,7 @@ impl Ring {
     pub fn unregister(&mut self) -> io::Result<()> {
         self.ring.submitter().unregister_buffers()?;
         self.buffers.clear();
+        self.more = Box::default();
         Ok(())
     }
 
@@ -368,16 +414,21 @@ impl Ring {
 
     /// The registered index and the address of a range; `None` if it is not inside one shard.
     fn resolve(&self, range: BufRange) -> Option<(u16, *mut u8)> {
-        let buffer = self.buffers.get(range.buffer as usize)?;
+        let number = range.buffer as usize;
+        let (memory, first_index) = match self.buffers.get(number) {
+            Some(buffer) => (&buffer.memory, buffer.first_index),
+            None => {
+                let slot = number - self.buffers.len();
+                let memory = self.more.get(slot)?.as_ref()?;
+                (memory, self.first_more as u16 + slot as u16)
+            }
+        };
         let end = range.offset.checked_add(range.len as usize)?;
         let shard = range.offset / SHARD;
-        if range.len == 0 || end > buffer.memory.len() || (end - 1) / SHARD != shard {
+        if range.len == 0 || end > memory.len() || (end - 1) / SHARD != shard {
             return None;
         }
-        Some((
-            buffer.first_index + shard as u16,
-            buffer.memory.pointer(range.offset),
-        ))
+        Some((first_index + shard as u16, memory.pointer(range.offset)))
     }
 
     fn entry(&self, op: &Op) -> Option<squeue::Entry128> {
@@ -610,7 +661,7 @@ mod tests {
     fn an_operation_cannot_name_foreign_memory_or_files() {
         let mut ring = Ring::shared(8).unwrap();
         let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        ring.register_memory(vec![memory(8192)]).unwrap();
+        ring.register_memory(vec![memory(8192)], 0).unwrap();
         ring.register_files(vec![file]).unwrap();
         let range = |buffer, offset, len| BufRange {
             buffer,
@@ -653,9 +704,53 @@ mod tests {
     }
 
     #[test]
+    fn memory_comes_and_goes_while_the_ring_runs() {
+        let mut ring = Ring::shared(8).unwrap();
+        let file = OwnedFd::from(std::fs::File::open("/dev/zero").unwrap());
+        ring.register_memory(vec![memory(8192)], 2).unwrap();
+        ring.register_files(vec![file]).unwrap();
+        let read = |ring: &mut Ring, buffer| {
+            let op = Op::Read {
+                file: 0,
+                range: BufRange {
+                    buffer,
+                    offset: 0,
+                    len: 4096,
+                },
+                offset: 0,
+            };
+            ring.push(&op, 1)?;
+            ring.submit(1, None)?;
+            let mut result = 0;
+            ring.reap(|done| result = done.result);
+            Ok::<_, io::Error>(result)
+        };
+        for round in 0..3 {
+            let errno = |error: io::Error| error.raw_os_error();
+            assert_eq!(
+                errno(read(&mut ring, 2).unwrap_err()),
+                Some(libc::EFAULT),
+                "{round}"
+            );
+            let new = memory(4096);
+            new.write(0, &[7; 4096]);
+            ring.replace(2, Some(new.clone())).unwrap();
+            assert_eq!(read(&mut ring, 2).unwrap(), 4096);
+            assert!(new.equal(0, &memory(4096), 0, 4096));
+            ring.replace(2, None).unwrap();
+            for number in [0, 3] {
+                assert_eq!(
+                    errno(ring.replace(number, None).unwrap_err()),
+                    Some(libc::EINVAL)
+                );
+            }
+        }
+    }
+
+    #[test]
     fn a_deferred_ring_is_driven_by_the_thread_that_enables_it() {
         let mut ring = Ring::deferred(8).unwrap();
-        ring.register_memory(vec![memory(4096)]).unwrap();
+        ring.register_memory(vec![memory(4096)], 0).unwrap();
         std::thread::spawn(move || {
             ring.enable().unwrap();
             ring.push(&Op::Nop, 3).unwrap();
@@ -683,7 +778,7 @@ mod tests {
                 0 => Ring::shared(8).unwrap(),
                 _ => Ring::deferred(8).unwrap(),
             };
-            ring.register_memory(vec![memory(4096)]).unwrap();
+            ring.register_memory(vec![memory(4096)], 0).unwrap();
             ring.register_files(files).unwrap();
             match round % 3 {
                 // Opening a context failed later on.

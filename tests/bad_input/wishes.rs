@@ -56,6 +56,7 @@ impl Wish {
             devices: std::ptr::null(),
             device_count: 0,
             reserved2: 0,
+            buffers_max: 0,
             queues: 0,
             cpu_count: 0,
             cpus: std::ptr::null(),

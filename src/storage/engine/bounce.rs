@@ -11,7 +11,7 @@ use super::target::Target;
 use crate::error::{Error, Result};
 use crate::storage::command::{self, entry_flags};
 use crate::storage::device::Limits;
-use crate::storage::task::{BUFFER_BOUNCE, BUFFER_DATA, Memory, Outcome};
+use crate::storage::task::{BUFFER_BOUNCE, Memory, Outcome};
 use crate::sys::abi::UnifiedSqe;
 use crate::sys::mmap::{Mapping, PAGE};
 use crate::sys::probe;
@@ -67,15 +67,16 @@ impl BouncePool {
         );
         if let (true, Some(range)) = (reads, slot.data) {
             let to = command.offset as usize;
+            let home = memory.at(slot.home);
             memory
                 .bounce
-                .copy_to(range.offset, &memory.data, to, range.len as usize);
+                .copy_to(range.offset, home, to, range.len as usize);
         }
     }
 }
 
 /// Bytes in a piece: the longest command that can be bounced, by any of the devices.
-fn bounce_piece<'a>(limits: impl Iterator<Item = &'a Limits>) -> usize {
+pub fn bounce_piece<'a>(limits: impl Iterator<Item = &'a Limits>) -> usize {
     let longest = limits.map(|l| l.block_size).max();
     longest.unwrap_or(0).max(8192) as usize
 }
@@ -110,15 +111,15 @@ impl Engine {
     ) -> std::result::Result<bool, Outcome> {
         let command = slot.task.command;
         let target = &self.targets[slot.target as usize];
+        let home = self.memory.at(slot.home);
         let (at, len) = (command.offset as usize, command.len as usize);
         let short = flags & entry_flags::PAD_IN_BOUNCE != 0;
         let in_place = target.backend.takes_in_place(&command)
-            || ((self.memory.data.address() + at) | len) & target.limits.dma_alignment as usize
-                == 0;
+            || ((home.address() + at) | len) & target.limits.dma_alignment as usize == 0;
         let one_shard = at / SHARD == (at + len - 1) / SHARD;
         if !short && one_shard && (in_place || !self.config.bounce) {
             slot.task.data = Some(BufRange {
-                buffer: BUFFER_DATA,
+                buffer: slot.home,
                 offset: at,
                 len: command.len,
             });
@@ -141,9 +142,7 @@ impl Engine {
             } else {
                 len
             };
-            self.memory
-                .data
-                .copy_to(at, &self.memory.bounce, range.offset, valid);
+            home.copy_to(at, &self.memory.bounce, range.offset, valid);
             self.memory.bounce.zero(range.offset + valid, len - valid);
         }
         self.shared.stats.bounced.add(1);

@@ -5,11 +5,12 @@
 use super::slab::Answer;
 use super::{DOORBELL_DATA, Engine, Turn};
 use crate::error::{Error, Result};
-use crate::storage::command::opcode;
+use crate::storage::command::{self, opcode};
 use crate::storage::device::MAX_DEVICES;
 use crate::storage::task::{Outcome, Step};
 use crate::sys::abi::{
-    CQE_BOUNCED, CQE_DEVICE_SHIFT, CQE_DNR, CQE_FRAME, CQE_FRAMES_SHIFT, CQE_SPILLED, UnifiedCqe,
+    CQE_BOUNCED, CQE_BUFFER, CQE_DEVICE_SHIFT, CQE_DNR, CQE_FRAME, CQE_FRAMES_SHIFT, CQE_SPILLED,
+    CQE_STORES_NOTHING, UnifiedCqe,
 };
 use crate::sys::event::monotonic_ns;
 use crate::sys::uring::{Op, Reaped};
@@ -152,11 +153,13 @@ impl Engine {
     #[inline(always)]
     pub(super) fn free_slot(&mut self, index: u16) {
         let slot = self.slab.at_mut(index);
+        let home = std::mem::take(&mut slot.home);
         self.bounce.take_back(slot);
         if let Some(table) = slot.table.take() {
             self.ring.release(table);
         }
         self.slab.give_back(index);
+        self.count_user(home, false);
     }
 
     /// Puts a completion into the CQ ring. `publish` makes it visible.
@@ -195,6 +198,11 @@ impl Engine {
                 | flag(answer.frame, CQE_FRAME)
                 | flag(answer.bounced, CQE_BOUNCED)
                 | flag(answer.spilled, CQE_SPILLED)
+                | flag(answer.in_buffer, CQE_BUFFER)
+                | flag(
+                    answer.in_buffer && !command::stores(answer.opcode),
+                    CQE_STORES_NOTHING,
+                )
                 | u32::from(answer.target) << CQE_DEVICE_SHIFT
                 | u32::from(answer.more_frames) << CQE_FRAMES_SHIFT,
         };

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
+use super::changes::Changes;
 use crate::counters::EngineStats;
 use crate::end::End;
 use crate::error::{Error, Result};
@@ -20,6 +21,8 @@ pub struct EngineShared {
     pub taker_bell: Doorbell,
     /// The engine has entries and no CQ slot for them.
     pub(super) cq_starved: AtomicBool,
+    /// Memory to be registered.
+    pub changes: Changes,
     /// Something is broken for good (the rings were corrupted, or io_uring fails), or the context is being destroyed.
     pub end: End,
     pub stats: EngineStats,
@@ -37,6 +40,7 @@ impl EngineShared {
             engine_bell: bell()?,
             taker_bell: bell()?,
             cq_starved: AtomicBool::new(false),
+            changes: Changes::default(),
             end: End::new().map_err(|e| Error::os(&e, "creating an eventfd"))?,
             stats: EngineStats::for_devices(devices),
             out: AtomicU32::new(0),

@@ -25,7 +25,11 @@ pub(super) struct Slot {
     pub user_data: u64,
     pub offset: u64,
     pub frame: bool,
-    /// Frames that travel with it, less one.
+    /// The caller's data is in a buffer.
+    pub in_buffer: bool,
+    /// The number of the registered memory where the caller's data is.
+    pub home: u16,
+    /// Frames that travel with it, less one; or the number of its buffer.
     pub more_frames: u16,
     /// If it fails, its submitter splits it.
     pub splits: bool,
@@ -49,6 +53,7 @@ impl Slot {
             user_data: self.user_data,
             offset: self.offset,
             frame: self.frame,
+            in_buffer: self.in_buffer,
             more_frames: self.more_frames,
             splits: self.splits,
             bounced: self.bounced,
@@ -72,6 +77,7 @@ pub(super) struct Answer {
     pub user_data: u64,
     pub offset: u64,
     pub frame: bool,
+    pub in_buffer: bool,
     pub more_frames: u16,
     pub splits: bool,
     pub bounced: bool,

@@ -90,20 +90,27 @@ impl Engine {
             frame: flags & entry_flags::FRAME != 0,
             more_frames: entry_flags::frames_of(flags),
             splits: flags & entry_flags::PARTS != 0,
+            in_buffer: flags & entry_flags::BUFFER != 0,
             target: number,
             ..Slot::default()
         };
         let Some(target) = self.targets.get(number as usize) else {
             return self.refuse(&slot, entry, status::INVALID_NAMESPACE, turn);
         };
-        let command = match command::parse(sqe, &target.rules) {
+        let parsed = match slot.in_buffer {
+            false => command::parse(sqe, &target.rules),
+            true => self.parse_in_buffer(sqe, &target.rules, &mut slot),
+        };
+        let command = match parsed {
             Ok(command) => command,
             Err(status) => return self.refuse(&slot, entry, status, turn),
         };
         slot.command = command;
         slot.task.command = command;
         if command.len > 0 {
-            slot.offset = command.offset;
+            if !slot.in_buffer {
+                slot.offset = command.offset;
+            }
             match self.place(sqe, flags, &mut slot) {
                 Ok(true) => {}
                 Ok(false) => return Ok(false),
@@ -131,6 +138,7 @@ impl Engine {
         self.slab.slots[index as usize] = slot;
         self.slab.times[index as usize] = *submitted;
         target.pattern.see(&command);
+        self.count_user(slot.home, true);
         if self.joins_run(index) {
             return Ok(true);
         }

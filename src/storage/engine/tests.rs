@@ -6,12 +6,14 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 mod broken;
+mod changes;
 mod groups;
 mod retries;
 mod runs;
 mod spill;
 use super::submit::{FED, FEED};
 use super::*;
+use crate::buffers::{Buffers, DEFAULT_LIMIT};
 use crate::region::{Layout, Region};
 use crate::storage::backend::Backend;
 use crate::storage::backend::faulty::{Fault, Faults, Faulty};
@@ -31,6 +33,7 @@ const DEPTH: u32 = 64;
 /// An inline engine over a file in memory, whose operations fail as told.
 struct Rig {
     engine: Engine,
+    buffers: Buffers,
     region: Region,
     sq: Producer<UnifiedSqe>,
     cq: Consumer<UnifiedCqe>,
@@ -79,7 +82,8 @@ impl Rig {
             });
             targets.push(OpenTarget::new(null.unwrap(), None));
         }
-        let mut engine = Engine::new(
+        let buffers = Buffers::new(DEFAULT_LIMIT);
+        let mut engine = Engine::with_buffers(
             targets,
             &region,
             EngineConfig {
@@ -92,6 +96,7 @@ impl Rig {
                 registered: true,
                 retry,
             },
+            Some(buffers.table().clone()),
         )
         .unwrap();
         let faults = Faults::default();
@@ -107,6 +112,7 @@ impl Rig {
             sq: Producer::new(region.rings[0].sq.clone(), "SQ"),
             cq: Consumer::new(region.rings[0].cq.clone(), "CQ"),
             engine,
+            buffers,
             region,
             faults,
             path,
