@@ -68,7 +68,7 @@ fn recording() -> PipelineConfig {
 
 /// Number `i` of flow `f`, with a length that is now packed and now stored in place.
 fn numbered(flow: u32, i: u32) -> Vec<u8> {
-    let len = if i % 3 == 0 { 1200 } else { 100 };
+    let len = if i.is_multiple_of(3) { 1200 } else { 100 };
     let mut bytes = payload(flow << 16 | i, len);
     bytes[..4].copy_from_slice(&(flow << 16 | i).to_le_bytes());
     bytes
