@@ -11,6 +11,7 @@ mod buffers;
 mod complete;
 mod end;
 mod receive;
+mod rescue;
 mod submit;
 mod wait;
 
@@ -123,6 +124,9 @@ pub struct Lane {
     poll: wait::PollState,
     /// A pipeline has the roles.
     pipelined: AtomicBool,
+    /// Frames that are written twice; and whether there are some.
+    rescues: Mutex<Vec<rescue::Rescue>>,
+    rescuing: AtomicBool,
 }
 
 /// The roles of a lane.
@@ -177,6 +181,8 @@ impl Lane {
             rx_stats: parts.rx_stats,
             poll: wait::PollState::default(),
             pipelined: AtomicBool::new(false),
+            rescues: Mutex::new(Vec::new()),
+            rescuing: AtomicBool::new(false),
         }
     }
 

@@ -26,6 +26,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use completions::completions;
+use failover::Rescues;
 use packets::{Packets, moderation_of};
 use runs::FailedRuns;
 pub use write_target::stripe_of;
@@ -52,6 +53,8 @@ const SUPERBLOCK: u64 = 1 << 62;
 const SEGMENT: u64 = 1 << 61;
 /// The same: a write that tries a device (whose number it has) which has failed.
 const TRY: u64 = 1 << 60;
+/// The same: a part of a run (whose number it has) that is written to another device.
+const RESCUE: u64 = 1 << 59;
 /// Most writes between the oldest that is not completed and the newest.
 const WINDOW: u64 = 1 << 20;
 
@@ -167,6 +170,9 @@ struct Progress {
     failed_runs: FailedRuns,
     /// Logs of version 2: those that it writes to.
     set: Option<Arc<LogSet>>,
+    /// Runs that their device does not answer: the packet thread writes them to another one.
+    stuck_runs: FailedRuns,
+    rescues: Rescues,
     /// Packets of units that were written again to another device.
     rescued: Counter,
     /// A device failed the last flush: the others are to be flushed.
@@ -408,6 +414,8 @@ impl LanePipeline {
             waiting: AtomicBool::new(false),
             failed_runs: FailedRuns::default(),
             set,
+            stuck_runs: FailedRuns::default(),
+            rescues: Rescues::default(),
             rescued: Counter::default(),
             flush_again: AtomicBool::new(false),
             unflushed: Default::default(),

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Scratch, Veth, check_lanes, is_root, log_to_stderr, payload, run};
+use common::{Scratch, SmallDisk, Veth, check_lanes, is_root, log_to_stderr, payload, run};
 use store::{LoopDevice, can_loop};
 use unified::config::{ALL_QUEUES, Config, Drive};
 use unified::context::Context;
@@ -522,6 +522,90 @@ fn what_a_device_fails_goes_to_the_others_until_it_works_again() {
                 stored.device == 1 && number >> 16 >= 2 * FLOWS
             };
             assert!(found.values().flatten().any(late), "it is used again");
+        }
+    }
+}
+
+/// A file system that is frozen: writes to its files are not answered until it thaws.
+struct Frozen<'a>(&'a SmallDisk);
+
+impl<'a> Frozen<'a> {
+    fn new(disk: &'a SmallDisk) -> Frozen<'a> {
+        run("fsfreeze", &["-f", disk.dir.to_str().unwrap()]);
+        Frozen(disk)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        run("fsfreeze", &["-u", self.0.dir.to_str().unwrap()]);
+    }
+}
+
+/// One of two devices answers nothing for some seconds. Recording goes on, all of it is stored and durable meanwhile, and no
+/// frame is used again before the device has let it go.
+#[test]
+fn a_device_that_does_not_answer_keeps_nobody_waiting() {
+    const TEST: &str = "a_device_that_does_not_answer_keeps_nobody_waiting";
+    if !is_root(TEST) {
+        return;
+    }
+    const FLOWS: u32 = 16;
+    for drive in [Drive::Inline, Drive::Thread] {
+        for packed in [1, u32::MAX] {
+            let Some(disk) = SmallDisk::new(TEST, 16 << 20) else {
+                return;
+            };
+            let stuck = disk.dir.join("device").to_str().unwrap().to_string();
+            fs::write(&stuck, vec![0; 8 << 20]).unwrap();
+            run("sync", &["-f", &stuck]);
+            let veth = network();
+            let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "stall");
+            let config = Config {
+                drive,
+                ..config(&veth, QUEUES, &[file.path(), &stuck], 8 << 20)
+            };
+            let context = Arc::new(Context::open(&config).unwrap());
+            let flushing = PipelineConfig {
+                pack_below: Some(packed),
+                flush_interval: Some(Duration::from_millis(20)),
+                existing: Existing::Replace,
+                ..recording()
+            };
+            let pipeline = Pipeline::start(context.clone(), flushing).unwrap();
+            let durable = |count: u32| {
+                let until = Instant::now() + PATIENCE;
+                while pipeline.status().durable < u64::from(FLOWS * count) {
+                    assert!(Instant::now() < until, "{:?}", pipeline.status());
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            };
+            send(&veth, 0..FLOWS, 0..40);
+            durable(40);
+            let frozen = Frozen::new(&disk);
+            send(&veth, FLOWS..2 * FLOWS, 0..60);
+            durable(100);
+            let status = pipeline.status();
+            assert_eq!((status.error, status.failed), (0, 0), "{status:?}");
+            assert!(status.rescued > 0, "{status:?}");
+            let held = context.statistics().unwrap().frames.in_flight;
+            assert!(held > 0, "the device may still read them");
+            send(&veth, 2 * FLOWS..3 * FLOWS, 0..40);
+            durable(140);
+            drop(frozen);
+            wait_for("it lets the frames go", || {
+                context.statistics().unwrap().frames.in_flight == 0
+            });
+            let (status, result) = pipeline.stop();
+            result.unwrap();
+            assert_eq!((status.failed, status.durable), (0, u64::from(FLOWS * 140)));
+            check_lanes(&context);
+            let stats = context.statistics().unwrap();
+            assert_eq!((stats.stored, stats.failed), (u64::from(FLOWS * 140), 0));
+            drop(context);
+            let found = packets_on(&images(&[file.path(), &stuck]));
+            let counts = [40, 60, 40].map(|count| [count; FLOWS as usize]);
+            check_all_there_once_or_twice(&found, counts.as_flattened());
         }
     }
 }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::mem::take;
+use std::sync::atomic::Ordering;
 
 use super::Lane;
 use crate::error::Result;
@@ -41,6 +42,8 @@ pub struct Completion {
     pub packets: u32,
     /// Packets of a failed write whose frames came back, and which have no outcome yet.
     pub undecided: u32,
+    /// It decided nothing: its frames are written to another device too.
+    pub held: bool,
 }
 
 /// What a batch of completions shares.
@@ -218,6 +221,16 @@ impl Lane {
 
     /// What a completion means for its frames.
     pub(super) fn settle(&self, cqe: &UnifiedCqe, batch: &mut Batch) -> Completion {
+        if self.rescuing.load(Ordering::Relaxed)
+            && cqe.flags & CQE_FRAME != 0
+            && let Some(held) = self.settle_held(cqe, batch)
+        {
+            return held;
+        }
+        self.settle_frames(cqe, batch)
+    }
+
+    pub(super) fn settle_frames(&self, cqe: &UnifiedCqe, batch: &mut Batch) -> Completion {
         let mut completion = Completion {
             user_data: cqe.user_data,
             result: cqe.result,

@@ -5,9 +5,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::failover::{take_out, tried};
+use super::failover::{Decided, Stall, answered, end_rescues, part_ended, take_out, tried};
 use super::runs::{FailedRun, not_submitted};
-use super::{BATCH, FLUSH, Progress, SEGMENT, SUPERBLOCK, TICK, TRY, WINDOW};
+use super::{BATCH, FLUSH, Progress, RESCUE, SEGMENT, SUPERBLOCK, TICK, TRY, WINDOW};
 use crate::context::Context;
 use crate::error::Result;
 use crate::lane::{Completion, Lane, Ready};
@@ -17,7 +17,7 @@ use crate::storage::command::status;
 use crate::storage::device::MAX_DEVICES;
 
 /// Which writes are completed: the first that is not, and a bit for each write of the window after it.
-struct Window {
+pub(super) struct Window {
     first: u64,
     bits: Box<[u64]>,
 }
@@ -35,8 +35,13 @@ impl Window {
         }
     }
 
+    /// Whether a write of the window, or one before it, is completed.
+    pub fn is_complete(&self, number: u64) -> bool {
+        number < self.first || self.bits[word_of(number)] >> (number % 64) & 1 != 0
+    }
+
     /// `count` writes from `number` on are completed.
-    fn complete(&mut self, number: u64, count: u32) {
+    pub fn complete(&mut self, number: u64, count: u32) {
         let end = number + u64::from(count);
         let mut at = number;
         while at < end {
@@ -61,14 +66,18 @@ impl Window {
 pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -> Result<()> {
     let mut batch = [Completion::default(); BATCH];
     let mut window = Window::new();
+    let mut stall = Stall::new();
     loop {
         let count = lane.completions(&mut batch)?;
-        let (mut stored, mut failed, mut frames) = (0, 0, 0);
+        let mut decided = Decided::default();
         let mut of_devices = [0; MAX_DEVICES];
-        let mut unflushed = [0; MAX_DEVICES];
         for completion in &batch[..count] {
             let good = completion.status == status::SUCCESS;
-            frames += u64::from(completion.frames);
+            if completion.held {
+                answered(progress, completion, &mut window, &mut decided);
+                continue;
+            }
+            decided.frames += u64::from(completion.frames);
             if let Some(slots) = of_devices.get_mut(usize::from(completion.device)) {
                 *slots += u64::from(completion.frames);
             }
@@ -89,7 +98,9 @@ pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -
                         ),
                     );
                 }
-                progress.superblocks.fetch_sub(1, Ordering::AcqRel);
+                if !stall.was_abandoned(completion.user_data) {
+                    progress.superblocks.fetch_sub(1, Ordering::AcqRel);
+                }
             } else if completion.user_data & SEGMENT != 0 {
                 if !good {
                     log::log(
@@ -103,12 +114,16 @@ pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -
                 if let Some(set) = &progress.set {
                     set.mark_done(completion.user_data & !SEGMENT);
                 }
-                progress.superblocks.fetch_sub(1, Ordering::AcqRel);
+                if !stall.was_abandoned(completion.user_data) {
+                    progress.superblocks.fetch_sub(1, Ordering::AcqRel);
+                }
             } else if completion.user_data & TRY != 0 {
                 tried(context, progress, completion);
+            } else if completion.user_data & RESCUE != 0 {
+                part_ended(progress, completion);
             } else if completion.frame.is_some() && completion.packets == 0 && !good {
                 // Its frames are submitted again.
-                frames -= u64::from(completion.frames);
+                decided.frames -= u64::from(completion.frames);
                 progress.failed_runs.push(FailedRun::of(completion));
             } else {
                 let packets = completion.packets.max(1);
@@ -121,16 +136,20 @@ pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -
                 }
                 match good {
                     true => {
-                        stored += u64::from(packets);
-                        if let Some(fresh) = unflushed.get_mut(usize::from(completion.device)) {
+                        decided.stored += u64::from(packets);
+                        if let Some(fresh) =
+                            decided.unflushed.get_mut(usize::from(completion.device))
+                        {
                             *fresh += u64::from(packets);
                         }
                     }
-                    false => failed += u64::from(packets),
+                    false => decided.failed += u64::from(packets),
                 }
                 window.complete(completion.user_data, packets);
             }
         }
+        stall.look(context, lane, progress, &window, &batch[..count])?;
+        end_rescues(context, lane, progress, &mut window, &mut decided);
         let mut given_up = Vec::new();
         if progress.packets_done.load(Ordering::Acquire) {
             // Nobody submits them again.
@@ -140,22 +159,24 @@ pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -
             given_up.extend(progress.failed_runs.take_given_up());
         }
         for run in given_up {
-            failed += u64::from(run.packets);
+            decided.failed += u64::from(run.packets);
             run.release(lane);
             window.complete(run.number, run.packets);
         }
-        if let (Some(set), true) = (&progress.set, count > 0) {
+        if let Some(set) = &progress.set {
             set.done(&of_devices);
             // Before `completed` is published: a flush that covers them counts them.
-            for (total, fresh) in progress.unflushed.iter().zip(unflushed) {
+            for (total, fresh) in progress.unflushed.iter().zip(decided.unflushed) {
                 if fresh > 0 {
                     total.fetch_add(fresh, Ordering::Relaxed);
                 }
             }
         }
-        progress.frames_done.fetch_add(frames, Ordering::Relaxed);
-        progress.stored.add(stored);
-        progress.failed.add(failed);
+        progress
+            .frames_done
+            .fetch_add(decided.frames, Ordering::Relaxed);
+        progress.stored.add(decided.stored);
+        progress.failed.add(decided.failed);
         progress.completed.store(window.first, Ordering::Release);
         if progress.fua {
             progress.durable.store(window.first, Ordering::Release);

@@ -1,28 +1,269 @@
 //! A device of a recording fails: what it did not store goes to another one, from the same frames, and it is tried again until
 //! it answers.
+//!
+//! Writes that it failed come back with their frames. Those that it does not answer stay in flight, and are written to another
+//! device meanwhile: their frames are free when both writes have ended. The storage thread finds them and keeps the account
+//! (`Rescues`); the packet thread writes them.
 
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::Ordering;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
+use super::completions::Window;
 use super::packets::Packets;
 use super::runs::FailedRun;
 use super::write_target::WriteTarget;
-use super::{Progress, TRY};
+use super::{FLUSH, Progress, RESCUE, SEGMENT, SUPERBLOCK, TRY};
 use crate::context::Context;
 use crate::error::Result;
-use crate::lane::Completion;
+use crate::lane::{Completion, Lane};
 use crate::log::{self, Level};
 use crate::recorder::LogSet;
 use crate::storage::command::{status, status_text};
+use crate::storage::device::MAX_DEVICES;
 use crate::unit_log::unit::{SlotHeader, UnitHeader};
 
-/// A unit that was not stored, in frames that the packet thread holds.
+/// Time between two looks for writes without an answer.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A unit that was not stored.
 struct Lost {
     frame: u32,
     slot: SlotHeader,
     unit: UnitHeader,
     device: u8,
+    /// The number of its run, whose frames are still in flight; `None`: the packet thread holds them.
+    held: Option<u64>,
+}
+
+/// A run whose write has no answer, and which is written again.
+#[derive(Debug, Clone, Copy)]
+struct Rescue {
+    run: FailedRun,
+    /// The packet thread has submitted all of its parts, and so many have not ended.
+    submitted: bool,
+    pending: u32,
+    bad: bool,
+    /// The device that took it over.
+    device: u8,
+    /// One of the writes was good: its packets are stored.
+    stored: bool,
+    /// The new write has ended.
+    ended: bool,
+}
+
+/// Runs that are written twice, by the number of their first packet.
+#[derive(Debug, Default)]
+pub(super) struct Rescues {
+    /// Looked at without the lock.
+    some: AtomicBool,
+    runs: Mutex<BTreeMap<u64, Rescue>>,
+}
+
+impl Rescues {
+    fn change(&self, number: u64, change: impl FnOnce(&mut Rescue)) {
+        if let Some(rescue) = self.runs.lock().get_mut(&number) {
+            change(rescue);
+        }
+    }
+}
+
+/// What the storage thread knows of writes without an answer.
+pub(super) struct Stall {
+    looked: Instant,
+    /// Writes that are no packets', for which nobody waits any more: their `user_data`.
+    abandoned: Vec<u64>,
+}
+
+/// What a batch of completions has decided.
+#[derive(Debug, Default)]
+pub(super) struct Decided {
+    pub stored: u64,
+    pub failed: u64,
+    /// Frames that are free again.
+    pub frames: u64,
+    /// Packets that are stored and not flushed, of each device.
+    pub unflushed: [u64; MAX_DEVICES],
+}
+
+impl Stall {
+    pub fn new() -> Stall {
+        Stall {
+            looked: Instant::now(),
+            abandoned: Vec::new(),
+        }
+    }
+
+    /// Whether nobody waits any more for this write, which has ended now.
+    pub fn was_abandoned(&mut self, user_data: u64) -> bool {
+        let place = self.abandoned.iter().position(|known| *known == user_data);
+        place
+            .map(|place| self.abandoned.swap_remove(place))
+            .is_some()
+    }
+
+    /// Looks for writes that have no answer, after a batch of completions was taken and decided.
+    pub fn look(
+        &mut self,
+        context: &Context,
+        lane: &Lane,
+        progress: &Progress,
+        window: &Window,
+        batch: &[Completion],
+    ) -> Result<()> {
+        let Some(set) = progress.set.as_ref().filter(|set| set.devices() > 1) else {
+            return Ok(());
+        };
+        let shared = lane.engine_shared();
+        if self.looked.elapsed() >= LOOK {
+            self.looked = Instant::now();
+            shared.look_for_stuck();
+        }
+        for stuck in shared.take_stuck() {
+            take_out(context, set, stuck.device, status::HOST_PATH_ERROR);
+            let number = stuck.user_data;
+            // The engine reports before it completes: what was answered after all is in this batch.
+            let answered =
+                |done: &Completion| (done.user_data, done.device) == (number, stuck.device);
+            if number & (FLUSH | TRY | RESCUE) != 0
+                || !set.has_other(stuck.device)
+                || batch.iter().any(answered)
+            {
+                continue;
+            }
+            if number & (SUPERBLOCK | SEGMENT) != 0 {
+                progress.superblocks.fetch_sub(1, Ordering::AcqRel);
+                self.abandoned.push(number);
+                continue;
+            }
+            let known = number < progress.submitted.load(Ordering::Acquire);
+            let frame = context.info().frames().locate(stuck.offset);
+            let (Some((first, _)), true, false) = (frame, known, window.is_complete(number)) else {
+                continue;
+            };
+            let run = FailedRun {
+                number,
+                packets: lane.hold_for_rescue(first, stuck.frames)?,
+                first,
+                frames: stuck.frames,
+                device: stuck.device,
+                status: status::HOST_PATH_ERROR,
+            };
+            let rescue = Rescue {
+                run,
+                submitted: false,
+                pending: 0,
+                bad: false,
+                device: 0,
+                stored: false,
+                ended: false,
+            };
+            progress.rescues.runs.lock().insert(number, rescue);
+            progress.rescues.some.store(true, Ordering::Relaxed);
+            progress.stuck_runs.push(run);
+        }
+        Ok(())
+    }
+}
+
+/// The write of a run has ended that had no answer for long.
+pub(super) fn answered(
+    progress: &Progress,
+    completion: &Completion,
+    window: &mut Window,
+    decided: &mut Decided,
+) {
+    let mut runs = progress.rescues.runs.lock();
+    let Some(rescue) = runs.get_mut(&completion.user_data) else {
+        return;
+    };
+    let run = rescue.run;
+    if let Some(set) = &progress.set {
+        set.not_submitted(run.device, run.frames);
+    }
+    if completion.status == status::SUCCESS && !rescue.stored {
+        rescue.stored = true;
+        decided.stored += u64::from(run.packets);
+        decided.unflushed[usize::from(run.device)] += u64::from(run.packets);
+        window.complete(run.number, run.packets);
+    }
+    decided.frames += u64::from(completion.frames);
+    if rescue.ended {
+        give_up_if_lost(progress, rescue);
+        runs.remove(&run.number);
+    }
+}
+
+/// Both writes of a run have failed: its frames were given back.
+fn give_up_if_lost(progress: &Progress, rescue: &Rescue) {
+    if !rescue.stored {
+        progress.failed_runs.give_up(rescue.run);
+    }
+}
+
+/// A part of a run was written to another device.
+pub(super) fn part_ended(progress: &Progress, completion: &Completion) {
+    progress
+        .rescues
+        .change(completion.user_data & !RESCUE, |rescue| {
+            rescue.pending = rescue.pending.saturating_sub(1);
+            rescue.bad |= completion.status != status::SUCCESS;
+            rescue.device = completion.device;
+        });
+}
+
+/// Ends what was written again as a whole.
+pub(super) fn end_rescues(
+    context: &Context,
+    lane: &Lane,
+    progress: &Progress,
+    window: &mut Window,
+    decided: &mut Decided,
+) {
+    if !progress.rescues.some.load(Ordering::Relaxed) {
+        return;
+    }
+    let Some(set) = &progress.set else {
+        return;
+    };
+    let mut runs = progress.rescues.runs.lock();
+    let mut done = Vec::new();
+    for rescue in runs.values_mut() {
+        if !rescue.submitted || rescue.pending > 0 || rescue.ended {
+            continue;
+        }
+        let run = rescue.run;
+        if rescue.bad {
+            take_out(context, set, rescue.device, status::WRITE_FAULT);
+            if set.has_other(rescue.device) && !rescue.stored {
+                (rescue.submitted, rescue.bad) = (false, false);
+                progress.stuck_runs.push(run);
+                continue;
+            }
+        } else if !rescue.stored {
+            rescue.stored = true;
+            decided.stored += u64::from(run.packets);
+            decided.unflushed[usize::from(rescue.device)] += u64::from(run.packets);
+            window.complete(run.number, run.packets);
+        }
+        rescue.ended = true;
+        if let Some(settled) = lane.rescued(run.first, !rescue.bad) {
+            decided.frames += u64::from(settled.frames);
+            give_up_if_lost(progress, rescue);
+            done.push(run.number);
+        }
+    }
+    for number in done {
+        runs.remove(&number);
+    }
+    progress
+        .rescues
+        .some
+        .store(!runs.is_empty(), Ordering::Relaxed);
 }
 
 /// Nothing more is written to a device. Says so once.
@@ -109,22 +350,30 @@ impl<'a> Packets<'a> {
         }
     }
 
-    /// Stores elsewhere what a device has failed to store.
-    pub(super) fn rescue(&mut self, failed: &[FailedRun]) -> Result<()> {
+    /// Stores elsewhere what a device has failed to store, or does not answer.
+    pub(super) fn rescue(&mut self, failed: &[FailedRun], in_flight: bool) -> Result<()> {
         let mut lost = Vec::new();
         for run in failed {
             if let Some(set) = self.set() {
                 take_out(self.context, set, run.device, run.status);
             }
+            let begin = lost.len();
+            let held = in_flight.then_some(run.number);
             let mut frame = run.first;
             while frame < run.first + run.frames {
                 let Some((slot, unit)) = self.units().unit_in(frame) else {
                     // Somebody wrote to the frame: what it holds is no packet any more.
-                    self.progress.failed_runs.give_up(FailedRun {
-                        first: frame,
-                        frames: run.first + run.frames - frame,
-                        ..*run
-                    });
+                    if in_flight {
+                        self.progress
+                            .rescues
+                            .change(run.number, |rescue| rescue.bad = true);
+                    } else {
+                        self.progress.failed_runs.give_up(FailedRun {
+                            first: frame,
+                            frames: run.first + run.frames - frame,
+                            ..*run
+                        });
+                    }
                     break;
                 };
                 lost.push(Lost {
@@ -132,20 +381,36 @@ impl<'a> Packets<'a> {
                     slot,
                     unit,
                     device: run.device,
+                    held,
                 });
                 frame += u32::from(slot.slots);
             }
+            let parts = (lost.len() - begin) as u32;
+            self.progress.rescues.change(run.number, |rescue| {
+                (rescue.submitted, rescue.pending) = (in_flight, parts);
+            });
         }
         lost.sort_by_key(|lost| lost.unit.first_sequence);
+        // Another one may be under way, which waits for something.
+        let begins = self.units().begin_rescue();
+        let result = self.store_all_elsewhere(&lost);
+        if begins {
+            self.units().end_rescue();
+        }
+        result?;
+        self.lane.submit_pending()
+    }
+
+    fn store_all_elsewhere(&mut self, lost: &[Lost]) -> Result<()> {
         for (place, one) in lost.iter().enumerate() {
             if let Err(error) = self.store_elsewhere(one) {
-                for rest in &lost[place..] {
+                for rest in lost[place..].iter().filter(|rest| rest.held.is_none()) {
                     self.release(rest.frame..rest.frame + u32::from(rest.slot.slots));
                 }
                 return Err(error);
             }
         }
-        self.lane.submit_pending()
+        Ok(())
     }
 
     fn store_elsewhere(&mut self, lost: &Lost) -> Result<()> {
@@ -154,23 +419,39 @@ impl<'a> Packets<'a> {
             slot,
             unit,
             device,
+            held,
         } = lost;
         let slots = u32::from(slot.slots);
-        let mut rx_side = self.lane.lock_rx_side()?;
+        // What is in the segment of new packets goes there.
+        let mut rx_side = self.end_run(self.lane.lock_rx_side()?)?;
         let mut room = self.set().is_some_and(|set| set.has_other(*device));
         while room && (self.units().is_out() || !self.units().takes(unit.first_sequence, slots)) {
-            let first = self.units().first_unwritten().min(unit.first_sequence);
-            (rx_side, room) = self.begin_segment(rx_side, first)?;
+            (rx_side, room) = self.begin_segment(rx_side, unit.first_sequence)?;
             room &= self.set().is_some_and(|set| set.has_other(*device));
         }
-        let write = match room {
-            true => self.units().move_unit(*frame, slot, unit),
+        let mut write = match (room, held) {
+            (true, _) => self.units().move_unit(*frame, slot, unit),
             // No device takes it: the spill does, or it has failed.
-            false => self.units().write_in_place(*device, *frame, slot, unit),
+            (false, None) => self.units().write_in_place(*device, *frame, slot, unit),
+            // Or its own device answers at last.
+            (false, Some(number)) => {
+                self.progress.rescues.change(*number, |rescue| {
+                    (rescue.pending, rescue.bad) = (rescue.pending.saturating_sub(1), true);
+                });
+                return Ok(());
+            }
         };
-        self.filling.submitted += u64::from(slots);
-        rx_side = self.end_run(rx_side)?;
-        self.queue_run(rx_side, 0, &write)?;
+        match held {
+            None => {
+                self.filling.submitted += u64::from(slots);
+                self.queue_run(rx_side, 0, &write)?;
+            }
+            Some(number) => {
+                write.user_data = RESCUE | number;
+                let lane = self.lane;
+                self.queue(rx_side, 0, |rx_side| lane.queue_rescue(rx_side, &write))?;
+            }
+        }
         if room {
             self.progress.rescued.add(unit.records.into());
         }

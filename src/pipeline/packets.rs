@@ -494,10 +494,13 @@ impl<'a> Packets<'a> {
     fn resubmit(&mut self) -> Result<()> {
         let failed = self.progress.failed_runs.take();
         if self.has_many_devices() {
-            return match failed.is_empty() {
-                true => Ok(()),
-                false => self.rescue(&failed),
-            };
+            let stuck = self.progress.stuck_runs.take();
+            for (runs, in_flight) in [(failed, false), (stuck, true)] {
+                if !runs.is_empty() {
+                    self.rescue(&runs, in_flight)?;
+                }
+            }
+            return Ok(());
         }
         for failed in failed {
             let found = self.runs.find(failed.number);

@@ -47,21 +47,35 @@ struct Closed {
     packets: u64,
 }
 
+/// A segment that is being written.
+#[derive(Debug, Clone, Copy)]
+struct OpenSegment {
+    device: u8,
+    log: Superblock,
+    tag: u32,
+    generation: u64,
+    /// The next one in it.
+    slot: u32,
+    /// It was begun by this recorder.
+    begun: bool,
+    /// The first sequence number of the last unit in it.
+    last: Option<u64>,
+}
+
 #[derive(Debug)]
 pub struct UnitRecorder {
     set: Arc<LogSet>,
     /// Of this recorder, in the set.
     lane: u16,
     config: UnitConfig,
-    /// The segment that is being written, its device, and the next slot in it.
-    device: u8,
-    log: Superblock,
-    generation: u64,
-    slot: u32,
-    /// It was begun by this recorder.
-    begun: bool,
-    /// The first sequence number of the last unit in it.
-    last: Option<u64>,
+    /// The segment that is being written.
+    at: OpenSegment,
+    /// While units are stored that another device has failed: the segment of the packets that come in. Else that of those units,
+    /// so that the numbers in both ascend.
+    other: OpenSegment,
+    /// The unit that is open in `other`.
+    other_unit: Option<OpenUnit>,
+    rescuing: bool,
     closed: VecDeque<Closed>,
     wraps: u64,
     /// Of the next packet.
@@ -70,7 +84,6 @@ pub struct UnitRecorder {
     data: Shared,
     map: FrameMap,
     blanks: Blanks,
-    tag: u32,
     /// CLOCK_REALTIME minus CLOCK_MONOTONIC, in ns.
     wall: u64,
     losses: LossCount,
@@ -92,15 +105,22 @@ impl UnitRecorder {
         let wall = wall_offset();
         let (device, generation) = set.home(number);
         let log = *set.log(device);
-        Ok(UnitRecorder {
-            lane: number,
-            config,
+        let none = OpenSegment {
             device,
             log,
+            tag: log.tag(),
             generation,
             slot: log.segment_slots,
             begun: false,
             last: None,
+        };
+        Ok(UnitRecorder {
+            lane: number,
+            config,
+            at: none,
+            other: none,
+            other_unit: None,
+            rescuing: false,
             closed: VecDeque::new(),
             wraps: set.wraps(),
             next: set.first_sequence(number),
@@ -115,7 +135,6 @@ impl UnitRecorder {
                 info.network
                     .is_some_and(|network| network.writes_are_delivered),
             ),
-            tag: log.tag(),
             wall,
             losses: LossCount::begin(context, lane, Losses::default())?,
             told: Losses::default(),
@@ -131,7 +150,7 @@ impl UnitRecorder {
 
     /// The device of the segment that is being written.
     pub fn device(&self) -> u8 {
-        self.device
+        self.at.device
     }
 
     /// The sequence number that the next packet gets.
@@ -150,9 +169,9 @@ impl UnitRecorder {
 
     /// Where the next unit goes; after a whole segment, where it would go on this device.
     pub fn next_lba(&self) -> u64 {
-        match self.slot == self.log.segment_slots {
-            true => self.log.lba_of(self.generation + 1, 0),
-            false => self.log.lba_of(self.generation, self.slot),
+        match self.at.slot == self.at.log.segment_slots {
+            true => self.at.log.lba_of(self.at.generation + 1, 0),
+            false => self.at.log.lba_of(self.at.generation, self.at.slot),
         }
     }
 
@@ -162,14 +181,14 @@ impl UnitRecorder {
         if !self.set.is_single() {
             return u64::MAX;
         }
-        let half = (self.log.segments - 1) * u64::from(self.log.segment_slots) / 2;
+        let half = (self.at.log.segments - 1) * u64::from(self.at.log.segment_slots) / 2;
         half - MAX_UNIT_SLOTS as u64
     }
 
     /// Slots that are left in the segment, besides those of the open unit.
     pub fn room(&self) -> u32 {
         let open = self.unit.as_ref().map_or(0, |unit| unit.frames);
-        self.log.segment_slots - self.slot - open
+        self.at.log.segment_slots - self.at.slot - open
     }
 
     /// Reads the clocks, once a batch: packets carry CLOCK_MONOTONIC, records carry the time of day.
@@ -195,17 +214,17 @@ impl UnitRecorder {
     }
 
     fn write_of(&mut self, frame: u32, slots: u32, number: u64) -> FrameRun {
-        let lba = self.log.lba_of(self.generation, self.slot);
-        self.slot += slots;
+        let lba = self.at.log.lba_of(self.at.generation, self.at.slot);
+        self.at.slot += slots;
         FrameRun {
             first: frame,
             frames: slots,
             lba,
-            device: self.device,
+            device: self.at.device,
             user_data: number,
             fua: self.config.fua,
             // If it fails, it goes to another device.
-            parts: self.set.has_other(self.device),
+            parts: self.set.has_other(self.at.device),
         }
     }
 
@@ -214,9 +233,9 @@ impl UnitRecorder {
             kind,
             index: 0,
             slots: 1,
-            generation: self.generation,
-            slot: self.slot,
-            tag: self.tag,
+            generation: self.at.generation,
+            slot: self.at.slot,
+            tag: self.at.tag,
             first: 0,
         }
     }
@@ -258,24 +277,27 @@ impl UnitRecorder {
         lowest: u64,
         first: u64,
     ) -> FrameRun {
-        if self.begun {
+        if self.at.begun {
             self.closed.push_back(Closed {
-                device: self.device,
-                generation: self.generation,
+                device: self.at.device,
+                generation: self.at.generation,
                 packets: self.next - self.set.first_sequence(self.lane),
             });
         }
-        self.device = segment.device;
-        self.log = *self.set.log(segment.device);
-        self.tag = self.log.tag();
-        self.generation = segment.generation;
-        self.slot = 0;
-        self.begun = true;
-        self.last = None;
+        let log = *self.set.log(segment.device);
+        self.at = OpenSegment {
+            device: segment.device,
+            log,
+            tag: log.tag(),
+            generation: segment.generation,
+            slot: 0,
+            begun: true,
+            last: None,
+        };
         self.wraps = self.set.wraps();
         let body = SegmentBody {
-            set_id: self.log.set_id,
-            device: self.log.device,
+            set_id: self.at.log.set_id,
+            device: self.at.log.device,
             lane: self.lane,
             lowest: self.set.first_sequence(self.lane) + lowest,
             previous: segment.previous,
@@ -286,17 +308,17 @@ impl UnitRecorder {
 
     /// Whether the device of the segment that is being written has failed, and another one has not.
     pub fn has_to_leave(&self) -> bool {
-        self.is_out() && self.set.has_other(self.device)
+        self.is_out() && self.set.has_other(self.at.device)
     }
 
     /// Whether the device of the segment that is being written has failed.
     pub fn is_out(&self) -> bool {
-        self.set.is_out(self.device)
+        self.set.is_out(self.at.device)
     }
 
     /// Whether a unit of so many slots that begins with this number can come next in the segment: numbers ascend.
     pub fn takes(&self, sequence: u64, slots: u32) -> bool {
-        self.begun && self.room() >= slots && self.last.is_none_or(|last| last < sequence)
+        self.at.begun && self.room() >= slots && self.at.last.is_none_or(|last| last < sequence)
     }
 
     /// The first sequence number of the open unit, or of the next packet.
@@ -307,6 +329,28 @@ impl UnitRecorder {
     /// The number of a packet, counted from this recorder's first one.
     pub fn number_of(&self, sequence: u64) -> u64 {
         sequence.wrapping_sub(self.set.first_sequence(self.lane))
+    }
+
+    /// Goes to the segment of units that another device has failed. `false`: it is there already.
+    pub fn begin_rescue(&mut self) -> bool {
+        let begins = !self.rescuing;
+        if begins {
+            self.change_segments();
+        }
+        begins
+    }
+
+    /// Goes back to the segment of the packets that come in.
+    pub fn end_rescue(&mut self) {
+        if self.rescuing {
+            self.change_segments();
+        }
+    }
+
+    fn change_segments(&mut self) {
+        std::mem::swap(&mut self.at, &mut self.other);
+        std::mem::swap(&mut self.unit, &mut self.other_unit);
+        self.rescuing = !self.rescuing;
     }
 
     /// The headers of the unit in these frames, which was not stored. `None`: there is none.
@@ -320,9 +364,9 @@ impl UnitRecorder {
     /// Gives the unit in these frames, which the caller holds, its place in the segment that is being written. There is room.
     pub fn move_unit(&mut self, frame: u32, slot: &SlotHeader, unit: &UnitHeader) -> FrameRun {
         let moved = SlotHeader {
-            generation: self.generation,
-            slot: self.slot,
-            tag: self.tag,
+            generation: self.at.generation,
+            slot: self.at.slot,
+            tag: self.at.tag,
             ..*slot
         };
         let start = self.map.start(frame) as usize;
@@ -335,13 +379,13 @@ impl UnitRecorder {
             let first = SlotHeader::read(&bytes).map_or(0, |old| old.first);
             let moved = SlotHeader {
                 index,
-                slot: self.slot + u32::from(index),
+                slot: self.at.slot + u32::from(index),
                 first,
                 ..moved
             };
             self.data.write(start, &moved.to_bytes());
         }
-        self.last = Some(unit.first_sequence);
+        self.at.last = Some(unit.first_sequence);
         let number = self.number_of(unit.first_sequence);
         self.write_of(frame, slot.slots.into(), number)
     }
@@ -382,7 +426,7 @@ impl UnitRecorder {
 
     /// What tells a write of this segment that is no packet's.
     pub fn mark(&self) -> u64 {
-        LogSet::mark(self.device, self.generation)
+        LogSet::mark(self.at.device, self.at.generation)
     }
 
     fn time_of(&self, packet: &Received) -> u64 {
@@ -453,7 +497,7 @@ impl UnitRecorder {
             .write_words(start, &unit.to_words(&self.slot_header(kind::PACKET)));
         self.data.write_words(start + CONTENT, &of_record);
         self.blanks.clear_around(packet.frame, at..at + packet.len);
-        self.last = Some(self.next);
+        self.at.last = Some(self.next);
         self.next += 1;
         self.write_of(packet.frame, 1, number)
     }
@@ -530,7 +574,7 @@ impl UnitRecorder {
             let slot = SlotHeader {
                 index: index as u8,
                 slots: slots as u8,
-                slot: self.slot + index,
+                slot: self.at.slot + index,
                 first: unit.first[index as usize],
                 ..self.slot_header(kind::PACKED)
             };
@@ -549,7 +593,7 @@ impl UnitRecorder {
             };
             self.data.write(start, &header.to_bytes(&slot));
         }
-        self.last = Some(unit.sequence);
+        self.at.last = Some(unit.sequence);
         let write = self.write_of(unit.frame, slots, unit.number);
         Some((write, unit.frame + slots..unit.frame + unit.frames))
     }
@@ -562,7 +606,7 @@ impl UnitRecorder {
     /// Whether a superblock is due. `failed`: writes that failed since the superblock on the device, which may have failed too.
     /// After many segments without a unit, the log would be taken to end before them.
     pub fn wants_checkpoint(&self, failed: u64) -> bool {
-        self.set.wants_checkpoint(self.device, failed)
+        self.set.wants_checkpoint(self.at.device, failed)
     }
 
     /// Reads the loss counters. `true` if more was lost than the superblock on the device says. If they cannot be
@@ -570,7 +614,7 @@ impl UnitRecorder {
     pub fn look_at_losses(&mut self, context: &Context, lane: &Lane) -> bool {
         self.losses.look(context, lane);
         let known = self.losses.known;
-        self.set.look_at_losses(self.lane, known, self.device)
+        self.set.look_at_losses(self.lane, known, self.at.device)
     }
 
     /// Whether losses are known of which no record was written.
@@ -606,7 +650,7 @@ impl UnitRecorder {
 
     /// Turns a frame that the caller holds into a superblock.
     pub fn checkpoint(&mut self, frame: u32) -> FrameRun {
-        self.superblock_in(frame, self.device)
+        self.superblock_in(frame, self.at.device)
     }
 
     fn superblock_in(&mut self, frame: u32, device: u8) -> FrameRun {

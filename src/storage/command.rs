@@ -32,6 +32,7 @@ pub mod status {
     pub const WRITE_FAULT: u16 = 0x280;
     pub const UNRECOVERED_READ: u16 = 0x281;
     pub const COMPARE_FAILURE: u16 = 0x285;
+    pub const HOST_PATH_ERROR: u16 = 0x370;
 }
 
 /// The device's do-not-retry bit, in the kernel's result.

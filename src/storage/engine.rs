@@ -21,6 +21,7 @@ mod shared;
 mod slab;
 mod sleep;
 mod spilling;
+mod stuck;
 mod submit;
 mod target;
 #[cfg(test)]
@@ -36,7 +37,7 @@ pub use bounce::{bounce_bytes, bounce_piece, locked_bytes};
 pub use driver::{Control, Driver, DriverThread, Pace};
 pub use end::LONGEST_STUCK;
 use group::{GROUPS, Group};
-pub use shared::EngineShared;
+pub use shared::{EngineShared, Stuck};
 use slab::Slab;
 use submit::Entry;
 pub use target::OpenTarget;
@@ -150,7 +151,13 @@ impl Engine {
         for target in targets {
             opened.push(Target::new(target, &config, &region.data, &mut files)?);
         }
-        let targets = target::checked(opened)?;
+        let mut targets = target::checked(opened)?;
+        if targets.len() > 1 {
+            let most = stuck::MOST_WAITING * config.depth as usize;
+            targets
+                .iter_mut()
+                .for_each(|target| target.waiting.reserve(most));
+        }
         let bounce = BouncePool::new(&targets, config.depth)?;
         let spare = group::spare_slots(targets.len());
         let mut ring = uring::create(
@@ -272,6 +279,9 @@ impl Engine {
 
     fn work(&mut self, turn: &mut Turn) -> Result<()> {
         self.reap(turn)?;
+        if self.shared.takes_look() {
+            self.look_for_stuck(turn)?;
+        }
         // After the doorbell was cleared, which is rung for it.
         self.make_changes();
         self.take(turn)?;

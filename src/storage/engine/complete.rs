@@ -54,7 +54,10 @@ impl Engine {
     pub(super) fn operation_ended(&mut self, index: u16) {
         let slot = self.slab.at(index);
         if !slot.task.pausing {
-            self.targets[slot.target as usize].operating -= 1;
+            let target = &mut self.targets[slot.target as usize];
+            target.operating -= 1;
+            target.answers += 1;
+            target.young_answers |= slot.looks == 0;
         }
     }
 
@@ -127,6 +130,10 @@ impl Engine {
         if let Some(group) = slot.group {
             return self.finish_part(group, index, outcome, turn);
         }
+        if slot.orphan {
+            self.free_slot(index);
+            return Ok(());
+        }
         if slot.bounced && outcome.status == 0 {
             self.bounce.copy_back(slot, &self.memory);
         }
@@ -154,6 +161,7 @@ impl Engine {
     pub(super) fn free_slot(&mut self, index: u16) {
         let slot = self.slab.at_mut(index);
         let home = std::mem::take(&mut slot.home);
+        self.targets[slot.target as usize].slots -= 1;
         self.bounce.take_back(slot);
         if let Some(table) = slot.table.take() {
             self.ring.release(table);

@@ -35,9 +35,13 @@ impl Engine {
             unplugged?;
         }
         while self.in_flight() > 0 {
-            let reaped = self.reap(&mut turn);
+            // Those that wait for their device were taken, and are finished too.
+            let reaped = self
+                .reap(&mut turn)
+                .and_then(|()| self.take_waiting(&mut turn));
             self.publish(&mut std::mem::take(&mut turn));
             reaped?;
+            self.submit()?;
             if self.in_flight() > 0 {
                 self.wait(TICK)?;
             }

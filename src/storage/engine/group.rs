@@ -81,6 +81,7 @@ impl Engine {
                 return Ok(false);
             };
             self.slab.slots[index as usize] = slot;
+            self.targets[target as usize].slots += 1;
             self.slab.times[index as usize] = *submitted;
             slots.push(index);
         }
@@ -118,6 +119,17 @@ impl Engine {
             .at(index)
             .trace(&outcome, self.slab.times[index as usize]);
         self.free_slot(index);
+        self.end_part(group, answer, outcome, turn)
+    }
+
+    /// What became of the flush of one device is known.
+    pub(super) fn end_part(
+        &mut self,
+        group: u8,
+        answer: Answer,
+        outcome: Outcome,
+        turn: &mut Turn,
+    ) -> Result<()> {
         let place = &mut self.groups[group as usize];
         let Some(known) = place else {
             return Ok(());

@@ -5,12 +5,25 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
+use parking_lot::Mutex;
+
 use super::changes::Changes;
 use crate::counters::EngineStats;
 use crate::end::End;
 use crate::error::{Error, Result};
 use crate::latency::Stamps;
 use crate::sys::event::Doorbell;
+
+/// A command that its device does not answer. It stays in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stuck {
+    pub user_data: u64,
+    pub device: u8,
+    /// Of its data, in the data buffers.
+    pub offset: u64,
+    /// Frames that travel with it; 0: none.
+    pub frames: u32,
+}
 
 /// What the engine shares with those who feed it and empty it.
 #[derive(Debug)]
@@ -26,8 +39,11 @@ pub struct EngineShared {
     /// Something is broken for good (the rings were corrupted, or io_uring fails), or the context is being destroyed.
     pub end: End,
     pub stats: EngineStats,
-    /// Devices, a bit for each, that a flush of all devices leaves out.
+    /// Devices that have failed, a bit for each.
     out: AtomicU32,
+    /// Somebody wants to know which operations their devices do not answer.
+    look: AtomicBool,
+    stuck: Mutex<Vec<Stuck>>,
     /// When each entry of the SQ ring was submitted.
     pub stamps: Stamps,
 }
@@ -44,6 +60,8 @@ impl EngineShared {
             end: End::new().map_err(|e| Error::os(&e, "creating an eventfd"))?,
             stats: EngineStats::for_devices(devices),
             out: AtomicU32::new(0),
+            look: AtomicBool::new(false),
+            stuck: Mutex::new(Vec::new()),
             stamps: Stamps::new(sq_entries),
         }))
     }
@@ -57,7 +75,29 @@ impl EngineShared {
         }
     }
 
-    /// Leaves a device out of the flushes of all devices, or takes it in again.
+    /// Asks the engine to look for commands that their devices do not answer. To be called once a second: those are found that
+    /// were in flight at the call before, and whose device has answered nothing since, or only younger ones.
+    pub fn look_for_stuck(&self) {
+        self.look.store(true, Ordering::Release);
+        self.engine_bell.ring();
+    }
+
+    pub(super) fn takes_look(&self) -> bool {
+        // Read first: this is asked in every turn.
+        self.look.load(Ordering::Relaxed) && self.look.swap(false, Ordering::Acquire)
+    }
+
+    pub(super) fn report(&self, stuck: Stuck) {
+        self.stuck.lock().push(stuck);
+    }
+
+    /// What was found, each once.
+    pub fn take_stuck(&self) -> Vec<Stuck> {
+        std::mem::take(&mut *self.stuck.lock())
+    }
+
+    /// Leaves a device out of the flushes of all devices, and fails writes that can go elsewhere before the device has them; or
+    /// takes it in again.
     pub fn set_out(&self, device: u8, out: bool) {
         let bit = 1 << device;
         match out {
@@ -66,7 +106,7 @@ impl EngineShared {
         };
     }
 
-    /// Whether flushes of all devices leave it out.
+    /// Whether a device is left out.
     pub fn is_out(&self, device: u8) -> bool {
         self.out.load(Ordering::Relaxed) & 1 << device != 0
     }

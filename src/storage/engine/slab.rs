@@ -42,6 +42,12 @@ pub(super) struct Slot {
     pub spilled: bool,
     /// One of the flushes that have one completion: the number of their group.
     pub group: Option<u8>,
+    /// Times that the engine has looked for commands without an answer while this was in flight.
+    pub looks: u8,
+    /// It was found to have no answer.
+    pub reported: bool,
+    /// Its completion was posted, or is nobody's: it only waits for its device.
+    pub orphan: bool,
     /// Not counted as a command, since it has no completion of its own.
     pub spare: bool,
 }
@@ -110,6 +116,18 @@ impl Slab {
 
     pub fn in_use(&self) -> u32 {
         (self.slots.len() - self.free.len()) as u32
+    }
+
+    /// The numbers of those in use.
+    pub fn indices_in_use(&self) -> Vec<u16> {
+        let mut used = vec![true; self.slots.len()];
+        self.free
+            .iter()
+            .for_each(|index| used[*index as usize] = false);
+        let numbered = (0u16..).zip(used);
+        numbered
+            .filter_map(|(index, used)| used.then_some(index))
+            .collect()
     }
 
     /// Those in use that have a completion of their own.

@@ -31,9 +31,15 @@ pub(super) struct Entry {
 impl Engine {
     /// Takes entries while there are slots and CQ places for them.
     pub(super) fn take(&mut self, turn: &mut Turn) -> Result<()> {
+        if self.targets.len() > 1 {
+            self.take_waiting(turn)?;
+        }
         while !self.slab.is_full() && self.has_room()? {
             let Some(entry) = self.next_entry(turn)? else {
                 break;
+            };
+            let Some(entry) = self.park(entry) else {
+                continue;
             };
             if !self.start(&entry, turn)? {
                 self.stalled = Some(entry);
@@ -77,7 +83,7 @@ impl Engine {
     }
 
     /// Begins a command. `false` if it must wait for a bounce piece.
-    fn start(&mut self, entry: &Entry, turn: &mut Turn) -> Result<bool> {
+    pub(super) fn start(&mut self, entry: &Entry, turn: &mut Turn) -> Result<bool> {
         let Entry { sqe, submitted } = entry;
         let flags = if self.config.raw { 0 } else { sqe.flags };
         if flags & entry_flags::ALL_DEVICES != 0 && self.targets.len() > 1 {
@@ -97,6 +103,10 @@ impl Engine {
         let Some(target) = self.targets.get(number as usize) else {
             return self.refuse(&slot, entry, status::INVALID_NAMESPACE, turn);
         };
+        if slot.splits && self.shared.is_out(number) {
+            // It goes to another device.
+            return self.refuse(&slot, entry, status::HOST_PATH_ERROR, turn);
+        }
         let parsed = match slot.in_buffer {
             false => command::parse(sqe, &target.rules),
             true => self.parse_in_buffer(sqe, &target.rules, &mut slot),
@@ -137,6 +147,7 @@ impl Engine {
         slot.data = slot.task.data;
         self.slab.slots[index as usize] = slot;
         self.slab.times[index as usize] = *submitted;
+        target.slots += 1;
         target.pattern.see(&command);
         self.count_user(slot.home, true);
         if self.joins_run(index) {

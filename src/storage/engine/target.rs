@@ -2,12 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::EngineConfig;
 use super::run::Run;
 use super::spilling::TargetSpill;
+use super::submit::Entry;
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use crate::storage::backend::Backend;
@@ -49,6 +51,14 @@ pub(super) struct Target {
     pub pattern: AccessPattern,
     /// Operations that the device has.
     pub operating: u32,
+    /// Commands that it has, or that are to be given to it.
+    pub slots: usize,
+    /// Entries that wait until it has fewer: others go on to other devices.
+    pub waiting: VecDeque<Entry>,
+    /// Operations that ended since the engine last looked for those without an answer; and whether one of them was begun after
+    /// that look.
+    pub answers: u64,
+    pub young_answers: bool,
     /// It had more operations before this turn's reap than after: it has room again.
     pub freed: bool,
     // Kept open as long as the engine may use its files.
@@ -119,6 +129,10 @@ impl Target {
             run: None,
             pattern: AccessPattern::default(),
             operating: 0,
+            slots: 0,
+            waiting: VecDeque::new(),
+            answers: 0,
+            young_answers: false,
             freed: false,
             device,
         })
