@@ -35,10 +35,13 @@ impl Engine {
             unplugged?;
         }
         while self.in_flight() > 0 {
-            // Those that wait for their device were taken, and are finished too.
-            let reaped = self
-                .reap(&mut turn)
-                .and_then(|()| self.take_waiting(&mut turn));
+            let mut reaped = self.reap(&mut turn);
+            if reaped.is_ok() && self.targets.len() > 1 {
+                // Those that wait for their device were taken, and are finished too.
+                reaped = self
+                    .take_waiting(&mut turn)
+                    .and_then(|()| self.unplug_ready(&mut turn));
+            }
             self.publish(&mut std::mem::take(&mut turn));
             reaped?;
             self.submit()?;

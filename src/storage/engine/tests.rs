@@ -11,6 +11,7 @@ mod groups;
 mod retries;
 mod runs;
 mod spill;
+mod stuck;
 use super::submit::{FED, FEED};
 use super::*;
 use crate::buffers::{Buffers, DEFAULT_LIMIT};
