@@ -883,8 +883,11 @@ struct unified_device_info {
    * 1: completed writes may stay in the device's cache until a flush. 2: unknown.
    */
   uint8_t volatile_cache;
-  uint8_t reserved0;
-  uint32_t reserved1;
+  /**
+   * 1: it has failed while it was recorded to, and has not answered since. It is tried again every second.
+   */
+  uint8_t out;
+  uint32_t reserved;
   /**
    * Operations that the device got, commands that completed with an error, bytes written and read with success, writes
    * that the device failed and the spill took, and their bytes: parts of the sums in unified_stats.
@@ -1234,6 +1237,16 @@ struct unified_pipeline_status {
    * UNIFIED_LAYOUT_LOG: the value in use of unified_pipeline_config.pack_below. 0 in the other layouts.
    */
   uint64_t pack_below;
+  /**
+   * UNIFIED_LAYOUT_LOG on several devices: packets that were written again to another device, since theirs failed or did not
+   * answer.
+   */
+  uint64_t rescued;
+  /**
+   * UNIFIED_LAYOUT_LOG on several devices: packets that a device had completed, and no flush had covered, when it failed. They
+   * count as durable, and are lost if the device held them in a cache that is gone.
+   */
+  uint64_t unflushed;
 };
 
 /**

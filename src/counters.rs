@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::ops::AddAssign;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::latency::Histogram;
 
@@ -65,6 +65,8 @@ pub struct DeviceStats {
     /// Writes that the device failed and the spill took; not in `errors` and `bytes_written`.
     pub spilled: Counter,
     pub spilled_bytes: Counter,
+    /// It has failed, and has not answered since: recordings leave it out.
+    pub out: AtomicBool,
 }
 
 impl DeviceStats {
@@ -76,6 +78,7 @@ impl DeviceStats {
             bytes_read: self.bytes_read.get(),
             spilled: self.spilled.get(),
             spilled_bytes: self.spilled_bytes.get(),
+            out: self.out.load(Ordering::Relaxed),
         }
     }
 }
@@ -89,6 +92,7 @@ pub struct DeviceCounts {
     pub bytes_read: u64,
     pub spilled: u64,
     pub spilled_bytes: u64,
+    pub out: bool,
 }
 
 impl AddAssign for DeviceCounts {
@@ -99,6 +103,7 @@ impl AddAssign for DeviceCounts {
         self.bytes_read += other.bytes_read;
         self.spilled += other.spilled;
         self.spilled_bytes += other.spilled_bytes;
+        self.out |= other.out;
     }
 }
 

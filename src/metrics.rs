@@ -82,22 +82,32 @@ impl Encoder<'_, '_> {
         })
     }
 
-    /// A counter of each device. A device that is alone is in the labels of all metrics.
-    fn of_devices(&mut self, name: &str, help: &str, value: DeviceValue) -> fmt::Result {
+    /// A number of each device. A device that is alone is in the labels of all metrics.
+    fn of_devices(
+        &mut self,
+        (name, help): (&str, &str),
+        kind: MetricType,
+        value: DeviceValue,
+    ) -> fmt::Result {
         let (counted, devices) = (self.counted, self.devices);
-        let encoder = self.begin_counter(name, help)?;
+        let mut encoder = match kind {
+            MetricType::Counter => self.begin_counter(name, help)?,
+            _ => self.descriptors.encode_descriptor(name, help, None, kind)?,
+        };
+        let sample = |encoder: MetricEncoder<'_>, counts: &DeviceCounts| match kind {
+            MetricType::Counter => ConstCounter::new(value(counts)).encode(encoder),
+            _ => ConstGauge::new(value(counts) as i64).encode(encoder),
+        };
         if devices.len() < 2 {
             return samples(encoder, counted, |encoder, s| {
-                ConstCounter::new(value(&s.devices[0])).encode(encoder)
+                sample(encoder, &s.devices[0])
             });
         }
-        let mut encoder = encoder;
         for (labels, s) in counted {
             for (device, counts) in devices.iter().zip(&s.devices) {
                 let mut labels = labels.clone();
                 labels.push(("device", escape(device)));
-                let sample = encoder.encode_family(&labels)?;
-                ConstCounter::new(value(counts)).encode(sample)?;
+                sample(encoder.encode_family(&labels)?, counts)?;
             }
         }
         Ok(())
@@ -297,8 +307,16 @@ impl Collector for Snapshot {
             }),
         ];
         for (name, help, value) in of_devices {
-            to.of_devices(name, help, *value)?;
+            to.of_devices((name, help), MetricType::Counter, *value)?;
         }
+        to.of_devices(
+            (
+                "device_out",
+                "1: the device has failed, and recordings leave it out",
+            ),
+            MetricType::Gauge,
+            |d| d.out.into(),
+        )?;
         to.family(
             (
                 "dropped",

@@ -35,7 +35,7 @@ fn the_crate_lays_out_what_c_sees_as_the_table_says() {
     of! { lines, "unified_stats", unified_stats { size xdp_seen xdp_passed xdp_redirected xdp_matched xdp_no_socket xdp_malformed xdp_fragments events events_lost no_metadata rx_dropped rx_ring_full rx_fill_ring_empty redirect_errors rx_pending received received_bytes stored stored_bytes failed released packets_held packets_in_flight submitted completed errors operations commands_in_flight sq_full bounced bounced_bytes bytes_written bytes_read frames_free frames_filled frames_held frames_in_flight misplaced bad_descriptors link_up link_changes xdp_attached xdp_changes spilled spilled_bytes xdp_merged packed packed_bytes frames_reserve buffers buffer_bytes buffer_registered_bytes } }
     of! { lines, "unified_latency", unified_latency { size count sum max buckets } }
     of! { lines, "unified_event", unified_event { timestamp src_addr dst_addr src_port dst_port payload_len vlan_tci queue ip_version flags reserved } }
-    of! { lines, "unified_device_info", unified_device_info { size backend path blocks block_size max_transfer dma_alignment nsid direct_io writable volatile_cache reserved0 reserved1 operations errors bytes_written bytes_read spilled spilled_bytes } }
+    of! { lines, "unified_device_info", unified_device_info { size backend path blocks block_size max_transfer dma_alignment nsid direct_io writable volatile_cache out reserved operations errors bytes_written bytes_read spilled spilled_bytes } }
     of! { lines, "unified_packet", unified_packet { data payload timestamp len payload_len frame queue l3_offset payload_offset src_port dst_port vlan_tci ip_version flags reserved } }
     of! { lines, "unified_write", unified_write { data lba user_data len frame flags reserved } }
     of! { lines, "unified_nvme_command", unified_nvme_command { opcode reserved0 reserved1 nsid cdw2 cdw3 cdw10 cdw11 cdw12 cdw13 cdw14 cdw15 data_len timeout } }
@@ -43,7 +43,7 @@ fn the_crate_lays_out_what_c_sees_as_the_table_says() {
     of! { lines, "unified_submission", unified_submission { size lba user_data data command op device frame len blocks flags buffer } }
     of! { lines, "unified_buffer_info", unified_buffer_info { size data len commands reserved } }
     of! { lines, "unified_pipeline_config", unified_pipeline_config { size start_lba blocks at_end flags layout flush_writes flush_interval_ms moderation_us pack_below chunk_bytes } }
-    of! { lines, "unified_pipeline_status", unified_pipeline_status { size next_lba wraps submitted stored failed payload_bytes no_space empty running error first_sequence completed durable flushes pack_below } }
+    of! { lines, "unified_pipeline_status", unified_pipeline_status { size next_lba wraps submitted stored failed payload_bytes no_space empty running error first_sequence completed durable flushes pack_below rescued unflushed } }
     of! { lines, "unified_log_record", unified_log_record { size sequence count timestamp packet payload len payload_len kind src_port dst_port vlan_tci queue ip_version flags reserved lane device reserved2 } }
     of! { lines, "unified_log_info", unified_log_info { size log_id created slots slot_size block_size oldest end position records missing damaged overwritten dropped unrecorded first_loss last_loss interface version reserved lanes devices devices_given reserved2 } }
     of! { lines, "UNIFIED_DRIVE_INLINE" = UNIFIED_DRIVE_INLINE }

@@ -16,6 +16,7 @@ use common::{Scratch, SmallDisk, Veth, check_lanes, is_root, log_to_stderr, payl
 use store::{LoopDevice, can_loop};
 use unified::config::{ALL_QUEUES, Config, Drive};
 use unified::context::Context;
+use unified::log_reader::{Item, LogReader};
 use unified::pipeline::{AtEnd, Pipeline, PipelineConfig, PipelineStatus, StoreLayout};
 use unified::recorder::Existing;
 use unified::storage::device::DeviceConfig;
@@ -155,6 +156,53 @@ fn images(paths: &[&str]) -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
 
+/// What the reader finds on these devices must be what stands there: each packet once, in the order of its lane, all of them in
+/// the order of time (lanes read the clock a little apart), and what is on none of the devices as missing.
+fn check_reader(paths: &[&str], found: &BTreeMap<(u16, u64), Vec<Stored>>, all: bool) {
+    let devices: Vec<(PathBuf, u64)> = paths.iter().map(|path| (path.into(), 0)).collect();
+    let mut reader = LogReader::open_set(&devices).unwrap();
+    let mut next: BTreeMap<u16, u64> = BTreeMap::new();
+    let (mut read, mut missing, mut time) = (0, 0, 0);
+    while let Some(item) = reader.next_item().unwrap() {
+        match item {
+            Item::Record { header, packet } => {
+                let next = next.entry(header.lane).or_default();
+                assert_eq!(header.sequence, *next, "lane {}", header.lane);
+                *next += 1;
+                let stored = &found[&(header.lane, header.sequence)];
+                let start = usize::from(header.payload_offset);
+                let payload = &packet[start..start + usize::from(header.payload_len)];
+                assert!(payload == stored[0].payload, "{header:?}");
+                assert!(
+                    header.timestamp + 1_000_000 > time || !all,
+                    "in the order of time"
+                );
+                time = time.max(header.timestamp);
+                read += 1;
+            }
+            Item::Gap {
+                lane,
+                first,
+                count,
+                damaged,
+            } => {
+                let next = next.entry(lane).or_default();
+                assert_eq!((first, damaged), (*next, false), "lane {lane}");
+                *next += count;
+                missing += count;
+            }
+            Item::Overwritten { .. } => panic!("nothing is overwritten"),
+        }
+    }
+    let tally = reader.tally();
+    assert_eq!(
+        (tally.records, tally.missing, tally.damaged),
+        (read, missing, 0)
+    );
+    assert_eq!(read, found.len() as u64, "all that is there is read");
+    assert!(!all || missing == 0);
+}
+
 /// Of each flow so many numbers are there, each once, each flow on one lane and in its order, each lane without a gap.
 fn check_all_there(found: &BTreeMap<(u16, u64), Vec<Stored>>, expected: &[u32]) {
     let mut next_of_lane: BTreeMap<u16, u64> = BTreeMap::new();
@@ -241,7 +289,26 @@ fn every_packet_is_stored_once_on_every_mix_of_lanes_and_devices() {
             record(&context, &veth, fresh, FLOWS, 0..NUMBERS);
             check_lanes(&context);
             drop(context);
-            check_all_there(&packets_on(&images(&seen)), &[NUMBERS; FLOWS as usize]);
+            let found = packets_on(&images(&seen));
+            check_all_there(&found, &[NUMBERS; FLOWS as usize]);
+            check_reader(&seen, &found, true);
+            // In another order, and with one of them missing.
+            let turned: Vec<&str> = seen.iter().rev().copied().collect();
+            check_reader(&turned, &found, true);
+            for lost in 0..seen.len() {
+                let is_left = |(device, _): &(usize, &&str)| *device != lost;
+                let left: Vec<&str> = seen
+                    .iter()
+                    .enumerate()
+                    .filter(is_left)
+                    .map(|(_, path)| *path)
+                    .collect();
+                let mut on_them = found.clone();
+                on_them.retain(|_, stored| stored[0].device != lost);
+                if !on_them.is_empty() {
+                    check_reader(&left, &on_them, false);
+                }
+            }
         }
     }
 }
@@ -318,6 +385,7 @@ fn a_recording_is_continued_with_more_and_with_fewer_lanes() {
             assert_eq!(sequence, next);
             *next += 1;
         }
+        check_reader(&paths, &now, true);
         before = now;
     }
     let numbers: BTreeSet<&[u8]> = before
@@ -500,6 +568,7 @@ fn what_a_device_fails_goes_to_the_others_until_it_works_again() {
             let status = pipeline.status();
             assert_eq!((status.error, status.failed), (0, 0), "{status:?}");
             assert!(status.rescued > 0, "{status:?}");
+            assert!(context.device(1, None).unwrap().1.out);
             // There is room again: it is tried within a second or two, and used.
             fragile.empty();
             let written = || context.device(1, None).unwrap().1.bytes_written;
@@ -517,6 +586,7 @@ fn what_a_device_fails_goes_to_the_others_until_it_works_again() {
             let found = packets_on(&images(&[file.path(), &fragile.file]));
             let counts = [40, 60, 120].map(|count| [count; FLOWS as usize]);
             check_all_there_once_or_twice(&found, counts.as_flattened());
+            check_reader(&[file.path(), &fragile.file], &found, true);
             let late = |stored: &Stored| {
                 let number = u32::from_le_bytes(stored.payload[..4].try_into().unwrap());
                 stored.device == 1 && number >> 16 >= 2 * FLOWS
@@ -606,6 +676,7 @@ fn a_device_that_does_not_answer_keeps_nobody_waiting() {
             let found = packets_on(&images(&[file.path(), &stuck]));
             let counts = [40, 60, 40].map(|count| [count; FLOWS as usize]);
             check_all_there_once_or_twice(&found, counts.as_flattened());
+            check_reader(&[file.path(), &stuck], &found, true);
         }
     }
 }

@@ -179,8 +179,8 @@ struct unified_device_info {
   uint8_t direct_io;
   uint8_t writable;
   uint8_t volatile_cache;
-  uint8_t reserved0;
-  uint32_t reserved1;
+  uint8_t out;
+  uint32_t reserved;
   uint64_t operations;
   uint64_t errors;
   uint64_t bytes_written;
@@ -290,6 +290,8 @@ struct unified_pipeline_status {
   uint64_t durable;
   uint64_t flushes;
   uint64_t pack_below;
+  uint64_t rescued;
+  uint64_t unflushed;
 };
 struct unified_log_record {
   uint64_t size;

@@ -170,6 +170,8 @@ unsafe fn fill(to: *mut unified_pipeline_status, s: &PipelineStatus) -> Result<(
         durable: s.durable,
         flushes: s.flushes,
         pack_below: s.pack_below.into(),
+        rescued: s.rescued,
+        unflushed: s.unflushed,
     };
     // SAFETY: the caller's promise.
     unsafe { put_sized(to, filled, STATUS) }

@@ -298,8 +298,9 @@ pub struct unified_device_info {
     pub writable: u8,
     /// 1: completed writes may stay in the device's cache until a flush. 2: unknown.
     pub volatile_cache: u8,
-    pub reserved0: u8,
-    pub reserved1: u32,
+    /// 1: it has failed while it was recorded to, and has not answered since. It is tried again every second.
+    pub out: u8,
+    pub reserved: u32,
     /// Operations that the device got, commands that completed with an error, bytes written and read with success, writes
     /// that the device failed and the spill took, and their bytes: parts of the sums in unified_stats.
     pub operations: u64,
@@ -692,6 +693,12 @@ pub struct unified_pipeline_status {
     pub flushes: u64,
     /// UNIFIED_LAYOUT_LOG: the value in use of unified_pipeline_config.pack_below. 0 in the other layouts.
     pub pack_below: u64,
+    /// UNIFIED_LAYOUT_LOG on several devices: packets that were written again to another device, since theirs failed or did not
+    /// answer.
+    pub rescued: u64,
+    /// UNIFIED_LAYOUT_LOG on several devices: packets that a device had completed, and no flush had covered, when it failed. They
+    /// count as durable, and are lost if the device held them in a cache that is gone.
+    pub unflushed: u64,
 }
 
 /// unified_log_record.kind: a record.

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use parking_lot::Mutex;
 
@@ -39,8 +39,6 @@ pub struct EngineShared {
     /// Something is broken for good (the rings were corrupted, or io_uring fails), or the context is being destroyed.
     pub end: End,
     pub stats: EngineStats,
-    /// Devices that have failed, a bit for each.
-    out: AtomicU32,
     /// Somebody wants to know which operations their devices do not answer.
     look: AtomicBool,
     stuck: Mutex<Vec<Stuck>>,
@@ -59,7 +57,6 @@ impl EngineShared {
             changes: Changes::default(),
             end: End::new().map_err(|e| Error::os(&e, "creating an eventfd"))?,
             stats: EngineStats::for_devices(devices),
-            out: AtomicU32::new(0),
             look: AtomicBool::new(false),
             stuck: Mutex::new(Vec::new()),
             stamps: Stamps::new(sq_entries),
@@ -99,16 +96,15 @@ impl EngineShared {
     /// Leaves a device out of the flushes of all devices, and fails writes that can go elsewhere before the device has them; or
     /// takes it in again.
     pub fn set_out(&self, device: u8, out: bool) {
-        let bit = 1 << device;
-        match out {
-            true => self.out.fetch_or(bit, Ordering::Relaxed),
-            false => self.out.fetch_and(!bit, Ordering::Relaxed),
-        };
+        if let Some(stats) = self.stats.devices.get(usize::from(device)) {
+            stats.out.store(out, Ordering::Relaxed);
+        }
     }
 
     /// Whether a device is left out.
     pub fn is_out(&self, device: u8) -> bool {
-        self.out.load(Ordering::Relaxed) & 1 << device != 0
+        let stats = self.stats.devices.get(usize::from(device));
+        stats.is_some_and(|stats| stats.out.load(Ordering::Relaxed))
     }
 
     /// The errno of a failure that has stopped the engine.
