@@ -4,7 +4,9 @@
  * storage thread takes completions (and so drives the device), the main thread reports once a second.
  * With several queues each is a lane of its own, with a packet and a storage thread of its own.
  *
- *     unified-full-stack-test [OPTIONS] IFACE DEVICE QUEUE
+ * Several devices are filled in chunks, in turn (unified_stripe_locate).
+ *
+ *     unified-full-stack-test [OPTIONS] IFACE DEVICE[,DEVICE...] QUEUE
  *
  * Exit code: 0 every received packet was stored; 1 something failed; 2 wrong usage; 3 DEVICE holds data that would be
  * destroyed (a file system, a partition table and the like) and nobody insisted.
@@ -36,6 +38,8 @@ static atomic_bool stopping; /* no more packets are taken */
 static atomic_uint_fast64_t stored, stored_bytes, errors, no_space;
 static atomic_uint_fast64_t next_lba; /* shared by the lanes, as the device is */
 static uint64_t end_lba;
+static uint32_t block_size = 512; /* of the space that is spread over the devices: the longest of theirs */
+#define CHUNK (1u << 20)
 
 /* A lane and its two threads. */
 struct lane {
@@ -44,6 +48,9 @@ struct lane {
 	atomic_bool packets_done;      /* the packet thread has submitted its last command */
 	atomic_bool flushed, flush_ok; /* the device has answered the flush at the end */
 	atomic_uint_fast64_t submitted, finished;
+	/* The chunk of the last write: its first block, and where that is. */
+	uint64_t chunk, device_lba;
+	uint32_t device, device_block;
 };
 
 static void complain(const char *what)
@@ -79,22 +86,55 @@ static uint64_t tag(uint64_t lba, uint32_t len)
 	return lba << 16 | len;
 }
 
+/* Where a block of the space is: the chunks go to the devices in turn. */
+static void locate(struct lane *lane, uint64_t lba, struct unified_submission *to)
+{
+	uint64_t chunk = lba - lba % (CHUNK / block_size);
+	struct unified_device_info about = { .size = sizeof(about) };
+
+	to->lba = lba;
+	if (info.devices == 1)
+		return;
+	if (chunk != lane->chunk || !lane->device_block) {
+		unified_stripe_locate(ctx, chunk, CHUNK, &lane->device, &lane->device_lba);
+		unified_device_info(ctx, lane->device, &about);
+		lane->device_block = about.block_size;
+		lane->chunk = chunk;
+	}
+	to->device = lane->device;
+	to->lba = lane->device_lba + (lba - chunk) * (block_size / lane->device_block);
+}
+
 /* Writes one payload after the previous one, whichever lane that came to. The frame is free afterwards. */
 static void store(struct lane *lane, const struct unified_packet *packet)
 {
-	uint64_t blocks = (packet->payload_len + info.block_size - 1) / info.block_size;
-	uint_fast64_t lba = next_lba;
+	uint64_t blocks = (packet->payload_len + block_size - 1) / block_size;
+	uint64_t per_chunk = info.devices == 1 ? UINT64_MAX : CHUNK / block_size;
+	uint_fast64_t next = next_lba, lba;
+	struct unified_submission write = {
+		.size = sizeof(write),
+		.op = UNIFIED_OP_WRITE,
+		.frame = packet->frame,
+		.data = packet->payload,
+		.len = packet->payload_len,
+		.flags = UNIFIED_MORE,
+	};
 	int ret;
 
 	do {
-		if (end_lba - lba < blocks) {
+		/* A payload does not go on in the next chunk. */
+		lba = next;
+		if (lba % per_chunk + blocks > per_chunk)
+			lba += per_chunk - lba % per_chunk;
+		if (lba > end_lba || end_lba - lba < blocks) {
 			drop(lane, packet, &no_space);
 			return;
 		}
-	} while (!atomic_compare_exchange_weak(&next_lba, &lba, lba + blocks));
+	} while (!atomic_compare_exchange_weak(&next_lba, &next, lba + blocks));
 	lane->submitted++;
-	while ((ret = unified_submit_write(lane->ctx, packet->frame, packet->payload, packet->payload_len, lba,
-					   tag(lba, packet->payload_len), UNIFIED_MORE)) == -EAGAIN) {
+	locate(lane, lba, &write);
+	write.user_data = tag(lba, packet->payload_len);
+	while ((ret = unified_submit(lane->ctx, &write, 1)) == -EAGAIN) {
 		unified_submit_pending(lane->ctx);
 		pause_for_room();
 	}
@@ -206,9 +246,8 @@ static uint64_t drain_events(void)
 
 static void print_setup(const struct unified_config *config)
 {
-	char device[256] = "";
+	struct unified_device_info about = { .size = sizeof(about) };
 
-	unified_ctx_device(ctx, device, sizeof(device));
 	printf("BPF program loaded successfully (%s mode%s)\n", info.native ? "native" : "SKB",
 	       info.dispatcher ? ", dispatcher" : "");
 	for (uint32_t i = 0; i < info.lanes; i++)
@@ -218,8 +257,32 @@ static void print_setup(const struct unified_config *config)
 	printf("  SQ ring: %p (entries: %u)\n", (void *)((char *)info.region + info.sq_ring), info.sq_entries);
 	printf("  CQ ring: %p (entries: %u)\n", (void *)((char *)info.region + info.cq_ring), info.cq_entries);
 	printf("  Data buffers: %p\n", (void *)((char *)info.region + info.buffers));
-	printf("  Device: %s (%s, %" PRIu64 " blocks of %u bytes)\n\n", device, info.backend, info.blocks,
-	       info.block_size);
+	for (uint32_t i = 0; i < info.devices; i++) {
+		unified_device_info(ctx, i, &about);
+		printf("  Device: %s (%s, %" PRIu64 " blocks of %u bytes)\n", about.path, about.backend, about.blocks,
+		       about.block_size);
+		if (about.block_size > block_size)
+			block_size = about.block_size;
+	}
+	printf("\n");
+}
+
+/* The length of the space that is spread over the devices, in its blocks. */
+static uint64_t whole_space(void)
+{
+	uint64_t from = 0, to = UINT64_C(1) << 56, middle, lba;
+	uint32_t device;
+
+	if (info.devices == 1)
+		return info.blocks;
+	while (from < to) {
+		middle = from + (to - from) / 2;
+		if (unified_stripe_locate(ctx, middle, CHUNK, &device, &lba) < 0)
+			to = middle;
+		else
+			from = middle + 1;
+	}
+	return from;
 }
 
 /* Whether everything is accounted for. Packets of queues without a lane are seen and passed on. */
@@ -281,7 +344,7 @@ static int print_final(const struct lane *lanes, uint64_t events_read)
 		fprintf(stderr,
 			"%" PRIu64 " packets were not stored: the %" PRIu64 " blocks of %u bytes of the device are full; "
 			"take a larger one, or for a file a larger --file-size\n",
-			(uint64_t)no_space, info.blocks, info.block_size);
+			(uint64_t)no_space, end_lba, block_size);
 	printf("  Dropped: %" PRIu64 " (no frame or too long: %" PRIu64 ", RX ring full: %" PRIu64 ")\n",
 	       s.rx_dropped + s.rx_ring_full + s.redirect_errors, s.rx_dropped, s.rx_ring_full);
 	printf("  Bounced: %" PRIu64 "\n", s.bounced);
@@ -331,8 +394,9 @@ static int check(const struct unified_config *wanted)
 static void usage(FILE *to, const char *name)
 {
 	fprintf(to,
-		"usage: %s [OPTIONS] IFACE DEVICE QUEUE\n"
-		"Stores the payloads of UDP packets that IFACE receives on QUEUE to DEVICE from block 0 on.\n"
+		"usage: %s [OPTIONS] IFACE DEVICE[,DEVICE...] QUEUE\n"
+		"Stores the payloads of UDP packets that IFACE receives on QUEUE to DEVICE from block 0 on; to several devices\n"
+		"in chunks of 1 MiB, in turn.\n"
 		"  -q, --queues N|all       receive on this many queues, from QUEUE on (default 1)\n"
 		"  -p, --port PORT          UDP port (default 9999)\n"
 		"  -d, --duration SECONDS   stop after this time (default: at Ctrl-C)\n"
@@ -345,6 +409,31 @@ static void usage(FILE *to, const char *name)
 		"  -k, --check              only check whether DEVICE may be written to (exit code 3: it holds data)\n"
 		"  -h, --help\n",
 		name);
+}
+
+/* One device, or several with commas between them, unless that is a name itself. */
+static void name_devices(struct unified_config *config, char *names)
+{
+	static struct unified_device devices[16];
+	char *rest = NULL, *name;
+	uint32_t count = 0;
+
+	if (!strchr(names, ',') || !access(names, F_OK)) {
+		config->device = names;
+		return;
+	}
+	for (name = strtok_r(names, ",", &rest); name; name = strtok_r(NULL, ",", &rest)) {
+		if (count == 16) {
+			fprintf(stderr, "More than 16 devices\n");
+			exit(2);
+		}
+		devices[count].size = sizeof(devices[count]);
+		devices[count].path = name;
+		devices[count++].file_size = config->file_size;
+	}
+	config->devices = devices;
+	config->device_count = count;
+	config->file_size = 0;
 }
 
 static uint64_t number(const char *text, uint64_t max, const char *name)
@@ -403,7 +492,7 @@ int main(int argc, char **argv)
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	config.ifname = argv[optind];
-	config.device = argv[optind + 1];
+	name_devices(&config, argv[optind + 1]);
 	config.queue = number(argv[optind + 2], UINT32_MAX, "QUEUE");
 	config.ports = &port;
 	config.port_count = 1;
@@ -421,8 +510,8 @@ int main(int argc, char **argv)
 	if (failed < 0)
 		return not_opened(failed);
 	unified_ctx_info(ctx, &info);
-	end_lba = info.blocks;
 	print_setup(&config);
+	end_lba = whole_space();
 	lanes = calloc(info.lanes, sizeof(*lanes));
 	if (!lanes) {
 		fprintf(stderr, "There is no memory for %u lanes\n", info.lanes);

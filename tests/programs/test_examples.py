@@ -66,6 +66,24 @@ def test_the_full_stack_program(options, network, device, start):
     verify(device, COUNT, "100-1472", "--sent", COUNT)
 
 
+def test_the_full_stack_program_fills_several_devices_in_turn(network, tmp_path, start):
+    """Chunk i is on device i modulo 3; put together they are what one device would hold."""
+    count, chunk = 2500, 1 << 20
+    devices = [tmp_path / name for name in ("a", "b", "c")]
+    program = start(OUT / "bin/unified-full-stack-test", "--file-size", 4 << 20, network.near,
+                    ",".join(map(str, devices)), 0)
+    program.until("^System ready")
+    network.send(count, "1024")
+    program.until(f"^Stats: RX={count} .*Stored={count} ")
+    program.process.send_signal(signal.SIGINT)
+    assert program.end() == 0, program.text()
+    assert "  Books: balanced\n" in program.text()
+    images = [device.read_bytes() for device in devices]
+    whole = tmp_path / "whole"
+    whole.write_bytes(b"".join(images[i % 3][i // 3 * chunk:][:chunk] for i in range(12)))
+    verify(whole, count, "1024", "--sent", count)
+
+
 def test_a_full_device_is_told_and_counted(network, device, start):
     program = start(OUT / "bin/unified-full-stack-test", "--file-size", 128 << 10, network.near, device, 0)
     program.until("^System ready")
