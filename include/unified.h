@@ -1132,11 +1132,11 @@ struct unified_pipeline_config {
    */
   uint64_t size;
   /**
-   * First block of the range.
+   * First block of the range. UNIFIED_LAYOUT_LOG: on each device, in its own blocks.
    */
   uint64_t start_lba;
   /**
-   * Blocks in the range. 0: to the device's end.
+   * Blocks in the range. 0: to the end of each device.
    */
   uint64_t blocks;
   /**
@@ -1178,7 +1178,8 @@ struct unified_pipeline_config {
 };
 
 /**
- * State of a pipeline.
+ * State of a pipeline. Of several lanes together: sums, also of the sequence numbers; `next_lba` and `pack_below` are those of
+ * the first lane, and `error` is the first that there is.
  */
 struct unified_pipeline_status {
   /**
@@ -1888,18 +1889,29 @@ int unified_packet_flow(const struct unified_packet *packet,
                         uint16_t *dst_port);
 
 /**
- * Starts a packet thread and a storage thread that store the received packets of a lane in a range of the device. If the
- * context has several lanes, `ctx` is the handle of one of them, and each lane needs a range of its own. UNIFIED_LAYOUT_PAYLOAD
- * stores the payloads one after the other, each padded to whole blocks, and spreads them over all devices of the context
- * (unified_stripe_locate says where); the other layouts use device 0. UNIFIED_LAYOUT_SLOT and UNIFIED_LAYOUT_LOG write a log,
- * which unified_log_open reads. An existing log of the same layout is continued, or replaced with UNIFIED_LOG_NEW. Until the pipeline is
- * stopped, the functions of the data path return -EBUSY.
+ * Starts a packet thread and a storage thread that store the received packets in a range of the devices. If the context has
+ * several lanes, each has two such threads, and all of them store to one recording; with the handle of a lane, that lane alone
+ * is stored, to a range that no other lane's pipeline has. Until the pipeline is stopped, the functions of the data path return
+ * -EBUSY.
  *
- * Returns 0, or -EINVAL: the range is not on the device, no log fits into it, a log of other sizes or of the other layout is
- * there, a field of `config` is out of range, or the context has several lanes and `ctx` is not the handle of one; -EROFS; -EEXIST: the range holds something that is not a log (UNIFIED_LOG_NEW overrides
- * this); -EALREADY: a pipeline runs, or has not ended yet; -EBUSY: completions of earlier commands were not taken yet,
- * another thread is taking some, or the pipeline of another lane writes to the range; -ENOTCONN: no interface; -EIO: the log cannot be read; -EPROTONOSUPPORT: this library does
- * not know the version of the log in the range; -ETIMEDOUT: the device did not answer for 30 s. Any thread.
+ * UNIFIED_LAYOUT_PAYLOAD stores the payloads one after the other, each padded to whole blocks, and spreads them over all devices
+ * of the context (unified_stripe_locate says where). Of several lanes, each has an equal part of the range. There is no failover:
+ * what a device fails is in its spill, or counts as failed.
+ *
+ * UNIFIED_LAYOUT_LOG writes a log on each device, in the same range of each, which unified_log_open_set reads together
+ * (unified_log_open: that of one device alone). The lanes share them. If a device fails writes, or does not answer for more than
+ * a second, its packets are written to the other devices; it is tried again every second, and used again when it answers. No
+ * packet is stored twice on purpose: there is no mirror. UNIFIED_LAYOUT_SLOT writes a log of version 1, of one lane on device 0.
+ * An existing log of the same layout is continued, or replaced with UNIFIED_LOG_NEW; the devices of one recording must be given
+ * in the order in which it was begun, all of them.
+ *
+ * Returns 0, or -EINVAL: the range is not on the devices, no log fits into it, a log of other sizes or of the other layout is
+ * there, the devices hold different recordings or are not all of one, in its order, or a field of `config` is out of range;
+ * -EROFS; -EEXIST: the range holds something that is not a log (UNIFIED_LOG_NEW overrides this); -EALREADY: a pipeline runs, or
+ * has not ended yet; -EBUSY: completions of earlier commands were not taken yet, another thread is taking some, the lanes are used
+ * one by one (unified_ctx_lane), or the pipeline of another lane writes to the range; -ENOTCONN: no interface; -EIO: the log
+ * cannot be read; -EPROTONOSUPPORT: this library does not know the version of the log in the range; -ETIMEDOUT: a device did not
+ * answer for 30 s. Any thread.
  *
  * With UNIFIED_FUA, or on a device without volatile cache, a completed write is durable. Otherwise it is durable as soon as
  * unified_pipeline_status.durable has passed it.

@@ -1,8 +1,10 @@
 //! The documented three threads as one call: the packet thread receives and submits, the storage thread
 //! takes completions, and the caller's thread reports.
 //!
-//! Two layouts. *Payload*: every payload padded to whole blocks, one after the other, spread over all devices (`stripe`). *Slot*: whole frames with a
-//! record header, a log that can be read after a crash (`recorder`, `record`).
+//! Layouts. *Payload*: every payload padded to whole blocks, one after the other, in chunks over all devices (`stripe`).
+//! *Slot*: whole frames with a record header, a log that can be read after a crash (`recorder`, `record`). *Log*: units of
+//! packets in segments, on all devices, which the lanes share (`units`, `recorder::set`); `failover` stores elsewhere what a
+//! device fails or does not answer.
 //!
 //! Every write has a number. The storage thread publishes the number up to which all writes are completed. A flush
 //! makes durable what was completed when it was submitted, and no more.
@@ -16,6 +18,7 @@ mod packets;
 mod runs;
 pub mod stripe;
 mod units;
+mod window;
 mod write_target;
 
 use std::ops::Range;

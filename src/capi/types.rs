@@ -631,9 +631,9 @@ pub struct unified_latency {
 pub struct unified_pipeline_config {
     /// sizeof(struct unified_pipeline_config)
     pub size: u64,
-    /// First block of the range.
+    /// First block of the range. UNIFIED_LAYOUT_LOG: on each device, in its own blocks.
     pub start_lba: u64,
-    /// Blocks in the range. 0: to the device's end.
+    /// Blocks in the range. 0: to the end of each device.
     pub blocks: u64,
     /// UNIFIED_AT_END_STOP or UNIFIED_AT_END_WRAP
     pub at_end: u32,
@@ -659,7 +659,8 @@ pub struct unified_pipeline_config {
     pub chunk_bytes: u32,
 }
 
-/// State of a pipeline.
+/// State of a pipeline. Of several lanes together: sums, also of the sequence numbers; `next_lba` and `pack_below` are those of
+/// the first lane, and `error` is the first that there is.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct unified_pipeline_status {

@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 
 use super::failover::{Decided, Stall, answered, end_rescues, part_ended, take_out, tried};
 use super::runs::{FailedRun, not_submitted};
-use super::{BATCH, FLUSH, Progress, RESCUE, SEGMENT, SUPERBLOCK, TICK, TRY, WINDOW};
+use super::window::Window;
+use super::{BATCH, FLUSH, Progress, RESCUE, SEGMENT, SUPERBLOCK, TICK, TRY};
 use crate::context::Context;
 use crate::error::Result;
 use crate::lane::{Completion, Lane, Ready};
@@ -15,52 +16,6 @@ use crate::log::{self, Level};
 use crate::recorder::LogSet;
 use crate::storage::command::status;
 use crate::storage::device::MAX_DEVICES;
-
-/// Which writes are completed: the first that is not, and a bit for each write of the window after it.
-pub(super) struct Window {
-    first: u64,
-    bits: Box<[u64]>,
-}
-
-/// The word of a write's bit.
-fn word_of(number: u64) -> usize {
-    (number % WINDOW / 64) as usize
-}
-
-impl Window {
-    fn new() -> Window {
-        Window {
-            first: 0,
-            bits: vec![0; (WINDOW / 64) as usize].into(),
-        }
-    }
-
-    /// Whether a write of the window, or one before it, is completed.
-    pub fn is_complete(&self, number: u64) -> bool {
-        number < self.first || self.bits[word_of(number)] >> (number % 64) & 1 != 0
-    }
-
-    /// `count` writes from `number` on are completed.
-    pub fn complete(&mut self, number: u64, count: u32) {
-        let end = number + u64::from(count);
-        let mut at = number;
-        while at < end {
-            let here = (64 - at % 64).min(end - at);
-            self.bits[word_of(at)] |= u64::MAX >> (64 - here) << (at % 64);
-            at += here;
-        }
-        loop {
-            let place = self.first % 64;
-            let word = &mut self.bits[word_of(self.first)];
-            let done = (*word >> place).trailing_ones();
-            if done == 0 {
-                return;
-            }
-            *word &= !(u64::MAX >> (64 - done) << place);
-            self.first += u64::from(done);
-        }
-    }
-}
 
 /// The storage thread.
 pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -> Result<()> {
@@ -129,7 +84,7 @@ pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -
                 let packets = completion.packets.max(1);
                 let end = completion.user_data.saturating_add(packets.into());
                 if completion.result == -libc::EBADMSG
-                    || completion.user_data < window.first
+                    || completion.user_data < window.first()
                     || end > progress.submitted.load(Ordering::Acquire)
                 {
                     return Err(not_submitted());
@@ -177,9 +132,9 @@ pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -
             .fetch_add(decided.frames, Ordering::Relaxed);
         progress.stored.add(decided.stored);
         progress.failed.add(decided.failed);
-        progress.completed.store(window.first, Ordering::Release);
+        progress.completed.store(window.first(), Ordering::Release);
         if progress.fua {
-            progress.durable.store(window.first, Ordering::Release);
+            progress.durable.store(window.first(), Ordering::Release);
         }
         if count > 0 {
             if progress.waiting.load(Ordering::Relaxed) {
@@ -189,7 +144,7 @@ pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -
         }
         // The packet thread ends after its last submission.
         if progress.packets_done.load(Ordering::Acquire)
-            && window.first == progress.submitted.load(Ordering::Acquire)
+            && window.first() == progress.submitted.load(Ordering::Acquire)
             && !progress.flushing.load(Ordering::Acquire)
             && progress.superblocks.load(Ordering::Acquire) == 0
         {
@@ -241,43 +196,4 @@ fn flushed(context: &Context, progress: &Progress, completion: &Completion) {
         );
     }
     progress.flushing.store(false, Ordering::Release);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_that_is_not_completed() {
-        let mut window = Window::new();
-        for number in [1, 2, 5] {
-            window.complete(number, 1);
-            assert_eq!(window.first, 0);
-        }
-        window.complete(0, 1);
-        assert_eq!(window.first, 3);
-        window.complete(4, 1);
-        window.complete(3, 1);
-        assert_eq!(window.first, 6);
-        for number in 6..WINDOW * 2 + 10 {
-            window.complete(number, 1);
-        }
-        let mut first = WINDOW * 2 + 10;
-        assert_eq!(window.first, first);
-        // Runs of all lengths, every second pair in the wrong order.
-        for count in 1..400 {
-            let next = first + u64::from(count);
-            if count % 2 == 0 {
-                window.complete(next, 3);
-                assert_eq!(window.first, first);
-                window.complete(first, count);
-                first = next + 3;
-            } else {
-                window.complete(first, count);
-                first = next;
-            }
-            assert_eq!(window.first, first);
-        }
-        assert!(window.bits.iter().all(|word| *word == 0));
-    }
 }

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::completions::Window;
 use super::packets::Packets;
 use super::runs::FailedRun;
+use super::window::Window;
 use super::write_target::WriteTarget;
 use super::{FLUSH, Progress, RESCUE, SEGMENT, SUPERBLOCK, TRY};
 use crate::context::Context;
