@@ -53,6 +53,14 @@ const (
 	LatencyPacket      = 0
 	LatencyCommand     = 1
 	LatencyBuckets     = 101
+	OpFlush            = 0
+	OpWrite            = 1
+	OpRead             = 2
+	OpCompare          = 5
+	OpWriteZeroes      = 8
+	OpDeallocate       = 9
+	OpRaw              = 256
+	AllDevices         = 0xffffffff
 )
 
 // The structs below are those of the header, field by field: the library fills them in directly. A test
@@ -96,6 +104,72 @@ type Info struct {
 	Lanes           uint32
 	// Lane that this is about; 0 for the whole context.
 	Lane uint32
+	// Devices is how many the context has; DeviceInfo tells about each.
+	Devices   uint32
+	reserved1 uint32
+}
+
+// Device is one of several devices of a context.
+type Device struct {
+	size      uint64
+	path      unsafe.Pointer
+	FileSize  uint64
+	BlockSize uint32
+	Flags     uint32
+	FD        int32
+	reserved  uint32
+	spill     unsafe.Pointer
+}
+
+// DeviceInfo is what a device is, and what was counted of it.
+type DeviceInfo struct {
+	size          uint64
+	backend       unsafe.Pointer
+	path          unsafe.Pointer
+	Blocks        uint64
+	BlockSize     uint32
+	MaxTransfer   uint32
+	DMAAlignment  uint32
+	NSID          uint32
+	DirectIO      uint8
+	Writable      uint8
+	VolatileCache uint8
+	// Out is 1 while it has failed and has not answered since.
+	Out          uint8
+	reserved     uint32
+	Operations   uint64
+	Errors       uint64
+	BytesWritten uint64
+	BytesRead    uint64
+	Spilled      uint64
+	SpilledBytes uint64
+}
+
+// Submission is a command for Submit, which names its device.
+type Submission struct {
+	size     uint64
+	LBA      uint64
+	UserData uint64
+	data     unsafe.Pointer
+	command  unsafe.Pointer
+	Op       uint32
+	Device   uint32
+	Frame    uint32
+	Len      uint32
+	// Blocks of OpWriteZeroes and OpDeallocate.
+	Blocks uint32
+	// Flags: FUA, Keep, More.
+	Flags  uint32
+	buffer uint64
+}
+
+// BufferInfo is where a buffer is, and who uses it.
+type BufferInfo struct {
+	size     uint64
+	data     unsafe.Pointer
+	Len      uint64
+	Commands uint32
+	reserved uint32
 }
 
 // Stats are all counters of a context, as unified_stats describes them.
@@ -241,9 +315,9 @@ type Completion struct {
 	Status   uint32
 	Len      uint32
 	// Frame is valid with the flag CompletionFrame.
-	Frame    uint32
-	Flags    uint32
-	reserved uint32
+	Frame  uint32
+	Flags  uint32
+	Device uint32
 }
 
 // PipelineConfig says what a pipeline stores, and where.
@@ -258,7 +332,7 @@ type PipelineConfig struct {
 	FlushIntervalMS uint32
 	ModerationUS    uint32
 	PackBelow       uint32
-	reserved        uint32
+	ChunkBytes      uint32
 }
 
 // PipelineStatus is the state of a pipeline.
@@ -279,6 +353,8 @@ type PipelineStatus struct {
 	Durable       uint64
 	Flushes       uint64
 	PackBelow     uint64
+	Rescued       uint64
+	Unflushed     uint64
 }
 
 // LogRecord is one thing found in a log.

@@ -26,8 +26,8 @@ import weakref
 from types import TracebackType
 from typing import Any, AsyncIterator, Callable, Deque, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
 
-__all__ = ["Completion", "Context", "Event", "Frame", "Info", "Latency", "Log", "LogInfo", "NvmeCommand", "Packet", "Pipeline",
-           "PipelineStatus", "Record", "Statistics", "Stream", "UnifiedError", "Write", "log_to", "status_string", "version"]
+__all__ = ["Buffer", "Completion", "Context", "Device", "DeviceInfo", "Event", "Frame", "Info", "Latency", "Log", "LogInfo", "NvmeCommand", "Packet", "Pipeline",
+           "PipelineStatus", "Record", "Statistics", "Stream", "Submission", "UnifiedError", "Write", "log_to", "status_string", "version"]
 
 DRIVE_INLINE, DRIVE_THREAD = 0, 1
 XDP_AUTO, XDP_NATIVE, XDP_SKB = 0, 1, 2
@@ -44,6 +44,8 @@ LAYOUT_PAYLOAD, LAYOUT_SLOT, LAYOUT_LOG = 0, 1, 2
 LOG_NEW, LOG_UNCHECKED = 8, 16
 AT_END_STOP, AT_END_WRAP = 0, 1
 LATENCY_PACKET, LATENCY_COMMAND, LATENCY_BUCKETS = 0, 1, 101
+OP_FLUSH, OP_WRITE, OP_READ, OP_COMPARE, OP_WRITE_ZEROES, OP_DEALLOCATE, OP_RAW = 0, 1, 2, 5, 8, 9, 256
+ALL_DEVICES = 0xFFFFFFFF
 LOG_RECORD, LOG_MISSING, LOG_DAMAGED, LOG_OVERWRITTEN = 1, 2, 3, 4
 
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
@@ -64,7 +66,12 @@ class _config(c.Structure):
         "u64 size, str ifname device, u64 file_size, u32 queue flags, ptr ports, u32 port_count drive"
         " frame_size frame_count headroom sq_entries cq_entries rx_ring fill_ring xdp_mode copy_mode"
         " run_priority event_sample events_bytes block_size reserved retries retry_backoff_us retry_give_up_ms,"
-        " i32 xsk_map_fd xsk_fd device_fd, str spill, u32 queues cpu_count, ptr cpus")
+        " i32 xsk_map_fd xsk_fd device_fd, str spill, u32 queues cpu_count, ptr cpus devices, u32 device_count reserved2,"
+        " u64 buffers_max")
+
+
+class _device(c.Structure):
+    _fields_ = _fields("u64 size, str path, u64 file_size, u32 block_size flags, i32 fd, u32 reserved, str spill")
 
 
 class _info(c.Structure):
@@ -72,7 +79,23 @@ class _info(c.Structure):
         "u64 size, str backend, ptr region, u64 region_size sq_ring cq_ring sq_entries_offset"
         " cq_entries_offset buffers buffers_size blocks, u32 block_size max_transfer dma_alignment nsid"
         " sq_entries cq_entries frame_size frame_count headroom ifindex queue rx_queues xdp_program_id,"
-        " u8 huge_pages native zero_copy dispatcher direct_io writable volatile_cache threaded, u32 reserved lanes lane")
+        " u8 huge_pages native zero_copy dispatcher direct_io writable volatile_cache threaded, u32 reserved lanes lane"
+        " devices reserved1")
+
+
+class _device_info(c.Structure):
+    _fields_ = _fields(
+        "u64 size, str backend path, u64 blocks, u32 block_size max_transfer dma_alignment nsid,"
+        " u8 direct_io writable volatile_cache out, u32 reserved, u64 operations errors bytes_written bytes_read spilled"
+        " spilled_bytes")
+
+
+class _submission(c.Structure):
+    _fields_ = _fields("u64 size lba user_data, ptr data command, u32 op device frame len blocks flags, u64 buffer")
+
+
+class _buffer_info(c.Structure):
+    _fields_ = _fields("u64 size, ptr data, u64 len, u32 commands reserved")
 
 
 class _stats(c.Structure):
@@ -111,17 +134,18 @@ class _nvme_command(c.Structure):
 
 
 class _completion(c.Structure):
-    _fields_ = _fields("u64 user_data, i32 result, u32 status len frame flags reserved")
+    _fields_ = _fields("u64 user_data, i32 result, u32 status len frame flags device")
 
 
 class _pipeline_config(c.Structure):
     _fields_ = _fields("u64 size start_lba blocks, u32 at_end flags layout flush_writes flush_interval_ms moderation_us"
-                       " pack_below reserved")
+                       " pack_below chunk_bytes")
 
 
 class _pipeline_status(c.Structure):
     _fields_ = _fields("u64 size next_lba wraps submitted stored failed payload_bytes no_space empty, u32 running,"
-                       " i32 error, u64 first_sequence completed durable flushes pack_below")
+                       " i32 error, u64 first_sequence completed durable flushes pack_below rescued"
+                       " unflushed")
 
 
 class _log_record(c.Structure):
@@ -149,7 +173,9 @@ def _load() -> c.CDLL:
         "set_log_callback": [p, i, p],
         "ctx_create": [p, p], "ctx_destroy": [p], "ctx_info": [p, p], "ctx_lane": [p, u32, p], "ctx_stats": [p, p], "stats_render": [p, p, u32],
         "ctx_latency": [p, u32, p],
-        "ctx_device": [p, p, u32],
+        "ctx_device": [p, p, u32], "device_info": [p, u32, p], "submit": [p, p, u32], "stripe_locate": [p, u64, u32, p, p],
+        "buffer_alloc": [p, u64, p, p], "buffer_import": [p, p, u64, p], "buffer_import_fd": [p, i, u64, u64, p, p],
+        "buffer_free": [p, u64], "buffer_info": [p, u64, p],
         "port_add": [p, u16], "port_remove": [p, u16],
         "events_sample": [p, u32], "events": [p, p, u32], "events_fd": [p],
         "frame_alloc": [p, p], "frame_release": [p, u32], "frames_release": [p, p, u32], "rx_batch": [p, p, u32],
@@ -259,6 +285,8 @@ class Info:
     """How many the context has."""
     lane: int
     """The one that this is about; 0 for the whole context."""
+    devices: int
+    """How many the context has; device_info() tells about each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,6 +398,8 @@ class PipelineStatus:
     durable: int
     flushes: int
     pack_below: int
+    rescued: int
+    unflushed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -543,10 +573,84 @@ class Write:
     keep: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """One of several devices of a context: unified_device."""
+
+    path: Union[None, str, "os.PathLike[str]"] = None
+    file_size: int = 0
+    block_size: int = 0
+    flags: int = 0
+    fd: Optional[int] = None
+    spill: Union[None, str, "os.PathLike[str]"] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceInfo:
+    """What a device is, and what was counted of it: unified_device_info."""
+
+    backend: str
+    path: str
+    blocks: int
+    block_size: int
+    max_transfer: int
+    dma_alignment: int
+    nsid: int
+    direct_io: bool
+    writable: bool
+    volatile_cache: int
+    out: bool
+    operations: int
+    errors: int
+    bytes_written: int
+    bytes_read: int
+    spilled: int
+    spilled_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """A command for submit(), which names its device: unified_submission. The data lies in a frame or in a buffer."""
+
+    op: int
+    device: int = 0
+    lba: int = 0
+    frame: Optional[Frame] = None
+    buffer: Optional[Buffer] = None
+    offset: Optional[int] = None
+    length: Optional[int] = None
+    blocks: int = 0
+    user_data: int = 0
+    flags: int = 0
+    command: Optional[NvmeCommand] = None
+
+
+class Buffer:
+    """Memory that is registered with the device, of any size. Until free() or the context's end; its views must be gone by
+    then."""
+
+    def __init__(self, context: Context, number: int, data: int, length: int):
+        self._context = context
+        self.number = number
+        self.address = data
+        self.memory: memoryview = memoryview((c.c_uint8 * length).from_address(data)).cast("B")
+
+    def info(self) -> Tuple[int, int]:
+        """Its length, and how many commands use it now."""
+        about = _buffer_info(size=c.sizeof(_buffer_info))
+        _check(_lib.unified_buffer_info(self._context._handle(), self.number, c.byref(about)))
+        return about.len, about.commands
+
+    def free(self) -> None:
+        """Raises with EBUSY while commands use it."""
+        _check(_lib.unified_buffer_free(self._context._handle(), self.number))
+        self.memory.release()
+
+
 class Completion:
     """One finished command."""
 
-    __slots__ = ("user_data", "result", "status", "len", "frame", "dnr", "bounced", "spilled")
+    __slots__ = ("user_data", "result", "status", "len", "frame", "dnr", "bounced", "spilled", "device")
 
     def __init__(self, context: Context, d: _completion):
         self.user_data: int = d.user_data
@@ -556,6 +660,7 @@ class Completion:
         self.dnr = bool(d.flags & COMPLETION_DNR)
         self.bounced = bool(d.flags & COMPLETION_BOUNCED)
         self.spilled = bool(d.flags & COMPLETION_SPILLED)
+        self.device: int = d.device
         self.frame: Optional[Frame] = Frame(context, d.frame) if d.flags & COMPLETION_FRAME else None
         """The frame, where the caller has it again."""
 
@@ -589,10 +694,16 @@ class Context:
                  block_size: int = 0, spill: Union[None, str, "os.PathLike[str]"] = None, retries: int = 0,
                  retry_backoff_us: int = 0, retry_give_up_ms: int = 0, xsk_map_fd: Optional[int] = None,
                  xsk_fd: Optional[int] = None, device_fd: Optional[int] = None, queues: int = 0,
-                 cpus: Sequence[int] = ()):
+                 cpus: Sequence[int] = (), devices: Sequence[Device] = (), buffers_max: int = 0):
         self._ctx: Optional[c.c_void_p] = None
         wanted = (c.c_uint16 * len(ports))(*ports) if ports else None
         places = (c.c_uint32 * len(cpus))(*cpus) if cpus else None
+        several = (_device * len(devices))()
+        for to, one in zip(several, devices):
+            to.size, to.file_size, to.block_size = c.sizeof(_device), one.file_size, one.block_size
+            to.path = None if one.path is None else os.fsencode(one.path)
+            to.spill = None if one.spill is None else os.fsencode(one.spill)
+            to.fd, to.flags = one.fd or 0, one.flags | DEVICE_FD * (one.fd is not None)
         given = {HEADROOM: headroom, XSK_MAP_FD: xsk_map_fd, XSK_FD: xsk_fd, DEVICE_FD: device_fd}
         for flag, value in given.items():
             if value is not None:
@@ -606,7 +717,8 @@ class Context:
             run_priority=run_priority, event_sample=event_sample, events_bytes=events_bytes, block_size=block_size,
             spill=None if spill is None else os.fsencode(spill), retries=retries, retry_backoff_us=retry_backoff_us,
             retry_give_up_ms=retry_give_up_ms, xsk_map_fd=xsk_map_fd or 0, xsk_fd=xsk_fd or 0, device_fd=device_fd or 0,
-            queues=queues, cpu_count=len(cpus), cpus=None if places is None else c.addressof(places))
+            queues=queues, cpu_count=len(cpus), cpus=None if places is None else c.addressof(places),
+            devices=c.addressof(several) if devices else None, device_count=len(devices), buffers_max=buffers_max)
         ctx = c.c_void_p()
         _check(_lib.unified_ctx_create(c.byref(config), c.byref(ctx)))
         self._opened(ctx, None)
@@ -636,6 +748,40 @@ class Context:
         path = c.create_string_buffer(4096)
         _check(_lib.unified_ctx_device(self._ctx, path, len(path)))
         return os.fsdecode(path.value)
+
+    def device_info(self, device: int) -> DeviceInfo:
+        """What a device is, and what was counted of it by all lanes, or by this lane."""
+        raw = _device_info(size=c.sizeof(_device_info))
+        _check(_lib.unified_device_info(self._handle(), _u32(device), c.byref(raw)))
+        values = {f.name: getattr(raw, f.name) for f in dataclasses.fields(DeviceInfo)}
+        values["backend"], values["path"] = raw.backend.decode(), os.fsdecode(raw.path)
+        for name in ("direct_io", "writable", "out"):
+            values[name] = bool(values[name])
+        return DeviceInfo(**values)
+
+    def stripe_locate(self, lba: int, chunk_bytes: int = 0) -> Tuple[int, int]:
+        """Where a pipeline with LAYOUT_PAYLOAD over several devices stores a block: the device, and the block on it."""
+        device, place = c.c_uint32(), c.c_uint64()
+        _check(_lib.unified_stripe_locate(self._handle(), _u64(lba), _u32(chunk_bytes), c.byref(device), c.byref(place)))
+        return device.value, place.value
+
+    def buffer_alloc(self, length: int) -> Buffer:
+        """Registered memory that is no frame, for submissions."""
+        number, data = c.c_uint64(), c.c_void_p()
+        _check(_lib.unified_buffer_alloc(self._handle(), _u64(length), c.byref(number), c.byref(data)))
+        return Buffer(self, number.value, data.value or 0, length)
+
+    def buffer_import(self, address: int, length: int) -> Buffer:
+        """The same of shared memory that the program has mapped, and keeps mapped until it is freed."""
+        number = c.c_uint64()
+        _check(_lib.unified_buffer_import(self._handle(), address, _u64(length), c.byref(number)))
+        return Buffer(self, number.value, address, length)
+
+    def buffer_import_fd(self, fd: int, offset: int, length: int) -> Buffer:
+        """The same of a memfd or a file of huge pages."""
+        number, data = c.c_uint64(), c.c_void_p()
+        _check(_lib.unified_buffer_import_fd(self._handle(), fd, _u64(offset), _u64(length), c.byref(number), c.byref(data)))
+        return Buffer(self, number.value, data.value or 0, length)
 
     @property
     def closed(self) -> bool:
@@ -809,6 +955,29 @@ class Context:
                        more: bool = False) -> None:
         """Compares whole blocks; the frame comes back with the completion."""
         self._transfer(_lib.unified_submit_compare, frame, lba, offset, length, user_data, MORE * more)
+
+    def submit(self, submissions: Sequence[Submission]) -> int:
+        """Submits commands that name their devices: how many, fewer than all if the SQ ring became full or one was refused.
+        Raises if the first was not submitted. The frames of those that were submitted end here."""
+        raw = (_submission * len(submissions))()
+        kept = []
+        for to, one in zip(raw, submissions):
+            to.size, to.op, to.device, to.flags = c.sizeof(_submission), one.op, _u32(one.device), one.flags
+            to.lba, to.user_data, to.blocks = _u64(one.lba), _u64(one.user_data), _u32(one.blocks)
+            if one.frame is not None:
+                to.data, to.len = self._place(one.frame, one.offset, one.length)
+                to.frame = one.frame.number
+            elif one.buffer is not None:
+                to.data, to.buffer = one.buffer.address + (one.offset or 0), one.buffer.number
+                to.len = _u32(len(one.buffer.memory) - (one.offset or 0) if one.length is None else one.length)
+            if one.command is not None:
+                kept.append(_nvme_command(**dataclasses.asdict(one.command)))
+                to.command = c.addressof(kept[-1])
+        count = _check(_lib.unified_submit(self._handle(), raw, len(submissions)))
+        for one in submissions[:count]:
+            if one.frame is not None:
+                one.frame._end()
+        return count
 
     def submit_flush(self, user_data: int = 0) -> None:
         """Makes durable what completed before."""

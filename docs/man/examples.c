@@ -35,6 +35,12 @@ int describe(const unified_ctx *ctx)
 		return -1;
 	}
 	printf("%s (%s): %" PRIu64 " blocks of %" PRIu32 " bytes\n", path, info.backend, info.blocks, info.block_size);
+	for (uint32_t i = 1; i < info.devices; i++) {
+		struct unified_device_info other = { .size = sizeof(other) };
+
+		if (unified_device_info(ctx, i, &other) == 0)
+			printf("%s: %" PRIu64 " bytes written\n", other.path, other.bytes_written);
+	}
 	return 0;
 }
 
@@ -239,6 +245,15 @@ int store_packet(const unified_ctx *ctx, const struct unified_packet *packet, ui
 	return 0;
 }
 
+/* The same packet on the second device. */
+int store_on_another(const unified_ctx *ctx, const struct unified_packet *packet, uint64_t lba)
+{
+	struct unified_submission write = { .size = sizeof(write), .op = UNIFIED_OP_WRITE, .device = 1, .lba = lba,
+					    .frame = packet->frame, .data = packet->payload, .len = packet->payload_len };
+
+	return unified_submit(ctx, &write, 1);
+}
+
 /* The other commands, on a frame of the caller's. */
 int other_commands(const unified_ctx *ctx, uint32_t frame, uint32_t block)
 {
@@ -314,6 +329,18 @@ int record_until(const unified_ctx *ctx, uint64_t packets)
 		return -1;
 	}
 	printf("stored %" PRIu64 ", durable %" PRIu64 "\n", status.stored, status.durable);
+	return 0;
+}
+
+/* Where the payload layout over several devices has a block. */
+int where(const unified_ctx *ctx, uint64_t lba)
+{
+	uint32_t device;
+	uint64_t place;
+
+	if (unified_stripe_locate(ctx, lba, 0, &device, &place) < 0)
+		return -1;
+	printf("block %" PRIu64 " of device %" PRIu32 "\n", place, device);
 	return 0;
 }
 

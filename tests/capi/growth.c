@@ -55,6 +55,9 @@ static int fill_info(void *at) { return unified_ctx_info(ctx, at); }
 static int fill_stats(void *at) { return unified_ctx_stats(ctx, at); }
 static int fill_status(void *at) { return unified_pipeline_status(ctx, at); }
 static int fill_latency(void *at) { return unified_ctx_latency(ctx, UNIFIED_LATENCY_PACKET, at); }
+static uint64_t buffer;
+static int fill_device_info(void *at) { return unified_device_info(ctx, 0, at); }
+static int fill_buffer_info(void *at) { return unified_buffer_info(ctx, buffer, at); }
 static int fill_log_info(void *at) { return unified_log_info(opened, at); }
 static int fill_record(void *at) { return unified_log_seek(opened, 0) == 0 ? unified_log_next(opened, at, 0) : -EIO; }
 
@@ -141,6 +144,25 @@ static int read_config(const void *at)
 	return rc ? rc : unified_ctx_destroy(made);
 }
 
+static int read_device(const void *at)
+{
+	struct unified_config config = { .size = sizeof(config), .frame_count = 64, .devices = at, .device_count = 1 };
+
+	return read_config(&config);
+}
+
+static int read_submission(const void *at)
+{
+	struct unified_completion done;
+	int rc = unified_submit(ctx, at, 1);
+
+	if (rc != 1)
+		return rc;
+	while ((rc = unified_completions(ctx, &done, 1)) == 0)
+		unified_wait(ctx, UNIFIED_WAIT_COMPLETIONS, 1000);
+	return rc < 0 ? rc : (int)done.status;
+}
+
 static int read_range(const void *at)
 {
 	int rc = unified_pipeline_start(ctx, at);
@@ -224,6 +246,8 @@ int main(int argc, char **argv)
 {
 	struct unified_config config = { .size = sizeof(config), .device = "null:1048576", .frame_count = 64 };
 	struct unified_pipeline_config range = { .size = sizeof(range) };
+	struct unified_device device = { .size = sizeof(device), .path = "null:1048576" };
+	struct unified_submission flush = { .size = sizeof(flush) };
 	struct unified_pipeline_status status = { .size = sizeof(status) };
 	const struct timespec moment = { .tv_nsec = 10000000 };
 	unsigned char *mapped;
@@ -239,6 +263,9 @@ int main(int argc, char **argv)
 	reads("unified_config", &config, sizeof(config), offsetof(struct unified_config, device) + sizeof(config.device),
 	      read_config);
 
+	reads("unified_device", &device, sizeof(device), offsetof(struct unified_device, path) + sizeof(device.path),
+	      read_device);
+
 	config.ifname = argv[1];
 	config.device = argv[2];
 	config.file_size = 1 << 20;
@@ -251,6 +278,13 @@ int main(int argc, char **argv)
 	refuses("unified_info", fill_info);
 	fills("unified_stats", sizeof(struct unified_stats), 1, 0, fill_stats);
 	refuses("unified_stats", fill_stats);
+	fills("unified_device_info", sizeof(struct unified_device_info), 1, 0, fill_device_info);
+	refuses("unified_device_info", fill_device_info);
+	check(unified_buffer_alloc(ctx, 4096, &buffer, NULL));
+	fills("unified_buffer_info", sizeof(struct unified_buffer_info), 1, 0, fill_buffer_info);
+	refuses("unified_buffer_info", fill_buffer_info);
+	check(unified_buffer_free(ctx, buffer));
+	reads("unified_submission", &flush, sizeof(flush), 8, read_submission);
 	reads("unified_pipeline_config", &range, sizeof(range), 8, read_range);
 
 	fills("unified_pipeline_status", sizeof(status), 8, 0, fill_status_of_a_new_one);

@@ -52,6 +52,35 @@ def received(ctx, count):
     return packets
 
 
+def test_commands_name_their_device_and_buffers_serve_as_frames(tmp_path):
+    devices = [unified.Device(tmp_path / name, file_size=1 << 20, block_size=size) for name, size in (("a", 512), ("b", 4096))]
+    with unified.Context(devices=devices) as ctx:
+        assert ctx.info.devices == 2 and ctx.device == str(tmp_path / "a")
+        assert [ctx.device_info(i).block_size for i in range(2)] == [512, 4096]
+        assert ctx.stripe_locate(256) == (1, 0)
+        frame, buffer = ctx.frame_alloc(), ctx.buffer_alloc(8192)
+        frame.view(0, 512)[:] = b"f" * 512
+        buffer.memory[:] = b"b" * 8192
+        written = [unified.Submission(unified.OP_WRITE, device=0, lba=3, frame=frame, offset=0, length=512, user_data=1),
+                   unified.Submission(unified.OP_WRITE, device=1, lba=2, buffer=buffer, user_data=2)]
+        assert ctx.submit(written) == 2
+        done = sorted((finished(ctx).check() for _ in written), key=lambda one: one.user_data)
+        assert [(one.device, one.len) for one in done] == [(0, 512), (1, 8192)]
+        ctx.submit([unified.Submission(unified.OP_FLUSH, device=unified.ALL_DEVICES)])
+        finished(ctx).check()
+        assert (tmp_path / "a").read_bytes()[3 * 512:4 * 512] == b"f" * 512
+        assert (tmp_path / "b").read_bytes()[2 * 4096:4 * 4096] == b"b" * 8192
+        buffer.memory[:] = bytes(8192)
+        ctx.submit([unified.Submission(unified.OP_READ, device=1, lba=2, buffer=buffer)])
+        finished(ctx).check()
+        assert bytes(buffer.memory) == b"b" * 8192 and buffer.info() == (8192, 0)
+        info = ctx.device_info(1)
+        assert (info.bytes_written, info.bytes_read, info.out) == (8192, 8192, False)
+        buffer.free()
+        with pytest.raises(unified.UnifiedError, match="device 2 does not exist"):
+            ctx.submit([unified.Submission(unified.OP_FLUSH, device=2)])
+
+
 def test_mypy_finds_nothing():
     need("mypy")
     must("mypy", "--strict", "--cache-dir", ROOT / "target/mypy", "unified.py", "store.py",
@@ -149,7 +178,8 @@ def test_batches(storage):
 
 def test_every_field_of_the_configuration_can_be_given():
     """But for those that C needs and Python has by itself."""
-    fields = {name for name, _ in unified._config._fields_} - {"size", "ifname", "port_count", "cpu_count", "reserved"}
+    fields = {name for name, _ in unified._config._fields_} - {"size", "ifname", "port_count", "cpu_count", "device_count",
+                                                                  "reserved", "reserved2"}
     given = set(inspect.signature(unified.Context.__init__).parameters) - {"self"}
     assert given == fields | {"interface"}
 

@@ -16,6 +16,8 @@ func main() {
 		"nvme_command": unified.NVMeCommand{}, "completion": unified.Completion{},
 		"pipeline_config": unified.PipelineConfig{}, "pipeline_status": unified.PipelineStatus{},
 		"log_record": unified.LogRecord{}, "log_info": unified.LogInfo{},
+		"device": unified.Device{}, "device_info": unified.DeviceInfo{}, "submission": unified.Submission{},
+		"buffer_info": unified.BufferInfo{},
 	} {
 		t := reflect.TypeOf(value)
 		fmt.Println("unified_"+name, "-", t.Size(), 0)
@@ -41,7 +43,9 @@ func main() {
 		"AT_END_WRAP": unified.AtEndWrap, "LOG_RECORD": unified.LogRecordKind, "LOG_MISSING": unified.LogMissingKind,
 		"LOG_DAMAGED": unified.LogDamagedKind, "LOG_OVERWRITTEN": unified.LogOverwrittenKind,
 		"LATENCY_PACKET": unified.LatencyPacket, "LATENCY_COMMAND": unified.LatencyCommand,
-		"LATENCY_BUCKETS": unified.LatencyBuckets,
+		"LATENCY_BUCKETS": unified.LatencyBuckets, "OP_FLUSH": unified.OpFlush, "OP_WRITE": unified.OpWrite,
+		"OP_READ": unified.OpRead, "OP_COMPARE": unified.OpCompare, "OP_WRITE_ZEROES": unified.OpWriteZeroes,
+		"OP_DEALLOCATE": unified.OpDeallocate, "OP_RAW": unified.OpRaw, "ALL_DEVICES": unified.AllDevices,
 	} {
 		fmt.Println("UNIFIED_"+name, "=", value)
 	}
