@@ -48,8 +48,8 @@ struct Rescue {
     submitted: bool,
     pending: u32,
     bad: bool,
-    /// The device that took it over.
-    device: u8,
+    /// The device that one of its parts was written to last.
+    device: Option<u8>,
     /// One of the writes was good: its packets are stored.
     stored: bool,
     /// The new write has ended.
@@ -158,7 +158,7 @@ impl Stall {
                 submitted: false,
                 pending: 0,
                 bad: false,
-                device: 0,
+                device: None,
                 stored: false,
                 ended: false,
             };
@@ -212,7 +212,7 @@ pub(super) fn part_ended(progress: &Progress, completion: &Completion) {
         .change(completion.user_data & !RESCUE, |rescue| {
             rescue.pending = rescue.pending.saturating_sub(1);
             rescue.bad |= completion.status != status::SUCCESS;
-            rescue.device = completion.device;
+            rescue.device = Some(completion.device);
         });
 }
 
@@ -238,16 +238,20 @@ pub(super) fn end_rescues(
         }
         let run = rescue.run;
         if rescue.bad {
-            take_out(context, set, rescue.device, status::WRITE_FAULT);
-            if set.has_other(rescue.device) && !rescue.stored {
-                (rescue.submitted, rescue.bad) = (false, false);
-                progress.stuck_runs.push(run);
-                continue;
+            // `None`: no device has room for it. Then only its own one can store it.
+            if let Some(device) = rescue.device.take() {
+                take_out(context, set, device, status::WRITE_FAULT);
+                if set.has_other(device) && !rescue.stored {
+                    (rescue.submitted, rescue.bad) = (false, false);
+                    progress.stuck_runs.push(run);
+                    continue;
+                }
             }
         } else if !rescue.stored {
             rescue.stored = true;
             decided.stored += u64::from(run.packets);
-            decided.unflushed[usize::from(rescue.device)] += u64::from(run.packets);
+            let device = usize::from(rescue.device.unwrap_or(run.device));
+            decided.unflushed[device] += u64::from(run.packets);
             window.complete(run.number, run.packets);
         }
         rescue.ended = true;

@@ -366,9 +366,8 @@ impl LogSet {
             }
         }
         match full {
-            // Devices that are out may come back.
-            true if !self.legs.iter().any(|leg| leg.out.load(Ordering::Relaxed)) => Granted::Full,
-            _ => Granted::Busy,
+            true => Granted::Full,
+            false => Granted::Busy,
         }
     }
 
