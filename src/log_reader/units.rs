@@ -208,6 +208,10 @@ impl UnitReader {
 
     pub fn oldest(&mut self) -> Result<u64> {
         let end = self.find_end()?;
+        if self.log.oldest(self.newest) == 1 {
+            // Nothing was overwritten: what is not there before the first unit is missing.
+            return Ok(0);
+        }
         for generation in self.log.oldest(self.newest)..=self.newest {
             if let Some(unit) = self.first_unit(generation)? {
                 return Ok(unit.first_sequence);
