@@ -107,6 +107,7 @@ impl Engine {
     }
 
     /// The flush of one device has ended.
+    #[inline(never)]
     pub(super) fn finish_part(
         &mut self,
         group: u8,
@@ -117,7 +118,7 @@ impl Engine {
         let answer = self.slab.at(index).answer();
         self.slab
             .at(index)
-            .trace(&outcome, self.slab.times[index as usize]);
+            .trace_rare(&outcome, self.slab.times[index as usize]);
         self.free_slot(index);
         self.end_part(group, answer, outcome, turn)
     }

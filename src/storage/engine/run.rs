@@ -141,6 +141,8 @@ impl Engine {
         }
     }
 
+    // Apart: it is called from several places, and each copy would have probes of its own.
+    #[inline(never)]
     pub(super) fn finish_run(
         &mut self,
         head: u16,

@@ -68,6 +68,13 @@ impl Slot {
         }
     }
 
+    /// As `trace`, where it is rare: one place for all of them.
+    #[cold]
+    #[inline(never)]
+    pub fn trace_rare(&self, outcome: &Outcome, submitted: u64) {
+        self.trace(outcome, submitted);
+    }
+
     /// Fires the probe of a completed command.
     pub fn trace(&self, outcome: &Outcome, submitted: u64) {
         let command = &self.command;

@@ -126,7 +126,7 @@ impl Engine {
                 Ok(false) => return Ok(false),
                 Err(outcome) => {
                     self.post(&slot.answer(), *submitted, outcome, turn)?;
-                    slot.trace(&outcome, *submitted);
+                    slot.trace_rare(&outcome, *submitted);
                     return Ok(true);
                 }
             }
@@ -164,6 +164,7 @@ impl Engine {
 
     /// Completes an entry that is no valid command.
     #[cold]
+    #[inline(never)]
     fn refuse(&mut self, slot: &Slot, entry: &Entry, status: u16, turn: &mut Turn) -> Result<bool> {
         let (sqe, submitted) = (&entry.sqe, entry.submitted);
         self.post(&slot.answer(), submitted, Outcome::status(status), turn)?;
