@@ -7,37 +7,24 @@ mod store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
-use std::net::{SocketAddrV4, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Scratch, SmallDisk, Veth, check_lanes, is_root, log_to_stderr, payload, run};
+use common::sets::{
+    PATIENCE, Stored, check_all_there, check_all_there_once_or_twice, check_reader, finish, images,
+    network, packets_on, send,
+};
+use common::{Scratch, SmallDisk, Veth, check_lanes, is_root, run};
 use store::{LoopDevice, can_loop};
 use unified::config::{ALL_QUEUES, Config, Drive};
 use unified::context::Context;
-use unified::log_reader::{Item, LogReader};
-use unified::pipeline::{AtEnd, Pipeline, PipelineConfig, PipelineStatus, StoreLayout};
+use unified::pipeline::{AtEnd, Pipeline, PipelineConfig, StoreLayout};
 use unified::recorder::Existing;
 use unified::storage::device::DeviceConfig;
-use unified::unit_log::superblock::Superblock;
-use unified::unit_log::unit::{SlotHeader, kind};
-use unified::unit_log::units::Unit;
 
-const PORT: u16 = 9999;
 const QUEUES: u32 = 4;
 const FRAME: usize = 2048;
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A pair of four queues that loses nothing: the far end waits if a ring is full.
-fn network() -> Veth {
-    log_to_stderr();
-    let veth = Veth::with_queues(QUEUES);
-    let (ns, peer) = (veth.ns.clone(), veth.peer.clone());
-    let root = ["-n", &ns, "qdisc", "replace", "dev", &peer, "root", "mq"];
-    run("tc", &root);
-    veth
-}
 
 fn config(veth: &Veth, lanes: u32, devices: &[&str], bytes: u64) -> Config {
     let mut all = devices.iter().map(|path| DeviceConfig {
@@ -67,176 +54,6 @@ fn recording() -> PipelineConfig {
     }
 }
 
-/// Number `i` of flow `f`, with a length that is now packed and now stored in place.
-fn numbered(flow: u32, i: u32) -> Vec<u8> {
-    let len = if i.is_multiple_of(3) { 1200 } else { 100 };
-    let mut bytes = payload(flow << 16 | i, len);
-    bytes[..4].copy_from_slice(&(flow << 16 | i).to_le_bytes());
-    bytes
-}
-
-/// Sends these numbers from a socket for each flow. The kernel spreads them over the queues by their ports.
-fn send(veth: &Veth, flows: std::ops::Range<u32>, numbers: std::ops::Range<u32>) {
-    let to = SocketAddrV4::new(veth.host_addr, PORT);
-    let sender = veth.far(move || {
-        let bind = |_| UdpSocket::bind("0.0.0.0:0").unwrap();
-        let sockets: Vec<UdpSocket> = flows.clone().map(bind).collect();
-        for i in numbers {
-            for (flow, socket) in flows.clone().zip(&sockets) {
-                socket.send_to(&numbered(flow, i), to).unwrap();
-            }
-            std::thread::sleep(Duration::from_millis(4));
-        }
-    });
-    sender.join().unwrap();
-}
-
-/// A packet as it stands on a device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Stored {
-    payload: Vec<u8>,
-    device: usize,
-    queue: u16,
-}
-
-/// All packets on these devices, by lane and sequence number. Looks at every place: no reader is trusted here.
-fn packets_on(images: &[Vec<u8>]) -> BTreeMap<(u16, u64), Vec<Stored>> {
-    let mut found: BTreeMap<_, Vec<Stored>> = BTreeMap::new();
-    for (device, image) in images.iter().enumerate() {
-        let copies = [Superblock::read(image), Superblock::read(&image[FRAME..])];
-        let newest = copies
-            .into_iter()
-            .flatten()
-            .max_by_key(|log| log.generation);
-        let log = newest.expect("a superblock");
-        assert_eq!(usize::from(log.device), device);
-        assert_eq!(usize::from(log.devices), images.len());
-        for place in 0..log.segments {
-            let at = log.slot_of(place + 1, 0) as usize * FRAME;
-            let Some(header) = SlotHeader::read(&image[at..]).filter(|h| h.tag == log.tag()) else {
-                continue;
-            };
-            let generation = header.generation;
-            let mut slot = 0;
-            let (mut lane, mut last) = (None, None);
-            while slot < log.segment_slots {
-                let bytes = &image[log.slot_of(generation, slot) as usize * FRAME..];
-                let Ok(unit) = Unit::read(&log, generation, slot, bytes) else {
-                    slot += 1;
-                    continue;
-                };
-                let of = *lane.get_or_insert(unit.header.lane);
-                assert_eq!(unit.header.lane, of, "a segment has one lane");
-                assert!(slot > 0 || unit.kind == kind::SEGMENT);
-                let (mut stream, mut records) = (Vec::new(), Vec::new());
-                if unit.has_packets() {
-                    unit.records(&log, bytes, &mut stream, &mut records);
-                    assert_eq!(records.len(), unit.header.records as usize);
-                }
-                for (sequence, (record, range)) in (unit.header.first_sequence..).zip(&records) {
-                    assert!(last.is_none_or(|last| last < sequence), "they ascend");
-                    last = Some(sequence);
-                    let packet = &stream[range.clone()];
-                    let start = usize::from(record.payload_offset);
-                    let payload = packet[start..start + usize::from(record.payload_len)].to_vec();
-                    found.entry((of, sequence)).or_default().push(Stored {
-                        payload,
-                        device,
-                        queue: record.queue,
-                    });
-                }
-                slot += unit.slots;
-            }
-        }
-    }
-    found
-}
-
-fn images(paths: &[&str]) -> Vec<Vec<u8>> {
-    paths.iter().map(|path| fs::read(path).unwrap()).collect()
-}
-
-/// What the reader finds on these devices must be what stands there: each packet once, in the order of its lane, all of them in
-/// the order of time (lanes read the clock a little apart), and what is on none of the devices as missing.
-fn check_reader(paths: &[&str], found: &BTreeMap<(u16, u64), Vec<Stored>>, all: bool) {
-    let devices: Vec<(PathBuf, u64)> = paths.iter().map(|path| (path.into(), 0)).collect();
-    let mut reader = LogReader::open_set(&devices).unwrap();
-    let mut next: BTreeMap<u16, u64> = BTreeMap::new();
-    let (mut read, mut missing, mut time) = (0, 0, 0);
-    while let Some(item) = reader.next_item().unwrap() {
-        match item {
-            Item::Record { header, packet } => {
-                let next = next.entry(header.lane).or_default();
-                assert_eq!(header.sequence, *next, "lane {}", header.lane);
-                *next += 1;
-                let stored = &found[&(header.lane, header.sequence)];
-                let start = usize::from(header.payload_offset);
-                let payload = &packet[start..start + usize::from(header.payload_len)];
-                assert!(payload == stored[0].payload, "{header:?}");
-                assert!(
-                    header.timestamp + 1_000_000 > time || !all,
-                    "in the order of time"
-                );
-                time = time.max(header.timestamp);
-                read += 1;
-            }
-            Item::Gap {
-                lane,
-                first,
-                count,
-                damaged,
-            } => {
-                let next = next.entry(lane).or_default();
-                assert_eq!((first, damaged), (*next, false), "lane {lane}");
-                *next += count;
-                missing += count;
-            }
-            Item::Overwritten { .. } => panic!("nothing is overwritten"),
-        }
-    }
-    let tally = reader.tally();
-    assert_eq!(
-        (tally.records, tally.missing, tally.damaged),
-        (read, missing, 0)
-    );
-    assert_eq!(read, found.len() as u64, "all that is there is read");
-    assert!(!all || missing == 0);
-}
-
-/// Of each flow so many numbers are there, each once, each flow on one lane and in its order, each lane without a gap.
-fn check_all_there(found: &BTreeMap<(u16, u64), Vec<Stored>>, expected: &[u32]) {
-    let mut next_of_lane: BTreeMap<u16, u64> = BTreeMap::new();
-    let mut next_of_flow: BTreeMap<u32, u32> = BTreeMap::new();
-    for ((lane, sequence), stored) in found {
-        assert_eq!(stored.len(), 1, "lane {lane} {sequence}: once");
-        let next = next_of_lane.entry(*lane).or_default();
-        assert_eq!(sequence, next, "lane {lane} has a gap");
-        *next += 1;
-        let number = u32::from_le_bytes(stored[0].payload[..4].try_into().unwrap());
-        let (flow, i) = (number >> 16, number & 0xffff);
-        let next = next_of_flow.entry(flow).or_default();
-        assert_eq!(i, *next, "flow {flow} in its order");
-        *next += 1;
-        assert!(stored[0].payload == numbered(flow, i));
-        assert_eq!(stored[0].queue, *lane);
-    }
-    let counts: Vec<u32> = next_of_flow.into_values().collect();
-    assert_eq!(counts, expected);
-}
-
-/// Waits until so many are completed, and stops.
-fn finish(pipeline: Pipeline, count: u64) -> PipelineStatus {
-    let until = Instant::now() + PATIENCE;
-    while pipeline.status().completed < count {
-        assert!(Instant::now() < until, "{:?}", pipeline.status());
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    let (status, result) = pipeline.stop();
-    result.unwrap();
-    assert_eq!((status.error, status.durable), (0, status.submitted));
-    status
-}
-
 fn record(
     context: &Arc<Context>,
     veth: &Veth,
@@ -263,11 +80,7 @@ fn every_packet_is_stored_once_on_every_mix_of_lanes_and_devices() {
         .collect();
     let device = can_loop("a loop device in a recording").then(|| LoopDevice::new(8 << 20, 512));
     for lanes in [1, 2, 4] {
-        let veth = network();
-        if lanes < QUEUES {
-            // All queues that are used are recorded.
-            run("ethtool", &["-L", &veth.host, "rx", &lanes.to_string()]);
-        }
+        let veth = network(lanes);
         for devices in 1..=3 {
             let mut paths = vec![files[0].path()];
             let mut seen = vec![files[0].path()];
@@ -319,14 +132,13 @@ fn one_lane_uses_all_devices_evenly() {
     if !is_root("one_lane_uses_all_devices_evenly") {
         return;
     }
-    let veth = network();
+    let veth = network(1);
     let names = ["even-a", "even-b", "even-c"];
     let files = names.map(|name| Scratch::new(env!("CARGO_TARGET_TMPDIR"), name));
     let paths = files.each_ref().map(Scratch::path);
     // The last one is twice as long.
     let mut config = config(&veth, 1, &paths, 2 << 20);
     config.more_devices[1].file_size = 4 << 20;
-    run("ethtool", &["-L", &veth.host, "rx", "1"]);
     let context = Arc::new(Context::open(&config).unwrap());
     let large = PipelineConfig {
         pack_below: Some(1),
@@ -357,10 +169,7 @@ fn a_recording_is_continued_with_more_and_with_fewer_lanes() {
     let paths = files.each_ref().map(Scratch::path);
     let mut before: BTreeMap<(u16, u64), Vec<Stored>> = BTreeMap::new();
     for (round, lanes) in [2, 4, 1, 4].into_iter().enumerate() {
-        let veth = network();
-        if lanes < QUEUES {
-            run("ethtool", &["-L", &veth.host, "rx", &lanes.to_string()]);
-        }
+        let veth = network(lanes);
         let config = config(&veth, lanes, &paths, 8 << 20);
         let context = Arc::new(Context::open(&config).unwrap());
         let round = round as u32;
@@ -401,7 +210,7 @@ fn logs_that_wrap_keep_the_newest_of_each_lane() {
     if !is_root("logs_that_wrap_keep_the_newest_of_each_lane") {
         return;
     }
-    let veth = network();
+    let veth = network(QUEUES);
     let names = ["wrap-a", "wrap-b"];
     let files = names.map(|name| Scratch::new(env!("CARGO_TARGET_TMPDIR"), name));
     let paths = files.each_ref().map(Scratch::path);
@@ -442,7 +251,7 @@ fn devices_that_do_not_belong_together_are_refused_and_left_alone() {
     if !is_root("devices_that_do_not_belong_together_are_refused_and_left_alone") {
         return;
     }
-    let veth = network();
+    let veth = network(QUEUES);
     let names = ["one-a", "one-b", "two-a", "two-b", "none", "short"];
     let files = names.map(|name| Scratch::new(env!("CARGO_TARGET_TMPDIR"), name));
     let [a, b, other_a, other_b, none, short] = files.each_ref().map(Scratch::path);
@@ -510,17 +319,6 @@ impl Drop for Fragile {
     }
 }
 
-/// As `check_all_there`, but a packet may be there twice, and is then the same.
-fn check_all_there_once_or_twice(found: &BTreeMap<(u16, u64), Vec<Stored>>, expected: &[u32]) {
-    let mut once = found.clone();
-    for stored in once.values_mut() {
-        let first = stored[0].payload.clone();
-        assert!(stored.iter().all(|other| other.payload == first));
-        stored.truncate(1);
-    }
-    check_all_there(&once, expected);
-}
-
 fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !is_so() {
@@ -539,7 +337,7 @@ fn what_a_device_fails_goes_to_the_others_until_it_works_again() {
     for drive in [Drive::Inline, Drive::Thread] {
         for packed in [1, u32::MAX] {
             let fragile = Fragile::new(4 << 20);
-            let veth = network();
+            let veth = network(QUEUES);
             let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "rescue");
             let mut config = Config {
                 drive,
@@ -629,7 +427,7 @@ fn a_device_that_does_not_answer_keeps_nobody_waiting() {
             let stuck = disk.dir.join("device").to_str().unwrap().to_string();
             fs::write(&stuck, vec![0; 8 << 20]).unwrap();
             run("sync", &["-f", &stuck]);
-            let veth = network();
+            let veth = network(QUEUES);
             let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "stall");
             let config = Config {
                 drive,

@@ -20,6 +20,7 @@ use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 pub use claim::Claim;
@@ -121,6 +122,8 @@ pub struct Device {
     pub has_controller: bool,
     /// Set if opening created the file.
     pub made: Option<MadeFile>,
+    /// Operations with data that have ended, of all lanes. Counted where there are several devices.
+    pub answers: AtomicU64,
     /// Only if the device is opened for writing.
     _claim: Option<Claim>,
 }
@@ -318,6 +321,7 @@ fn open_null(config: &DeviceConfig, size: &str) -> Result<Device> {
         files: Vec::new(),
         has_controller: false,
         made: None,
+        answers: AtomicU64::new(0),
         _claim: None,
     })
 }
@@ -375,6 +379,7 @@ fn open_handed(config: &DeviceConfig, fd: RawFd) -> Result<Device> {
         files: vec![file],
         has_controller: false,
         made: None,
+        answers: AtomicU64::new(0),
         _claim: claim,
     };
     if kind.is_block_device() {

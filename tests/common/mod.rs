@@ -5,6 +5,7 @@
 pub mod packet;
 pub mod part;
 pub mod recording;
+pub mod sets;
 pub mod storing;
 
 use std::fs::{self, File};

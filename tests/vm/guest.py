@@ -26,6 +26,8 @@ DRIVES = {
     "badblock": ("", [(64 * MIB, "")]),
     "unreadable": ("", [(64 * MIB, "")]),
     "noflush": ("", [(64 * MIB, "")]),
+    # Of recordings on several drives. Throttled, unplugged and plugged in again by the tests.
+    **{f"leg{n}": ("", [(64 * MIB, "")]) for n in range(1, 5)},
     # Holds a file system: the tests' own directory for files.
     "files": ("", [(96 * MIB, "")]),
 }

@@ -17,6 +17,7 @@ MODULES = [
 # Debian package by tool.
 TOOLS = {
     "ip": "iproute2",
+    "tc": "iproute2",
     "ethtool": "ethtool",
     "bpftool": "bpftool",
     "xdp-loader": "xdp-tools",

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import threading
+import time
 
 HOST_ADDRESS = "10.77.0.1"
 GUEST_ADDRESS = "10.77.0.2"
@@ -53,21 +54,30 @@ class Sender(threading.Thread):
 
     "send COUNT SIZE RATE PORT FIRST" sends that many payloads and answers "sent N" or "error WHY".
     "throttle DRIVE IOPS" lets that namespace do so many operations a second (0: any number), and answers "throttled".
+    "limit DRIVE BYTES" lets so many bytes a second be written to it (0: any number), and answers the same.
+    "unplug SERIAL" takes a drive away, and answers when it is gone; "plug SERIAL" puts it in again, with its first namespace.
     """
 
     REQUEST = re.compile(r"send (\d+) (\d+(?:-\d+)?) (\d+) (\d+) (\d+)$")
-    THROTTLE = re.compile(r"throttle (\w+-\d+) (\d+)$")
+    THROTTLE = re.compile(r"(throttle|limit) (\w+-\d+) (\d+)$")
+    PLUG = re.compile(r"(plug|unplug) (\w+)$")
 
     def __init__(self, channel, namespace, traffic, qmp):
         super().__init__(daemon=True)
         self.channel, self.namespace, self.traffic, self.qmp = channel, namespace, traffic, qmp
         self.sending = threading.Event()
+        # Drives that were plugged in again.
+        self.again = set()
 
     def run(self):
         try:
             with self.channel.makefile("rw", encoding="ascii", newline="\n") as lines:
                 for line in lines:
-                    lines.write(self.answer(line.strip()) + "\n")
+                    try:
+                        answer = self.answer(line.strip())
+                    except Exception as error:
+                        answer = f"error {error}"
+                    lines.write(answer + "\n")
                     lines.flush()
         except OSError:
             # The guest is gone.
@@ -75,9 +85,14 @@ class Sender(threading.Thread):
 
     def answer(self, line):
         if asked := self.THROTTLE.match(line):
-            others = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0)
-            self.qmp.execute("block_set_io_throttle", device=asked[1], iops=int(asked[2]), **others)
+            limits = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
+            limits["iops" if asked[1] == "throttle" else "bps_wr"] = int(asked[3])
+            serial = asked[2].split("-")[0]
+            which = {"id": serial} if serial in self.again else {"device": asked[2]}
+            self.qmp.execute("block_set_io_throttle", **which, **limits)
             return "throttled"
+        if asked := self.PLUG.match(line):
+            return self.plug(asked[1] == "plug", asked[2])
         asked = self.REQUEST.match(line)
         if not asked:
             return f"error not a request: {line}"
@@ -98,3 +113,24 @@ class Sender(threading.Thread):
         if done.returncode != 0 or not sent:
             return f"error {' '.join((done.stderr or done.stdout).split())}"
         return f"sent {sent[1]}"
+
+    def plug(self, into, serial):
+        if into:
+            # QEMU does not let go of the namespace's own image.
+            blocks = self.qmp.execute("query-block")
+            (image,) = [block["inserted"]["file"] for block in blocks if block["device"] == f"{serial}-1"]
+            file = {"driver": "file", "filename": image, "locking": "off"}
+            self.qmp.execute("blockdev-add", **{"driver": "raw", "node-name": f"{serial}-again{len(self.again)}", "file": file})
+            self.qmp.execute("device_add", driver="nvme", id=serial, serial=serial, drive=f"{serial}-again{len(self.again)}")
+            self.again.add(serial)
+            return "plugged"
+        self.qmp.events.clear()
+        self.qmp.execute("device_del", id=serial)
+        for _ in range(100):
+            # Answers bring the events that came before them.
+            self.qmp.execute("query-status")
+            gone = [event["data"].get("device") for event in self.qmp.events if event["event"] == "DEVICE_DELETED"]
+            if serial in gone:
+                return "unplugged"
+            time.sleep(0.1)
+        return f"error the guest does not let {serial} go"

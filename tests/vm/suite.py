@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 CARGO = os.environ.get("CARGO", "cargo")
 CLANG = os.environ.get("CLANG", "clang")
 # What a guest has and the host has not: a drive, the dispatcher, zero-copy; and the way through all of it.
-GUEST = {"dispatcher", "end_to_end", "guest_nvme", "guest_zero_copy"}
+GUEST = {"dispatcher", "end_to_end", "guest_nvme", "guest_sets", "guest_zero_copy"}
 # Emulation is slow, and two guests share the host.
 LIMIT = 180
 

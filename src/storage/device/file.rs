@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 
 use super::claim::{Claim, link_of};
 use super::make::{MadeFile, check_place, open_or_make};
@@ -175,6 +176,7 @@ pub(super) fn finish_file(
         files: vec![file],
         has_controller: false,
         made,
+        answers: AtomicU64::new(0),
         _claim: claim,
     })
 }

@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 
 use super::claim::Claim;
 use super::{
@@ -272,6 +273,7 @@ pub(super) fn open_block(config: &DeviceConfig, meta: &fs::Metadata) -> Result<D
         files: vec![file],
         has_controller: false,
         made: None,
+        answers: AtomicU64::new(0),
         _claim: claim,
     })
 }

@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 
 use super::claim::Claim;
 use super::node::{Sysfs, another_has, exclusive};
@@ -75,6 +76,7 @@ pub(super) fn open_nvme(
         has_controller: files.len() == 2,
         files,
         made: None,
+        answers: AtomicU64::new(0),
         _claim: claim,
     })
 }

@@ -14,6 +14,7 @@ use crate::sys::abi::{
 };
 use crate::sys::event::monotonic_ns;
 use crate::sys::uring::{Op, Reaped};
+use std::sync::atomic::Ordering;
 
 impl Engine {
     /// Takes the results of operations that ended.
@@ -53,11 +54,15 @@ impl Engine {
     /// The device has one operation less. It has nothing to do with a pause.
     pub(super) fn operation_ended(&mut self, index: u16) {
         let slot = self.slab.at(index);
+        let among_others = self.targets.len() > 1;
         if !slot.task.pausing {
             let target = &mut self.targets[slot.target as usize];
             target.operating -= 1;
-            target.answers += 1;
-            target.young_answers |= slot.looks == 0;
+            // A flush says nothing about writes.
+            if among_others && slot.command.len > 0 {
+                target.young_answers |= slot.looks == 0;
+                target.device.answers.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 

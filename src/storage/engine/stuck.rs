@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::Ordering;
+
 use super::shared::Stuck;
 use super::submit::Entry;
 use super::{Engine, Turn};
@@ -12,8 +14,50 @@ use crate::error::Result;
 use crate::storage::command::{entry_flags, status};
 use crate::storage::task::Outcome;
 
+/// How long a device has answered no lane, in looks.
+#[derive(Debug, Default)]
+pub(super) struct Silence {
+    /// Its answers at the last look.
+    answers: u64,
+    looks: u8,
+    /// The longest silence of late that an answer ended: a slow device has not failed.
+    usual: u8,
+    /// Looks that found answers since then.
+    lively: u8,
+}
+
+impl Silence {
+    /// Looks at a device that has answered so often. `busy`: there is something to answer.
+    pub fn look(&mut self, answers: u64, busy: bool) {
+        if answers == self.answers {
+            self.looks = self.looks.saturating_add(1) * u8::from(busy);
+            return;
+        }
+        self.answers = answers;
+        if self.looks > 0 {
+            self.usual = self.usual.max(self.looks.min(MOST_USUAL));
+            self.lively = 0;
+        }
+        self.looks = 0;
+        self.lively += 1;
+        if self.lively >= FORGET {
+            self.usual = self.usual.saturating_sub(1);
+            self.lively = 0;
+        }
+    }
+
+    /// It has been silent for much longer than it usually is.
+    pub fn is_unusual(&self) -> bool {
+        self.looks > 3 * self.usual
+    }
+}
+
 /// A command is stuck if so many looks found it in flight, and its device answered younger ones meanwhile.
 const OVERTAKEN: u8 = 3;
+/// A silence of more looks than this is never usual.
+const MOST_USUAL: u8 = 2;
+/// So many looks with answers make a device a look faster.
+const FORGET: u8 = 16;
 /// Most entries that wait for a device, in lengths of the SQ ring.
 pub(super) const MOST_WAITING: usize = 4;
 
@@ -88,14 +132,18 @@ impl Engine {
         self.finish_run(run.head, outcome, turn)
     }
 
-    /// Finds commands that were in flight at the look before, and whose device has answered nothing since then, or only
-    /// commands that were begun later. They stay in flight, and are reported once. A flush of all devices does not wait for
+    /// Finds commands that were in flight at the look before, and whose device has answered nothing since then (and usually
+    /// does), or only commands that were begun later. They stay in flight, and are reported once. A flush of all devices does not wait for
     /// them.
     pub(super) fn look_for_stuck(&mut self, turn: &mut Turn) -> Result<()> {
+        for target in &mut self.targets {
+            let answers = target.device.answers.load(Ordering::Relaxed);
+            target.silence.look(answers, target.operating > 0);
+        }
         for index in self.slab.indices_in_use() {
             let slot = self.slab.at_mut(index);
             let target = &self.targets[slot.target as usize];
-            let silent = slot.looks > 0 && target.answers == 0;
+            let silent = slot.looks > 0 && target.silence.is_unusual();
             let overtaken = slot.looks >= OVERTAKEN && target.young_answers;
             slot.looks = slot.looks.saturating_add(1);
             if !(silent || overtaken) || slot.orphan || target.operating == 0 {
@@ -123,7 +171,6 @@ impl Engine {
             });
         }
         for target in &mut self.targets {
-            target.answers = 0;
             target.young_answers = false;
         }
         self.shared.taker_bell.ring();

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::stuck::Silence;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -55,9 +56,9 @@ pub(super) struct Target {
     pub slots: usize,
     /// Entries that wait until it has fewer: others go on to other devices.
     pub waiting: VecDeque<Entry>,
-    /// Operations that ended since the engine last looked for those without an answer; and whether one of them was begun after
-    /// that look.
-    pub answers: u64,
+    /// How long the device has not answered.
+    pub silence: Silence,
+    /// Since the engine last looked for commands without an answer, one ended that was begun after that look.
     pub young_answers: bool,
     /// It had more operations before this turn's reap than after: it has room again.
     pub freed: bool,
@@ -131,7 +132,7 @@ impl Target {
             operating: 0,
             slots: 0,
             waiting: VecDeque::new(),
-            answers: 0,
+            silence: Silence::default(),
             young_answers: false,
             freed: false,
             device,

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::storage::command::entry_flags;
+use crate::storage::engine::stuck::Silence;
 
 fn rig(name: &str) -> Rig {
     Rig::with_others(name, Retry::default(), |_| None, 1)
@@ -78,4 +79,36 @@ fn what_is_answered_is_not_stuck() {
     rig.shared.look_for_stuck();
     rig.engine.pump(true).unwrap();
     assert_eq!(rig.shared.take_stuck(), []);
+}
+
+/// A device that is slow by habit has not failed; one that never was is silent after one look.
+#[test]
+fn a_silence_is_measured_by_those_before() {
+    let mut fast = Silence::default();
+    let mut slow = Silence::default();
+    for answers in 1..=8 {
+        fast.look(answers, true);
+        slow.look(answers, true);
+        assert!(!fast.is_unusual() && !slow.is_unusual());
+        // Two looks without an answer. At first that is unusual.
+        slow.look(answers, true);
+        assert_eq!(slow.is_unusual(), answers == 1);
+        slow.look(answers, true);
+        assert_eq!(slow.is_unusual(), answers == 1);
+    }
+    fast.look(8, true);
+    assert!(fast.is_unusual());
+    // Nothing was asked of it.
+    fast.look(8, false);
+    assert!(!fast.is_unusual());
+    for _ in 0..4 {
+        slow.look(8, true);
+    }
+    assert!(!slow.is_unusual());
+    slow.look(8, true);
+    assert!(slow.is_unusual(), "no device is that slow");
+    // What is fast for long is a fast device again.
+    (9..60).for_each(|answers| slow.look(answers, true));
+    slow.look(59, true);
+    assert!(slow.is_unusual());
 }
