@@ -33,8 +33,8 @@ DRIVES = {
 }
 # Below the emulated drive, so that passthrough meets them: rules of QEMU's blkdebug. Sectors have 512 bytes.
 BAD_SECTOR = 4096
-# Drives of the guest that loses its power (power_cut.py), the one for its recorder.
-CUT = {"cut": ("", [(20 * MIB, "")])}
+# Drives of the guest that loses its power, for its recorder.
+CUT = {name: ("", [(20 * MIB, "")]) for name in ("cut1", "cut2")}
 FAULTS = {
     "badblock": f'[inject-error]\nevent = "write_aio"\niotype = "write"\nerrno = "5"\nsector = "{BAD_SECTOR}"\n',
     "unreadable": f'[inject-error]\nevent = "read_aio"\niotype = "read"\nerrno = "5"\nsector = "{BAD_SECTOR}"\n',
