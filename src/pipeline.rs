@@ -43,6 +43,7 @@ use crate::log::{self, Level};
 use crate::recorder::{Existing, LogSet};
 use crate::storage::device::MAX_DEVICES;
 use crate::sys::event::{Doorbell, block_signals};
+use crate::sys::thread::join_or_leave;
 
 /// Packets, or completions, taken at once.
 const BATCH: usize = 256;
@@ -568,8 +569,13 @@ impl LanePipeline {
             // The packet thread was never started, and the storage thread waits for its end.
             self.progress.packets_done.store(true, Ordering::Release);
         }
+        let progress = &self.progress;
         for thread in self.threads.drain(..) {
-            let _ = thread.join();
+            let done = || {
+                progress.storage_done.load(Ordering::Acquire)
+                    && progress.packets_done.load(Ordering::Acquire)
+            };
+            join_or_leave(thread, done);
         }
     }
 }

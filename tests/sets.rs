@@ -478,3 +478,128 @@ fn a_device_that_does_not_answer_keeps_nobody_waiting() {
         }
     }
 }
+
+/// A recording is stopped while one of its devices does not answer: all of it is durable on the other one. Closing the context
+/// waits for the device, which may still read the frames.
+#[test]
+fn a_recording_is_stopped_while_a_device_does_not_answer() {
+    const TEST: &str = "a_recording_is_stopped_while_a_device_does_not_answer";
+    if !is_root(TEST) {
+        return;
+    }
+    const FLOWS: u32 = 16;
+    for drive in [Drive::Inline, Drive::Thread] {
+        let Some(disk) = SmallDisk::new(TEST, 16 << 20) else {
+            return;
+        };
+        let stuck = disk.dir.join("device").to_str().unwrap().to_string();
+        fs::write(&stuck, vec![0; 8 << 20]).unwrap();
+        run("sync", &["-f", &stuck]);
+        let veth = network(QUEUES);
+        let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "stop");
+        let config = Config {
+            drive,
+            ..config(&veth, QUEUES, &[file.path(), &stuck], 8 << 20)
+        };
+        let context = Arc::new(Context::open(&config).unwrap());
+        let fresh = PipelineConfig {
+            existing: Existing::Replace,
+            ..recording()
+        };
+        let pipeline = Pipeline::start(context.clone(), fresh).unwrap();
+        send(&veth, 0..FLOWS, 0..20);
+        let frozen = Frozen::new(&disk);
+        send(&veth, FLOWS..2 * FLOWS, 0..60);
+        let begun = Instant::now();
+        let (status, result) = pipeline.stop();
+        eprintln!("stopped after {:?}: {status:?} {result:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        result.unwrap();
+        assert_eq!((status.failed, status.durable), (0, u64::from(FLOWS * 80)));
+        let thaw = std::thread::spawn({
+            let dir = disk.dir.clone();
+            move || {
+                std::thread::sleep(Duration::from_secs(2));
+                run("fsfreeze", &["-u", dir.to_str().unwrap()]);
+            }
+        });
+        let begun = Instant::now();
+        drop(context);
+        eprintln!("closed after {:?}", begun.elapsed());
+        thaw.join().unwrap();
+        std::mem::forget(frozen);
+        let found = packets_on(&images(&[file.path(), &stuck]));
+        let counts = [20, 60].map(|count| [count; FLOWS as usize]);
+        check_all_there_once_or_twice(&found, counts.as_flattened());
+    }
+}
+
+/// Two devices of two, or of three, answer nothing for some seconds: what is left is used, or waited for.
+#[test]
+fn devices_that_do_not_answer_at_the_same_time() {
+    const TEST: &str = "devices_that_do_not_answer_at_the_same_time";
+    if !is_root(TEST) {
+        return;
+    }
+    const FLOWS: u32 = 16;
+    for (drive, others) in [(Drive::Inline, 0), (Drive::Thread, 1)] {
+        let Some(disk) = SmallDisk::new(TEST, 24 << 20) else {
+            return;
+        };
+        let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "both");
+        let mut paths: Vec<String> = vec![file.path().into(); others];
+        for name in ["a", "b"] {
+            let stuck = disk.dir.join(name).to_str().unwrap().to_string();
+            fs::write(&stuck, vec![0; 8 << 20]).unwrap();
+            run("sync", &["-f", &stuck]);
+            paths.push(stuck);
+        }
+        let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+        let veth = network(QUEUES);
+        let config = Config {
+            drive,
+            ..config(&veth, QUEUES, &paths, 8 << 20)
+        };
+        let context = Arc::new(Context::open(&config).unwrap());
+        let flushing = PipelineConfig {
+            flush_interval: Some(Duration::from_millis(20)),
+            existing: Existing::Replace,
+            ..recording()
+        };
+        let pipeline = Pipeline::start(context.clone(), flushing).unwrap();
+        let durable = |count: u32| {
+            let until = Instant::now() + PATIENCE;
+            while pipeline.status().durable < u64::from(FLOWS * count) {
+                assert!(Instant::now() < until, "{count}: {:?}", pipeline.status());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        send(&veth, 0..FLOWS, 0..40);
+        durable(40);
+        let frozen = Frozen::new(&disk);
+        send(&veth, FLOWS..2 * FLOWS, 0..60);
+        if others > 0 {
+            durable(100);
+        }
+        std::thread::sleep(Duration::from_secs(4));
+        send(&veth, 2 * FLOWS..3 * FLOWS, 0..20);
+        drop(frozen);
+        durable(120);
+        let is_in = |device| !context.device(device, None).unwrap().1.out;
+        wait_for("all are used again", || (0..paths.len() as u32).all(is_in));
+        send(&veth, 3 * FLOWS..4 * FLOWS, 0..60);
+        let (status, result) = pipeline.stop();
+        result.unwrap();
+        assert_eq!(
+            (status.failed, status.error, status.durable),
+            (0, 0, u64::from(FLOWS * 180)),
+            "{status:?}"
+        );
+        check_lanes(&context);
+        drop(context);
+        let found = packets_on(&images(&paths));
+        let counts = [40, 60, 20, 60].map(|count| [count; FLOWS as usize]);
+        check_all_there_once_or_twice(&found, counts.as_flattened());
+        check_reader(&paths, &found, true);
+    }
+}

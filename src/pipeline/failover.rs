@@ -36,17 +36,46 @@ struct Lost {
     slot: SlotHeader,
     unit: UnitHeader,
     device: u8,
-    /// The number of its run, whose frames are still in flight; `None`: the packet thread holds them.
-    held: Option<u64>,
+    /// Its run's attempt, whose frames are still in flight; `None`: the packet thread holds them.
+    held: Option<Attempt>,
+}
+
+/// One of the writes of a run to another device. It may fall silent too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Attempt {
+    /// The number of the run's first packet. Less than `1 << ATTEMPT_SHIFT`.
+    run: u64,
+    /// Counts the attempts, modulo 64.
+    count: u64,
+}
+
+const ATTEMPT_SHIFT: u32 = 53;
+const ATTEMPTS: u64 = 64;
+const _: () = assert!(ATTEMPTS << ATTEMPT_SHIFT == RESCUE);
+
+impl Attempt {
+    fn user_data(self) -> u64 {
+        RESCUE | self.count << ATTEMPT_SHIFT | self.run
+    }
+
+    fn of(user_data: u64) -> Attempt {
+        Attempt {
+            run: user_data & ((1 << ATTEMPT_SHIFT) - 1),
+            count: user_data >> ATTEMPT_SHIFT & (ATTEMPTS - 1),
+        }
+    }
 }
 
 /// A run whose write has no answer, and which is written again.
 #[derive(Debug, Clone, Copy)]
 struct Rescue {
     run: FailedRun,
-    /// The packet thread has submitted all of its parts, and so many have not ended.
+    /// The packet thread has submitted all parts of this attempt, and so many have not ended.
     submitted: bool,
     pending: u32,
+    attempt: u64,
+    /// Parts of the attempts before, which have not ended.
+    late: u32,
     bad: bool,
     /// The device that one of its parts was written to last.
     device: Option<u8>,
@@ -54,6 +83,8 @@ struct Rescue {
     stored: bool,
     /// The new write has ended.
     ended: bool,
+    /// Tells the segment of the old write, whose place is not used again before that has ended.
+    segment: Option<u64>,
 }
 
 /// Runs that are written twice, by the number of their first packet.
@@ -69,6 +100,34 @@ impl Rescues {
         if let Some(rescue) = self.runs.lock().get_mut(&number) {
             change(rescue);
         }
+    }
+
+    /// A part of an attempt has ended.
+    fn part_ended(&self, attempt: Attempt, good: bool, device: Option<u8>) {
+        self.change(attempt.run, |rescue| {
+            if attempt.count != rescue.attempt {
+                rescue.late = rescue.late.saturating_sub(1);
+                return;
+            }
+            rescue.pending = rescue.pending.saturating_sub(1);
+            rescue.bad |= !good;
+            rescue.device = device.or(rescue.device);
+        });
+    }
+
+    /// The device that a run was written to instead does not answer either.
+    fn try_again(&self, progress: &Progress, attempt: Attempt) {
+        self.change(attempt.run, |rescue| {
+            let is_waiting = rescue.submitted && rescue.pending > 0 && !rescue.stored;
+            if attempt.count != rescue.attempt || !is_waiting {
+                return;
+            }
+            rescue.late += rescue.pending;
+            rescue.attempt = (rescue.attempt + 1) % ATTEMPTS;
+            (rescue.pending, rescue.submitted) = (0, false);
+            (rescue.bad, rescue.device) = (false, None);
+            progress.stuck_runs.push(rescue.run);
+        });
     }
 }
 
@@ -129,15 +188,24 @@ impl Stall {
             // The engine reports before it completes: what was answered after all is in this batch.
             let answered =
                 |done: &Completion| (done.user_data, done.device) == (number, stuck.device);
-            if number & (FLUSH | TRY | RESCUE) != 0
+            if number & (FLUSH | TRY) != 0
                 || !set.has_other(stuck.device)
                 || batch.iter().any(answered)
             {
                 continue;
             }
+            if number & RESCUE != 0 {
+                progress.rescues.try_again(progress, Attempt::of(number));
+                continue;
+            }
             if number & (SUPERBLOCK | SEGMENT) != 0 {
-                progress.superblocks.fetch_sub(1, Ordering::AcqRel);
-                self.abandoned.push(number);
+                if !self.abandoned.contains(&number) {
+                    progress.superblocks.fetch_sub(1, Ordering::AcqRel);
+                    self.abandoned.push(number);
+                }
+                continue;
+            }
+            if progress.rescues.runs.lock().contains_key(&number) {
                 continue;
             }
             let known = number < progress.submitted.load(Ordering::Acquire);
@@ -157,10 +225,13 @@ impl Stall {
                 run,
                 submitted: false,
                 pending: 0,
+                attempt: 0,
+                late: 0,
                 bad: false,
                 device: None,
                 stored: false,
                 ended: false,
+                segment: None,
             };
             progress.rescues.runs.lock().insert(number, rescue);
             progress.rescues.some.store(true, Ordering::Relaxed);
@@ -193,27 +264,28 @@ pub(super) fn answered(
     }
     decided.frames += u64::from(completion.frames);
     if rescue.ended {
-        give_up_if_lost(progress, rescue);
+        both_ended(progress, rescue);
         runs.remove(&run.number);
     }
 }
 
-/// Both writes of a run have failed: its frames were given back.
-fn give_up_if_lost(progress: &Progress, rescue: &Rescue) {
+/// Both writes of a run have ended: its frames were given back.
+fn both_ended(progress: &Progress, rescue: &Rescue) {
     if !rescue.stored {
         progress.failed_runs.give_up(rescue.run);
+    }
+    if let (Some(set), Some(segment)) = (&progress.set, rescue.segment) {
+        set.mark_done(segment);
     }
 }
 
 /// A part of a run was written to another device.
 pub(super) fn part_ended(progress: &Progress, completion: &Completion) {
+    let good = completion.status == status::SUCCESS;
+    let attempt = Attempt::of(completion.user_data);
     progress
         .rescues
-        .change(completion.user_data & !RESCUE, |rescue| {
-            rescue.pending = rescue.pending.saturating_sub(1);
-            rescue.bad |= completion.status != status::SUCCESS;
-            rescue.device = Some(completion.device);
-        });
+        .part_ended(attempt, good, Some(completion.device));
 }
 
 /// Ends what was written again as a whole.
@@ -254,10 +326,14 @@ pub(super) fn end_rescues(
             decided.unflushed[device] += u64::from(run.packets);
             window.complete(run.number, run.packets);
         }
+        if rescue.late > 0 {
+            // Those may still read the frames.
+            continue;
+        }
         rescue.ended = true;
         if let Some(settled) = lane.rescued(run.first, !rescue.bad) {
             decided.frames += u64::from(settled.frames);
-            give_up_if_lost(progress, rescue);
+            both_ended(progress, rescue);
             done.push(run.number);
         }
     }
@@ -362,7 +438,15 @@ impl<'a> Packets<'a> {
                 take_out(self.context, set, run.device, run.status);
             }
             let begin = lost.len();
-            let held = in_flight.then_some(run.number);
+            let mut held = None;
+            if in_flight {
+                self.progress.rescues.change(run.number, |rescue| {
+                    held = Some(Attempt {
+                        run: run.number,
+                        count: rescue.attempt,
+                    });
+                });
+            }
             let mut frame = run.first;
             while frame < run.first + run.frames {
                 let Some((slot, unit)) = self.units().unit_in(frame) else {
@@ -390,8 +474,17 @@ impl<'a> Packets<'a> {
                 frame += u32::from(slot.slots);
             }
             let parts = (lost.len() - begin) as u32;
+            let generation = lost.get(begin).map(|lost: &Lost| lost.slot.generation);
             self.progress.rescues.change(run.number, |rescue| {
                 (rescue.submitted, rescue.pending) = (in_flight, parts);
+                // A run lies in one segment.
+                if let (None, Some(set), Some(generation)) =
+                    (rescue.segment, &self.progress.set, generation)
+                {
+                    let segment = LogSet::mark(run.device, generation);
+                    set.mark_submitted(segment);
+                    rescue.segment = Some(segment);
+                }
             });
         }
         lost.sort_by_key(|lost| lost.unit.first_sequence);
@@ -438,10 +531,8 @@ impl<'a> Packets<'a> {
             // No device takes it: the spill does, or it has failed.
             (false, None) => self.units().write_in_place(*device, *frame, slot, unit),
             // Or its own device answers at last.
-            (false, Some(number)) => {
-                self.progress.rescues.change(*number, |rescue| {
-                    (rescue.pending, rescue.bad) = (rescue.pending.saturating_sub(1), true);
-                });
+            (false, Some(attempt)) => {
+                self.progress.rescues.part_ended(*attempt, false, None);
                 return Ok(());
             }
         };
@@ -450,8 +541,8 @@ impl<'a> Packets<'a> {
                 self.filling.submitted += u64::from(slots);
                 self.queue_run(rx_side, 0, &write)?;
             }
-            Some(number) => {
-                write.user_data = RESCUE | number;
+            Some(attempt) => {
+                write.user_data = attempt.user_data();
                 let lane = self.lane;
                 self.queue(rx_side, 0, |rx_side| lane.queue_rescue(rx_side, &write))?;
             }

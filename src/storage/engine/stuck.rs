@@ -58,6 +58,8 @@ const OVERTAKEN: u8 = 3;
 const MOST_USUAL: u8 = 2;
 /// So many looks with answers make a device a look faster.
 const FORGET: u8 = 16;
+/// What is stuck is reported again after so many looks.
+const AGAIN: u8 = 4;
 /// Most entries that wait for a device, in lengths of the SQ ring.
 pub(super) const MOST_WAITING: usize = 4;
 
@@ -133,7 +135,7 @@ impl Engine {
     }
 
     /// Finds commands that were in flight at the look before, and whose device has answered nothing since then (and usually
-    /// does), or only commands that were begun later. They stay in flight, and are reported once. A flush of all devices does not wait for
+    /// does), or only commands that were begun later. They stay in flight, and are reported now and then. A flush of all devices does not wait for
     /// them.
     pub(super) fn look_for_stuck(&mut self, turn: &mut Turn) -> Result<()> {
         for target in &mut self.targets {
@@ -145,7 +147,7 @@ impl Engine {
             let target = &self.targets[slot.target as usize];
             let silent = slot.looks > 0 && target.silence.is_unusual();
             let overtaken = slot.looks >= OVERTAKEN && target.young_answers;
-            slot.looks = slot.looks.saturating_add(1);
+            slot.looks = slot.looks.checked_add(1).unwrap_or(u8::MAX - 3);
             if !(silent || overtaken) || slot.orphan || target.operating == 0 {
                 continue;
             }
@@ -156,10 +158,10 @@ impl Engine {
                 self.end_part(group, answer, outcome, turn)?;
                 continue;
             }
-            if slot.reported {
+            // Again, if what it was reported to could do nothing about it.
+            if !slot.looks.is_multiple_of(AGAIN) && std::mem::replace(&mut slot.reported, true) {
                 continue;
             }
-            slot.reported = true;
             self.shared.report(Stuck {
                 user_data: slot.user_data,
                 device: number,
