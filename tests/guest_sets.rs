@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -24,6 +24,7 @@ use common::sets::{
 use common::{Veth, check_lanes, is_root, payload, skip};
 use unified::config::{ALL_QUEUES, Config, Drive};
 use unified::context::Context;
+use unified::net::socket::ZeroCopy;
 use unified::pipeline::{AtEnd, Pipeline, PipelineConfig, StoreLayout};
 use unified::recorder::Existing;
 use unified::storage::device::{DeviceConfig, Kind};
@@ -186,6 +187,56 @@ fn every_packet_is_stored_once_on_one_two_and_three_drives() {
             check_all_there(&found, &[NUMBERS; FLOWS as usize]);
             machine.check_reader(drives, &found);
         }
+    }
+}
+
+/// A NIC whose RSS spreads flows over four queues: all of them are recorded, on two drives, whatever the NIC and the kernel can.
+#[test]
+fn all_queues_of_a_nic_are_recorded() {
+    let test = "all_queues_of_a_nic_are_recorded";
+    let (Some(machine), Ok(nic)) = (Machine::new(test), env::var("UNIFIED_TEST_MANY")) else {
+        return skip(test, "UNIFIED_TEST_MANY names no NIC of several queues");
+    };
+    const COUNT: u64 = 2000;
+    // By ports, too.
+    common::run("ethtool", &["-L", &nic, "combined", "4"]);
+    common::run("ethtool", &["-N", &nic, "rx-flow-hash", "udp4", "sdfn"]);
+    let veth = Veth::new();
+    for zero_copy in [ZeroCopy::Auto, ZeroCopy::Copy] {
+        let config = Config {
+            ifname: Some(nic.clone()),
+            zero_copy,
+            ..machine.config(&veth, 2)
+        };
+        let context = Arc::new(Context::open(&config).unwrap());
+        let network = context.info().network.unwrap();
+        let can = env::var("UNIFIED_TEST_ZERO_COPY").is_ok_and(|can| can == "1");
+        assert_eq!(network.zero_copy, can && zero_copy == ZeroCopy::Auto);
+        assert!(network.native);
+        let pipeline = Pipeline::start(context.clone(), recording()).unwrap();
+        machine.ask(
+            &format!("spread {COUNT} 1024 2000 9999 0"),
+            &format!("sent {COUNT}"),
+        );
+        let status = finish(pipeline, COUNT);
+        assert_eq!((status.stored, status.failed), (COUNT, 0), "{status:?}");
+        let lanes = check_lanes(&context);
+        let received: Vec<u64> = lanes.iter().map(|lane| lane.received).collect();
+        println!("received by lane: {received:?}");
+        assert_eq!((lanes.len(), received.iter().sum()), (4, COUNT));
+        assert!(
+            received.iter().all(|lane| *lane > COUNT / 20),
+            "{received:?}"
+        );
+        drop(context);
+        let found = packets_on(&machine.images(2));
+        assert_eq!(found.len() as u64, COUNT);
+        let different: BTreeSet<&[u8]> = found
+            .values()
+            .map(|stored| &stored[0].payload[..])
+            .collect();
+        assert_eq!(different.len() as u64, COUNT, "each of them once");
+        machine.check_reader(2, &found);
     }
 }
 

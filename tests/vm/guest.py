@@ -168,7 +168,11 @@ class Guest:
         # What lets the guest's driver give its queues to AF_XDP without a copy.
         device += ",iommu_platform=on,disable-legacy=on," + ",".join(f"guest_{o}=off" for o in off)
         tap = f"tap,id=net,ifname={network.TAP},script=no,downscript=no"
-        return ["-netdev", tap, "-device", device]
+        many = f"virtio-net-pci,id=many,netdev=spread,mac={network.MANY_GUEST_MAC},mq=on,rss=on"
+        many += f",vectors={2 * network.MANY_QUEUES + 2},iommu_platform=on,disable-legacy=on,"
+        many += ",".join(f"guest_{o}=off" for o in off)
+        taps = f"tap,id=spread,ifname={network.MANY_TAP},queues={network.MANY_QUEUES},script=no,downscript=no"
+        return ["-netdev", tap, "-device", device, "-netdev", taps, "-device", many]
 
     def __enter__(self):
         stdio = None if self.shell else subprocess.DEVNULL

@@ -10,6 +10,13 @@ GUEST_ADDRESS = "10.77.0.2"
 GUEST_MAC = "52:54:00:75:6e:69"
 HOST_MAC = "52:54:00:75:6e:01"
 TAP = "tap0"
+# A NIC of several queues, which the guest spreads flows over.
+MANY_HOST_ADDRESS = "10.77.1.1"
+MANY_GUEST_ADDRESS = "10.77.1.2"
+MANY_GUEST_MAC = "52:54:00:75:6e:6d"
+MANY_TAP = "tap1"
+MANY_QUEUES = 4
+MANY_FLOWS = 64
 # The most that one request may ask for, so that no test floods anything for long.
 MOST_PACKETS, MOST_SECONDS = 1_000_000, 60
 
@@ -37,6 +44,11 @@ class Namespace:
             # Nothing asks who has the address: the first packet is not held back for it.
             neighbour = (GUEST_ADDRESS, "lladdr", GUEST_MAC, "dev", TAP, "nud", "permanent")
             ip(*inside, "neigh", "replace", *neighbour)
+            ip(*inside, "tuntap", "add", MANY_TAP, "mode", "tap", "multi_queue")
+            ip(*inside, "addr", "add", f"{MANY_HOST_ADDRESS}/30", "dev", MANY_TAP)
+            ip(*inside, "link", "set", MANY_TAP, "up")
+            neighbour = (MANY_GUEST_ADDRESS, "lladdr", MANY_GUEST_MAC, "dev", MANY_TAP, "nud", "permanent")
+            ip(*inside, "neigh", "replace", *neighbour)
         except Exception:
             self.__exit__()
             raise
@@ -52,13 +64,14 @@ class Namespace:
 class Sender(threading.Thread):
     """Answers the guest's requests on its channel, one line each.
 
-    "send COUNT SIZE RATE PORT FIRST" sends that many payloads and answers "sent N" or "error WHY".
+    "send COUNT SIZE RATE PORT FIRST" sends that many payloads and answers "sent N" or "error WHY". "spread ..." does so from
+    many ports, to the NIC of several queues.
     "throttle DRIVE IOPS" lets that namespace do so many operations a second (0: any number), and answers "throttled".
     "limit DRIVE BYTES" lets so many bytes a second be written to it (0: any number), and answers the same.
     "unplug SERIAL" takes a drive away, and answers when it is gone; "plug SERIAL" puts it in again, with its first namespace.
     """
 
-    REQUEST = re.compile(r"send (\d+) (\d+(?:-\d+)?) (\d+) (\d+) (\d+)$")
+    REQUEST = re.compile(r"(send|spread) (\d+) (\d+(?:-\d+)?) (\d+) (\d+) (\d+)$")
     THROTTLE = re.compile(r"(throttle|limit) (\w+-\d+) (\d+)$")
     PLUG = re.compile(r"(plug|unplug) (\w+)$")
 
@@ -96,13 +109,14 @@ class Sender(threading.Thread):
         asked = self.REQUEST.match(line)
         if not asked:
             return f"error not a request: {line}"
-        count, size, rate, port, first = asked.groups()
+        word, count, size, rate, port, first = asked.groups()
+        address, flows = (GUEST_ADDRESS, 1) if word == "send" else (MANY_GUEST_ADDRESS, MANY_FLOWS)
         if not 0 < int(count) <= MOST_PACKETS:
             return f"error {count} packets: 1 to {MOST_PACKETS} are sent"
         self.sending.set()
         done = subprocess.run(
             self.namespace.command(
-                *(self.traffic, "send", "--to", f"{GUEST_ADDRESS}:{port}", "--size", size),
+                *(self.traffic, "send", "--to", f"{address}:{port}", "--size", size, "--flows", flows),
                 *("--rate", rate, "--count", count, "--first", first),
                 *("--duration", MOST_SECONDS),
             ),
