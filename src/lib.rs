@@ -46,6 +46,7 @@ pub mod log_reader;
 pub mod log_scan;
 pub mod metrics;
 pub mod net;
+pub mod numa;
 pub mod pipeline;
 pub mod record;
 pub mod recorder;

@@ -190,6 +190,19 @@ fn every_packet_is_stored_once_on_one_two_and_three_drives() {
     }
 }
 
+/// Pages of the mapping at an address on the first two NUMA nodes.
+fn pages_by_node(address: usize) -> [u64; 2] {
+    let maps = fs::read_to_string("/proc/self/numa_maps").unwrap();
+    let start = format!("{address:08x} ");
+    let line = maps.lines().find(|line| line.starts_with(&start)).unwrap();
+    [0, 1].map(|node| {
+        let name = format!("N{node}=");
+        let mut words = line.split(' ');
+        let count = words.find_map(|word| word.strip_prefix(&name));
+        count.map_or(0, |count| count.parse().unwrap())
+    })
+}
+
 /// A NIC whose RSS spreads flows over four queues: all of them are recorded, on two drives, whatever the NIC and the kernel can.
 #[test]
 fn all_queues_of_a_nic_are_recorded() {
@@ -213,6 +226,9 @@ fn all_queues_of_a_nic_are_recorded() {
         let can = env::var("UNIFIED_TEST_ZERO_COPY").is_ok_and(|can| can == "1");
         assert_eq!(network.zero_copy, can && zero_copy == ZeroCopy::Auto);
         assert!(network.native);
+        // The NIC is on the second of two NUMA nodes, and so is the region.
+        let pages = pages_by_node(context.info().region_address);
+        assert!(pages[0] == 0 && pages[1] > 0, "{pages:?}");
         let pipeline = Pipeline::start(context.clone(), recording()).unwrap();
         machine.ask(
             &format!("spread {COUNT} 1024 2000 9999 0"),

@@ -23,6 +23,7 @@ use crate::net::link::{self, Link};
 use crate::net::rx::Receiver;
 use crate::net::socket;
 use crate::net::xdp::XdpConfig;
+use crate::numa::Placement;
 use crate::region::{Layout, Region, check_memory_cgroup};
 use crate::ring::{Consumer, Producer};
 use crate::storage::device::{Device, Limits, MadeFile, check_different};
@@ -69,7 +70,16 @@ impl Context {
         )?;
         let (targets, made) = open_targets(config)?;
         let limits: Arc<[Limits]> = targets.iter().map(|t| t.device.limits).collect();
-        let (region, charge) = make_region(config, layout, link.is_some(), &limits)?;
+        let placement = config.ifname.as_deref().and_then(Placement::of);
+        let (region, charge) = {
+            let _near = placement.as_ref().and_then(Placement::prefer);
+            make_region(config, layout, link.is_some(), &limits)?
+        };
+        if let Some(placement) = &placement {
+            targets
+                .iter()
+                .for_each(|target| placement.look_at(&target.device.path));
+        }
         let devices = config
             .devices()
             .zip(&targets)

@@ -12,6 +12,7 @@ pub mod limits;
 pub mod link;
 pub mod mmap;
 pub mod netlink;
+pub mod numa;
 pub mod probe;
 pub mod shm;
 pub mod thread;

@@ -41,6 +41,7 @@ FAULTS = {
     "noflush": '[inject-error]\nevent = "none"\niotype = "flush"\nerrno = "5"\n',
 }
 CHANNELS = ["results", "requests"]
+FAR_BUS = "far"
 
 
 class Failed(Exception):
@@ -121,6 +122,11 @@ class Guest:
         words = ["console=ttyS0", "panic=-1", "oops=panic", "nowatchdog"]
         words += ["unified.shell"] if self.shell else []
         command = [QEMU, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"]
+        # Two NUMA nodes, and a bus of the second one.
+        for node in range(2):
+            command += ["-object", f"memory-backend-ram,id=node{node},size=1G"]
+            command += ["-numa", f"node,nodeid={node},cpus={node},memdev=node{node}"]
+        command += ["-device", f"pxb,id={FAR_BUS},bus_nr=128,numa_node=1"]
         command += ["-nodefaults", "-display", "none", "-no-reboot", "-serial", console]
         command += ["-kernel", self.kernel.image, "-initrd", self.initramfs]
         command += ["-append", " ".join(words)]
@@ -168,7 +174,7 @@ class Guest:
         # What lets the guest's driver give its queues to AF_XDP without a copy.
         device += ",iommu_platform=on,disable-legacy=on," + ",".join(f"guest_{o}=off" for o in off)
         tap = f"tap,id=net,ifname={network.TAP},script=no,downscript=no"
-        many = f"virtio-net-pci,id=many,netdev=spread,mac={network.MANY_GUEST_MAC},mq=on,rss=on"
+        many = f"virtio-net-pci,id=many,bus={FAR_BUS},addr=1,netdev=spread,mac={network.MANY_GUEST_MAC},mq=on,rss=on"
         many += f",vectors={2 * network.MANY_QUEUES + 2},iommu_platform=on,disable-legacy=on,"
         many += ",".join(f"guest_{o}=off" for o in off)
         taps = f"tap,id=spread,ifname={network.MANY_TAP},queues={network.MANY_QUEUES},script=no,downscript=no"
