@@ -25,7 +25,7 @@ impl Placement {
         if !online.contains(['-', ',']) {
             return None;
         }
-        let node = number(&sys.join("class/net").join(ifname).join("device/numa_node"))?;
+        let node = node_of(&sys.join("class/net").join(ifname).join("device"))?;
         Some(Placement {
             node,
             ifname: ifname.into(),
@@ -77,21 +77,26 @@ impl Placement {
             Some(rest) => format!("nvme{rest}"),
             None => name.into(),
         };
-        let block = sys.join("class/block").join(block);
-        let places = ["device/numa_node", "device/device/numa_node"];
-        let node = places.iter().find_map(|place| number(&block.join(place)))?;
+        let node = node_of(&sys.join("class/block").join(block))?;
         (node != self.node).then_some(node)
     }
 }
 
-/// What a file of sysfs says. -1: no node.
-fn number(file: &Path) -> Option<u32> {
-    fs::read_to_string(file).ok()?.trim().parse().ok()
+/// The node of a device in sysfs, or of the first one above it that knows: a virtio device or a namespace does not.
+fn node_of(device: &Path) -> Option<u32> {
+    let path = fs::canonicalize(device).ok()?;
+    let known = path
+        .ancestors()
+        .find_map(|above| fs::read_to_string(above.join("numa_node")).ok())?;
+    // -1: on none.
+    known.trim().parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
 
     fn write(file: &Path, text: &str) {
         fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -102,20 +107,38 @@ mod tests {
     fn where_interface_and_device_are() {
         let sys = std::env::temp_dir().join(format!("unified-numa-{}", std::process::id()));
         write(&sys.join("devices/system/node/online"), "0\n");
-        write(&sys.join("class/net/eth0/device/numa_node"), "1\n");
-        write(&sys.join("class/net/eth1/device/numa_node"), "-1\n");
+        let pci = |name: &str, node: &str| {
+            let device = sys.join("devices/pci0000:00").join(name);
+            write(&device.join("numa_node"), node);
+            device
+        };
+        let link = |device: PathBuf, name: &str| {
+            fs::create_dir_all(&device).unwrap();
+            let name = sys.join("class").join(name);
+            fs::create_dir_all(name.parent().unwrap()).unwrap();
+            symlink(device, name).unwrap();
+        };
+        // A NIC, a virtio device on one, an interface on no node, and one without hardware.
+        link(pci("0000:00:03.0", "1\n"), "net/eth0/device");
+        link(
+            pci("0000:00:04.0", "1\n").join("virtio0"),
+            "net/eth1/device",
+        );
+        link(pci("0000:00:05.0", "-1\n"), "net/eth2/device");
+        fs::create_dir_all(sys.join("class/net/veth0")).unwrap();
         assert!(Placement::below(&sys, "eth0").is_none(), "one node");
         write(&sys.join("devices/system/node/online"), "0-1\n");
-        assert!(Placement::below(&sys, "eth1").is_none(), "on no node");
-        assert!(Placement::below(&sys, "veth0").is_none(), "no hardware");
+        for name in ["eth2", "veth0", "gone"] {
+            assert!(Placement::below(&sys, name).is_none(), "{name}");
+        }
+        assert_eq!(Placement::below(&sys, "eth1").unwrap().node, 1);
         let placement = Placement::below(&sys, "eth0").unwrap();
         assert_eq!(placement.node, 1);
-        // An NVMe namespace has its controller's controller; other block devices have their own.
-        write(
-            &sys.join("class/block/nvme3n1/device/device/numa_node"),
-            "0\n",
+        link(
+            pci("0000:00:06.0", "0\n").join("nvme/nvme3/nvme3n1"),
+            "block/nvme3n1",
         );
-        write(&sys.join("class/block/sda/device/numa_node"), "1\n");
+        link(pci("0000:00:07.0", "1\n").join("host0/sda"), "block/sda");
         for (name, other) in [
             ("nvme3n1", Some(0)),
             ("ng3n1", Some(0)),

@@ -41,6 +41,7 @@ FAULTS = {
     "noflush": '[inject-error]\nevent = "none"\niotype = "flush"\nerrno = "5"\n',
 }
 CHANNELS = ["results", "requests"]
+# Of the second NUMA node.
 FAR_BUS = "far"
 
 
@@ -121,12 +122,11 @@ class Guest:
         # An oops ends the guest. Lockup detectors give false alarms if two guests share few processors.
         words = ["console=ttyS0", "panic=-1", "oops=panic", "nowatchdog"]
         words += ["unified.shell"] if self.shell else []
-        command = [QEMU, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"]
-        # Two NUMA nodes, and a bus of the second one.
+        command = [QEMU, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2,sockets=2", "-m", "3072"]
+        # Two NUMA nodes.
         for node in range(2):
-            command += ["-object", f"memory-backend-ram,id=node{node},size=1G"]
+            command += ["-object", f"memory-backend-ram,id=node{node},size={1 + node}G"]
             command += ["-numa", f"node,nodeid={node},cpus={node},memdev=node{node}"]
-        command += ["-device", f"pxb,id={FAR_BUS},bus_nr=128,numa_node=1"]
         command += ["-nodefaults", "-display", "none", "-no-reboot", "-serial", console]
         command += ["-kernel", self.kernel.image, "-initrd", self.initramfs]
         command += ["-append", " ".join(words)]
@@ -178,7 +178,9 @@ class Guest:
         many += f",vectors={2 * network.MANY_QUEUES + 2},iommu_platform=on,disable-legacy=on,"
         many += ",".join(f"guest_{o}=off" for o in off)
         taps = f"tap,id=spread,ifname={network.MANY_TAP},queues={network.MANY_QUEUES},script=no,downscript=no"
-        return ["-netdev", tap, "-device", device, "-netdev", taps, "-device", many]
+        # Last of all: QEMU puts devices without a bus on any.
+        far = f"pxb,id={FAR_BUS},bus=pci.0,bus_nr=128,numa_node=1"
+        return ["-netdev", tap, "-device", device, "-netdev", taps, "-device", far, "-device", many]
 
     def __enter__(self):
         stdio = None if self.shell else subprocess.DEVNULL

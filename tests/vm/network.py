@@ -135,7 +135,7 @@ class Sender(threading.Thread):
             (image,) = [block["inserted"]["file"] for block in blocks if block["device"] == f"{serial}-1"]
             file = {"driver": "file", "filename": image, "locking": "off"}
             self.qmp.execute("blockdev-add", **{"driver": "raw", "node-name": f"{serial}-again{len(self.again)}", "file": file})
-            self.qmp.execute("device_add", driver="nvme", id=serial, serial=serial, drive=f"{serial}-again{len(self.again)}")
+            self.qmp.execute("device_add", driver="nvme", bus="pci.0", id=serial, serial=serial, drive=f"{serial}-again{len(self.again)}")
             self.again.add(serial)
             return "plugged"
         self.qmp.events.clear()
