@@ -4,6 +4,7 @@
 
 mod payload;
 mod send;
+mod stripe;
 mod verify;
 
 use std::fmt;

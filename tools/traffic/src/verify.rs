@@ -1,20 +1,19 @@
 //! The verifier: walks the device block by block and accounts for every byte.
 
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
-use std::io::{Error, ErrorKind, Read, Result, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::io::{Error, ErrorKind, Read, Result, Seek};
+use std::path::PathBuf;
 
 use clap::Args;
-use nix::fcntl::OFlag;
 
 use crate::payload::{self, HEADER, MAX, Sizes};
 use crate::print;
+use crate::stripe::{self, Direct, Stripe};
 
 #[derive(Args)]
 pub struct Options {
-    /// Device or file that was written
+    /// Device or file that was written; several with commas between them, in the order that the recorder has them in
+    #[arg(value_name = "DEVICE[,DEVICE...]")]
     device: PathBuf,
     /// Number of payloads that the recorder reports as stored
     #[arg(long)]
@@ -25,10 +24,18 @@ pub struct Options {
     /// Payload sizes, as given when sending
     #[arg(long, default_value = "1024")]
     size: Sizes,
-    /// Bytes in a block of the device
-    #[arg(long, default_value_t = 512)]
-    block: usize,
-    /// First block
+    /// Bytes in a block of the device; of several devices, one number for all, or one for each with commas between them
+    #[arg(
+        long,
+        default_value = "512",
+        value_delimiter = ',',
+        value_name = "BYTES[,BYTES...]"
+    )]
+    block: Vec<usize>,
+    /// Bytes of a chunk, of several devices: the recorder's chunk_bytes
+    #[arg(long, default_value_t = 1 << 20, value_name = "BYTES")]
+    chunk: u64,
+    /// First block; of several devices, in blocks of the largest size
     #[arg(long, default_value_t = 0)]
     start: u64,
     /// Number of the first payload
@@ -52,6 +59,8 @@ struct Findings {
     dirty: u64,
     /// Numbers that were never sent.
     foreign: u64,
+    /// Those intact, by device.
+    by_device: Vec<u64>,
 }
 
 impl Findings {
@@ -61,79 +70,57 @@ impl Findings {
         let right = Findings {
             intact: stored,
             disordered,
+            by_device: self.by_device.clone(),
             ..Findings::default()
         };
         *self == right
     }
 }
 
-/// Bypasses the page cache, which does not see writes by passthrough.
-struct Direct {
-    file: File,
-    buffer: Vec<u8>,
-    /// Start of the aligned part of the buffer, its unread part, and its end.
-    base: usize,
-    at: usize,
-    end: usize,
-}
-
-const CHUNK: usize = 1 << 20;
-
-impl Direct {
-    fn open(path: &Path, offset: u64) -> Result<Direct> {
-        let name = |e: Error| Error::new(e.kind(), format!("reading '{}': {e}", path.display()));
-        let mut direct = OpenOptions::new();
-        direct.read(true).custom_flags(OFlag::O_DIRECT.bits());
-        let mut file = direct
-            .open(path)
-            .or_else(|_| File::open(path))
-            .map_err(name)?;
-        file.seek(SeekFrom::Start(offset)).map_err(name)?;
-        let buffer = vec![0; CHUNK + 4096];
-        let base = buffer.as_ptr().align_offset(4096);
-        Ok(Direct {
-            file,
-            buffer,
-            base,
-            at: 0,
-            end: 0,
-        })
+/// The block size of each of so many devices.
+fn blocks(options: &Options, devices: usize) -> Result<Vec<usize>> {
+    let invalid = |text| Err(Error::new(ErrorKind::InvalidInput, text));
+    let sizes = match options.block[..] {
+        [all] => vec![all; devices],
+        _ => options.block.clone(),
+    };
+    if sizes.len() != devices {
+        return invalid(format!(
+            "--block has {} sizes for {devices} devices: give one for all, or one for each",
+            sizes.len()
+        ));
     }
-
-    /// The next `len` bytes appended to `out`; `false` at the end of the device.
-    fn append(&mut self, len: usize, out: &mut Vec<u8>) -> Result<bool> {
-        let mut left = len;
-        while left > 0 {
-            if self.at == self.end {
-                let room = &mut self.buffer[self.base..self.base + CHUNK];
-                (self.at, self.end) = (0, self.file.read(room)?);
-                if self.end == 0 {
-                    return Ok(false);
-                }
-            }
-            let part = left.min(self.end - self.at);
-            let from = self.base + self.at;
-            out.extend_from_slice(&self.buffer[from..from + part]);
-            self.at += part;
-            left -= part;
-        }
-        Ok(true)
+    if let Some(size) = sizes
+        .iter()
+        .find(|size| !size.is_power_of_two() || !(512..=65536).contains(*size))
+    {
+        return invalid(format!("{size} bytes is no block size"));
     }
+    Ok(sizes)
 }
 
 pub fn run(options: &Options) -> Result<bool> {
-    if !options.block.is_power_of_two() || !(512..=65536).contains(&options.block) {
+    let names = stripe::names(&options.device);
+    let blocks = blocks(options, names.len())?;
+    if options.scan && names.len() > 1 {
         return Err(Error::new(
             ErrorKind::InvalidInput,
-            format!("{} bytes is no block size", options.block),
+            "--scan searches one device: programs that it is for write to one",
         ));
     }
-    let mut device = Direct::open(&options.device, options.start * options.block as u64)?;
-    let append: Append = &mut |len, out| device.append(len, out);
+    let (mut devices, mut lengths) = (Vec::new(), Vec::new());
+    for name in &names {
+        let (device, length) = Direct::open(name)?;
+        devices.push(device);
+        lengths.push(length);
+    }
+    let block = blocks.iter().copied().max().unwrap_or(512);
+    let mut stripe = Stripe::new(devices, &lengths, options.chunk, block as u64)?;
     let findings = if options.scan {
-        scan(options, append)?
+        stripe.seek(options.start * block as u64)?;
+        scan(options, &mut |len, out| stripe.append(len, out))?
     } else {
-        walk(options, append)?
+        walk(options, &blocks, &mut stripe)?
     };
     let missing = options.sent.unwrap_or(0).saturating_sub(findings.intact);
     let ok = findings.are_right(options.stored, options.unordered) && missing == 0;
@@ -150,23 +137,53 @@ pub fn run(options: &Options) -> Result<bool> {
         findings.foreign,
         findings.dirty,
     ))?;
+    if names.len() > 1 {
+        for (name, intact) in names.iter().zip(&findings.by_device) {
+            print(format_args!("  {intact} on {}", name.display()))?;
+        }
+    }
     Ok(ok)
 }
 
 type Append<'a> = &'a mut dyn FnMut(usize, &mut Vec<u8>) -> Result<bool>;
 
-fn walk(options: &Options, append: Append) -> Result<Findings> {
-    let mut found = Findings::default();
+/// `blocks`: the block size of each device. The largest is a block of the recording.
+fn walk<R: Read + Seek>(
+    options: &Options,
+    blocks: &[usize],
+    stripe: &mut Stripe<R>,
+) -> Result<Findings> {
+    let mut found = Findings {
+        by_device: vec![0; blocks.len()],
+        ..Findings::default()
+    };
+    let block = blocks.iter().copied().max().unwrap_or(512);
     let mut seen = HashSet::new();
     let mut next = options.first;
     let mut record = Vec::new();
     let mut expected = vec![0; MAX];
+    let longest = options.size.max().next_multiple_of(block) as u64;
+    let mut at = options.start * block as u64;
+    // No payload goes on in the next chunk: one that does not fit begins there, and what is left here was not written.
+    let mut skipped = false;
     loop {
         record.clear();
-        if !append(options.block, &mut record)? || record.iter().all(|b| *b == 0) {
-            // A zero block ends what was written: payload bytes are never all zero.
+        if !stripe.seek(at)? {
             return Ok(found);
         }
+        let left = stripe.left_in_chunk(at);
+        let device = stripe.device_of(at);
+        if !stripe.append(block, &mut record)? || record.iter().all(|b| *b == 0) {
+            // A zero block ends what was written: payload bytes are never all zero.
+            if skipped || left >= longest {
+                return Ok(found);
+            }
+            (at, skipped) = (at + left, true);
+            continue;
+        }
+        skipped = false;
+        let from = at;
+        at += block as u64;
         let (number, len) = match payload::identify(&record) {
             Some(known) => known,
             // Too short to carry its number: only its place in the order tells.
@@ -188,11 +205,21 @@ fn walk(options: &Options, append: Append) -> Result<Findings> {
             found.damaged += 1;
             continue;
         }
-        let whole = len.next_multiple_of(options.block);
-        if !append(whole - options.block, &mut record)? {
+        let whole = len.next_multiple_of(block);
+        if whole as u64 > left {
+            // It would reach into the next chunk, which no payload does.
+            found.damaged += 1;
+            continue;
+        }
+        // On a device of smaller blocks, only those that the payload needs are written.
+        record.resize(len.next_multiple_of(blocks[device]), 0);
+        let rest = record.len().saturating_sub(block);
+        record.truncate(block.min(record.len()));
+        if rest > 0 && !stripe.append(rest, &mut record)? {
             found.damaged += 1;
             return Ok(found);
         }
+        at = from + whole as u64;
         let expected = &mut expected[..len];
         payload::fill(number, expected);
         if record[..len] != *expected {
@@ -201,6 +228,7 @@ fn walk(options: &Options, append: Append) -> Result<Findings> {
             found.doubled += 1;
         } else {
             found.intact += 1;
+            found.by_device[device] += 1;
             found.disordered += u64::from(number < next);
         }
         found.dirty += u64::from(record[len..].iter().any(|b| *b != 0));
@@ -264,6 +292,7 @@ fn scan(options: &Options, append: Append) -> Result<Findings> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Cursor;
 
     fn device(sizes: &Sizes, numbers: &[u64]) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -284,7 +313,8 @@ mod tests {
             stored: 0,
             sent: Some(sent),
             size: sizes.clone(),
-            block: 512,
+            block: vec![512],
+            chunk: 1 << 20,
             start: 0,
             first: 0,
             unordered: false,
@@ -302,8 +332,16 @@ mod tests {
         if scan {
             super::scan(&options, &mut append).unwrap()
         } else {
-            walk(&options, &mut append).unwrap()
+            walked(&options, &[512], vec![bytes.to_vec()])
         }
+    }
+
+    fn walked(options: &Options, blocks: &[usize], devices: Vec<Vec<u8>>) -> Findings {
+        let lengths: Vec<u64> = devices.iter().map(|d| d.len() as u64).collect();
+        let block = blocks.iter().max().unwrap();
+        let devices = devices.into_iter().map(Cursor::new).collect();
+        let mut stripe = Stripe::new(devices, &lengths, options.chunk, *block as u64).unwrap();
+        walk(options, blocks, &mut stripe).unwrap()
     }
 
     #[test]
@@ -339,6 +377,7 @@ mod tests {
             found,
             Findings {
                 intact: 500,
+                by_device: vec![500],
                 ..Findings::default()
             }
         );
@@ -361,5 +400,79 @@ mod tests {
         assert!(swapped.are_right(2, true) && !swapped.are_right(2, false));
         assert!(!swapped.are_right(3, true) && !doubled.are_right(3, true));
         assert_eq!(look(&good, &sizes, 3, false).foreign, 1);
+    }
+
+    /// What a recorder leaves on two devices with blocks of 512 and 4096 bytes, in chunks of 8192 bytes.
+    fn striped(sizes: &Sizes, count: u64) -> Vec<Vec<u8>> {
+        let (chunk, block) = (8192, 4096);
+        let mut devices = vec![Vec::new(), Vec::new()];
+        let mut at = 0;
+        for number in 0..count {
+            let len = sizes.of(number);
+            let whole = len.next_multiple_of(block);
+            if at % chunk + whole > chunk {
+                at += chunk - at % chunk;
+            }
+            let device = &mut devices[at / chunk % 2];
+            let place = at / chunk / 2 * chunk + at % chunk;
+            device.resize(device.len().max(place + whole), 0);
+            payload::fill(number, &mut device[place..place + len]);
+            at += whole;
+        }
+        for device in &mut devices {
+            device.resize(1 << 20, 0);
+        }
+        devices
+    }
+
+    #[test]
+    fn payloads_over_two_devices_are_found_in_their_order() {
+        let sizes: Sizes = "3000-5000".parse().unwrap();
+        let options = Options {
+            device: PathBuf::new(),
+            stored: 40,
+            sent: Some(40),
+            size: sizes.clone(),
+            block: vec![512, 4096],
+            chunk: 8192,
+            start: 0,
+            first: 0,
+            unordered: false,
+            scan: false,
+        };
+        let good = striped(&sizes, 40);
+        let blocks = [512, 4096];
+        let found = walked(&options, &blocks, good.clone());
+        assert!(found.are_right(40, false), "{found:?}");
+        assert!(found.by_device.iter().all(|count| *count > 10));
+        // A block of 512 that no write touches may hold anything, on the device that has such blocks.
+        let mut stale = good.clone();
+        let len = sizes.of(0).next_multiple_of(512);
+        assert_ne!(len % 4096, 0);
+        stale[0][len] = 9;
+        assert!(walked(&options, &blocks, stale.clone()).are_right(40, false));
+        assert_eq!(walked(&options, &[4096, 4096], stale).dirty, 1);
+        // The devices in another order, another chunk, and a byte that is wrong.
+        let swapped = vec![good[1].clone(), good[0].clone()];
+        assert!(!walked(&options, &[4096, 512], swapped).are_right(40, false));
+        let other = Options {
+            chunk: 16384,
+            size: sizes.clone(),
+            device: PathBuf::new(),
+            block: vec![512, 4096],
+            ..options
+        };
+        assert!(!walked(&other, &blocks, good.clone()).are_right(40, false));
+        let mut bad = good;
+        bad[1][40] ^= 1;
+        let found = walked(
+            &Options {
+                chunk: 8192,
+                ..other
+            },
+            &blocks,
+            bad,
+        );
+        assert_eq!((found.intact, found.damaged), (39, 1));
     }
 }
