@@ -52,6 +52,9 @@ struct unified_config {
   uint32_t device_count;
   uint32_t reserved2;
   uint64_t buffers_max;
+  const int32_t *xsk_fds;
+  uint32_t xsk_fd_count;
+  uint32_t reserved3;
 };
 struct unified_info {
   uint64_t size;

@@ -107,6 +107,9 @@ exports.structs = {
     device_count: 'uint32_t',
     reserved2: 'uint32_t',
     buffers_max: 'uint64_t',
+    xsk_fds: 'void *',
+    xsk_fd_count: 'uint32_t',
+    reserved3: 'uint32_t',
   }),
   unified_info: koffi.struct('unified_info', {
     size: 'uint64_t',
