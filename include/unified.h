@@ -909,6 +909,10 @@ struct unified_device_info {
   uint64_t bytes_read;
   uint64_t spilled;
   uint64_t spilled_bytes;
+  /**
+   * Operations that the device, or its spill, has not answered yet.
+   */
+  uint64_t in_flight;
 };
 
 /**

@@ -190,6 +190,7 @@ struct unified_device_info {
   uint64_t bytes_read;
   uint64_t spilled;
   uint64_t spilled_bytes;
+  uint64_t in_flight;
 };
 struct unified_packet {
   void *data;

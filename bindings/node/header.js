@@ -245,6 +245,7 @@ exports.structs = {
     bytes_read: 'uint64_t',
     spilled: 'uint64_t',
     spilled_bytes: 'uint64_t',
+    in_flight: 'uint64_t',
   }),
   unified_packet: koffi.struct('unified_packet', {
     data: 'void *',

@@ -87,7 +87,7 @@ class _device_info(c.Structure):
     _fields_ = _fields(
         "u64 size, str backend path, u64 blocks, u32 block_size max_transfer dma_alignment nsid,"
         " u8 direct_io writable volatile_cache out, u32 reserved, u64 operations errors bytes_written bytes_read spilled"
-        " spilled_bytes")
+        " spilled_bytes in_flight")
 
 
 class _submission(c.Structure):
@@ -606,6 +606,7 @@ class DeviceInfo:
     bytes_read: int
     spilled: int
     spilled_bytes: int
+    in_flight: int
 
 
 @dataclasses.dataclass(frozen=True)

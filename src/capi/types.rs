@@ -316,6 +316,8 @@ pub struct unified_device_info {
     pub bytes_read: u64,
     pub spilled: u64,
     pub spilled_bytes: u64,
+    /// Operations that the device, or its spill, has not answered yet.
+    pub in_flight: u64,
 }
 
 /// unified_submission.op: flush `device`, or all devices with UNIFIED_ALL_DEVICES (unified_submit_flush).
