@@ -104,7 +104,7 @@ def test_lanes_and_devices_have_samples_of_their_own(many_queues, device, start)
     try:
         running = start(OUT / "bin/metrics", "-q", "all", network.near, ",".join(map(str, devices)), port)
         running.until("^Recording")
-        network.send(count, rate=1000, flows=64)
+        network.send(count, 1472, rate=3000, flows=64)
         for _ in range(50):
             samples = [sample for family in text_string_to_metric_families(get(port)) for sample in family.samples]
             of = lambda name: [s for s in samples if s.name == name]

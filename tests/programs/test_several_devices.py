@@ -3,7 +3,10 @@
 import os
 import re
 import signal
+import socket
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,8 @@ import unified  # noqa: E402
 SCRIPT = ROOT / "run-full-stack-test.sh"
 PROGRAM = OUT / "bin/unified-full-stack-test"
 TRAFFIC = OUT / "bin/unified-traffic"
+EXPORT = OUT / "bin/unified-export"
+TOP = OUT / "bin/unified-top"
 MIB = 1 << 20
 
 
@@ -212,3 +217,79 @@ def test_the_verifier_refuses_what_cannot_be(place):
     # A name with a comma in it is one device.
     (place / "c,d").write_bytes(bytes(MIB))
     assert "Verified: 0 of 0" in must(TRAFFIC, "verify", place / "c,d", "--stored", 0)
+
+
+def serve(path: Path, ctx) -> threading.Thread:
+    """Answers the metrics of a context at a Unix socket, until the socket is gone."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(8)
+    listener.settimeout(0.2)
+
+    def answer():
+        while path.exists():
+            try:
+                peer, _ = listener.accept()
+            except TimeoutError:
+                continue
+            with peer:
+                peer.settimeout(5)
+                peer.recv(4096)
+                text = ctx.openmetrics().encode()
+                peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(text) + text)
+        listener.close()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    return thread
+
+
+def test_a_device_that_fails_is_seen_out_and_the_recording_is_read_from_the_others(network, place, tmp_path):
+    """Its disk has no room: a loop device over a file on a small file system, which fails in the middle of the recording."""
+    count, small, path = 12000, tmp_path / "small", Path(f"/tmp/unified-devices-{os.getpid()}.sock")
+    small.mkdir()
+    must("mount", "-t", "tmpfs", "-o", "size=6M", "tmpfs", small)
+    node, serving = None, None
+    try:
+        with open(small / "image", "wb") as file:
+            file.truncate(64 * MIB)
+        node = must("losetup", "--find", "--show", small / "image").strip()
+        devices = [unified.Device(node), unified.Device(place / "a", file_size=64 * MIB),
+                   unified.Device(place / "b", file_size=64 * MIB)]
+        with unified.Context(interface=network.near, devices=devices, drive=unified.DRIVE_THREAD) as ctx:
+            serving = serve(path, ctx)
+            with ctx.pipeline(layout=unified.LAYOUT_LOG, flush_interval=0.05) as pipeline:
+                network.send(count, "1400", rate=3000)
+                end = time.monotonic() + 20
+                while pipeline.status().stored + pipeline.status().failed < ctx.statistics().received and time.monotonic() < end:
+                    time.sleep(0.05)
+                assert ctx.device_info(0).out and not ctx.device_info(1).out and not ctx.device_info(2).out
+                line = must(TOP, "-n", "1", path)
+                assert re.search(rf"; {node}: written .* errors \d+, in flight \d+, OUT; ", line), line
+                assert re.search(rf"; {place / 'a'}: written [^;]* ok", line), line
+                text = ctx.openmetrics()
+                assert re.search(rf'^unified_device_out{{.*device="{node}"}} 1$', text, re.M), text
+                assert re.search(rf'^unified_device_out{{.*device="{place / "a"}"}} 0$', text, re.M), text
+            status, stats = pipeline.status(), ctx.statistics()
+            assert stats.received == count and status.stored == count and status.failed == 0, (status, stats)
+            assert status.rescued > 0
+            path.unlink()
+            serving.join(10)
+        # What was not on the lost device is read from the others, each packet once; the rest is told as missing.
+        names = joined(place / "a", place / "b")
+        report = call(EXPORT, "report", names)
+        assert report.returncode == 1 and re.search("device 0 of the recording .* is not read", report.stdout), report.stdout
+        with unified.Log(place / "a", others=[place / "b"]) as log:
+            there = [record.sequence for record in log if record.kind == unified.LOG_RECORD]
+        assert len(set(there)) == len(there) and count // 4 < len(there) < count
+        assert there[-1] == count - 1
+        every = call(EXPORT, "report", joined(place / "b", node, place / "a"))
+        found = int(re.search(r"(\d+) records", every.stdout)[1])
+        assert len(there) < found <= count, every.stdout
+    finally:
+        path.unlink(missing_ok=True)
+        if serving:
+            serving.join(10)
+        if node:
+            must("losetup", "--detach", node)
+        call("sh", "-c", f"for i in 1 2 3 4 5; do umount {small} && exit; sleep 0.3; done; exit 1")
