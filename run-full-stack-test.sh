@@ -11,6 +11,9 @@ traffic=$out/bin/unified-traffic
 duration=5 rate=5000 size=1024 port=9999 queues=1 flows=1
 make_traffic=yes verify=auto assume_yes=no from_netns= selftest=
 iface= device= queue=0 restore=no
+# Each of DEVICE, and whether it is one of several, which the test program fills in chunks, in turn.
+devices=()
+chunk=$((1 << 20))
 states=${UNIFIED_STATES:-/run/unified}
 
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
@@ -29,9 +32,10 @@ die() {
 
 usage() {
 	cat <<-TEXT
-		usage: $(basename "$0") [OPTIONS] [IFACE [DEVICE [QUEUE]]]
+		usage: $(basename "$0") [OPTIONS] [IFACE [DEVICE[,DEVICE...] [QUEUE]]]
 
-		Stores UDP packets that IFACE receives on QUEUE (default 0) to DEVICE, and shows the statistics.
+		Stores UDP packets that IFACE receives on QUEUE (default 0) to DEVICE, and shows the statistics. Several
+		devices, with commas between them, are filled in turn, $((chunk >> 20)) MiB at a time.
 		Without IFACE it creates a veth pair and a network namespace, without DEVICE a file, and removes
 		them at the end. Then it reads the stored data back and compares it with what was sent.
 
@@ -105,6 +109,7 @@ parse() {
 		exit 2
 	fi
 	iface=${words[0]:-} device=${words[1]:-} queue=${words[2]:-0}
+	split_devices
 	number --duration "$duration" 1 86400
 	number --rate "$rate" 0 100000000
 	number --port "$port" 1 65535
@@ -120,6 +125,10 @@ parse() {
 		fi
 	fi
 	if [ -n "$selftest" ]; then
+		if [ ${#devices[@]} -gt 1 ]; then
+			error "--selftest: programs of the registration interface write to one device, and ${#devices[@]} are named"
+			exit 2
+		fi
 		[ -f "$selftest" ] && [ -x "$selftest" ] || die "--selftest: '$selftest' is no program; make -f Makefile.full-stack selftest SRC=... builds one"
 		selftest=$(realpath "$selftest")
 		if ((${size%-*} < 16)); then
@@ -131,6 +140,66 @@ parse() {
 		error "--size: '$size' is not a payload size from 1 to 1472, or a range of them"
 		exit 2
 	fi
+}
+
+# One device, or several with commas between them, unless that is a name itself.
+split_devices() {
+	local one
+	devices=()
+	if [ -z "$device" ]; then
+		return
+	elif [[ $device != *,* || -e $device ]]; then
+		devices=("$device")
+		return
+	fi
+	IFS=, read -ra devices <<<"$device,"
+	if [ ${#devices[@]} -gt 16 ]; then
+		error "${#devices[@]} devices: 16 at most"
+		exit 2
+	fi
+	for one in "${devices[@]}"; do
+		if [ -z "$one" ]; then
+			error "DEVICE: '$device' has an empty name in it"
+			exit 2
+		fi
+	done
+}
+
+# The block node of a device: the data of a character node cannot be read like a file.
+node_of() { # DEVICE
+	if [[ $1 =~ ^/dev/ng([0-9]+n[0-9]+)$ ]]; then
+		echo "/dev/nvme${BASH_REMATCH[1]}"
+	else
+		echo "$1"
+	fi
+}
+
+# The same for whatever names the same device has.
+identity_of() { # DEVICE
+	local node
+	node=$(node_of "$1")
+	if [ -b "$node" ] || [ -c "$node" ]; then
+		stat -Lc 'node %t:%T' "$node"
+	elif [ -e "$node" ]; then
+		stat -Lc 'file %d:%i' "$node"
+	else
+		echo "path $(realpath -m "$node")"
+	fi
+}
+
+check_devices() {
+	local one known
+	local -A seen=()
+	for one in "${devices[@]}"; do
+		if [ ! -e "$one" ] && [[ $one == /dev/* ]]; then
+			die "there is no device '$one'"
+		fi
+		known=$(identity_of "$one")
+		if [ -n "${seen[$known]:-}" ]; then
+			die "'$one' and '${seen[$known]}' are the same device: name each device once"
+		fi
+		seen[$known]=$one
+	done
 }
 
 # What must be undone, newest last. The same is in a file, for --restore after this script was killed: its first line is the
@@ -249,9 +318,7 @@ check_system() {
 	if [ -n "$iface" ] && [ ! -e "/sys/class/net/$iface" ]; then
 		die "there is no interface '$iface'; ip link shows those that are"
 	fi
-	if [ -n "$device" ] && [ ! -e "$device" ] && [[ $device == /dev/* ]]; then
-		die "there is no device '$device'"
-	fi
+	check_devices
 	local left
 	left=$(left_behind | wc -l)
 	((left == 0)) || warn "$left earlier runs were killed and have left their changes: --restore undoes them"
@@ -440,48 +507,82 @@ tune_interface() {
 	success "Interface setup complete"
 }
 
+# The longest block of the devices, which is that of the space that the payloads go to.
+longest_block() {
+	local one size longest=512
+	for one in "${devices[@]}"; do
+		size=$(blockdev --getss "$(node_of "$one")" 2>/dev/null)
+		((${size:-0} <= longest)) || longest=$size
+	done
+	echo "$longest"
+}
+
 # Room for what will be sent, and a little more.
-file_bytes() {
-	local per_packet=$(((${size#*-} + 511) / 512 * 512)) packets=$((rate * duration))
+all_bytes() {
+	local block per_packet packets=$((rate * duration))
+	block=$(longest_block)
+	per_packet=$(((${size#*-} + block - 1) / block * block))
 	# Such programs store a little more than the payload.
 	[ -z "$selftest" ] || per_packet=$((per_packet + 512))
 	((rate > 0)) || packets=$((600000 * duration))
-	echo $(((packets + 1000) * per_packet + (1 << 20)))
+	echo $(((packets + 1000) * per_packet + chunk))
 }
 
-has_data() {
-	[ -s "$device" ] || [ -b "$device" ] || [ -c "$device" ] || return 1
-	[ -n "$(head -c 1048576 "$device" 2>/dev/null | tr -d '\0' | head -c 1)" ]
+# Bytes of a device or file; nothing if it does not exist.
+bytes_of() { # DEVICE
+	local node
+	node=$(node_of "$1")
+	blockdev --getsize64 "$node" 2>/dev/null || stat -Lc %s "$node" 2>/dev/null
+}
+
+# The part of that on each device, in whole chunks: an equal one, unless a device is too short for it.
+file_bytes() {
+	local all one part count=${#devices[@]}
+	all=$(all_bytes)
+	if ((count < 2)); then
+		echo "$all"
+		return
+	fi
+	part=$(((all / count / chunk + 2) * chunk))
+	for one in "${devices[@]}"; do
+		# A file grows.
+		[ ! -e "$one" ] || [ -f "$one" ] || (($(bytes_of "$one") >= part)) || part=$(((all / chunk + 2) * chunk))
+	done
+	echo "$part"
+}
+
+has_data() { # DEVICE
+	[ -s "$1" ] || [ -b "$1" ] || [ -c "$1" ] || return 1
+	[ -n "$(head -c 1048576 "$1" 2>/dev/null | tr -d '\0' | head -c 1)" ]
 }
 
 # Payloads of an earlier run are like those of this one: what is found afterwards must be from now.
-clear_device() {
+clear_device() { # DEVICE
 	local bytes
-	bytes=$(blockdev --getsize64 "$1" 2>/dev/null || stat -c %s "$1" 2>/dev/null || echo 0)
-	((bytes > need)) && bytes=$need
-	((bytes >= 4096)) || return 0
-	dd if=/dev/zero of="$1" bs=4096 count=$((bytes / 4096)) conv=notrunc,fsync 2>"$scratch/dd" ||
-		die "'$device' could not be cleared: $(tail -n 1 "$scratch/dd")"
-	info "The first $bytes bytes of '$device' are zeroes now"
+	bytes=$(bytes_of "$1")
+	((${bytes:-0} <= need)) || bytes=$need
+	((${bytes:-0} >= 4096)) || return 0
+	dd if=/dev/zero of="$(node_of "$1")" bs=4096 count=$((bytes / 4096)) conv=notrunc,fsync 2>"$scratch/dd" ||
+		die "'$1' could not be cleared: $(tail -n 1 "$scratch/dd")"
+	info "The first $bytes bytes of '$1' are zeroes now"
 }
 
-prepare_device() {
-	need=$(file_bytes)
-	if [ -z "$device" ]; then
-		device=$scratch/packets
-		local free
-		free=$(($(stat -f -c '%a * %S' "$scratch")))
-		((free > need)) || die "the backing file needs $need bytes and $scratch has $free free: lower --rate or --duration"
-		return
-	fi
-	local node=$device
-	# The data of a character node, which cannot be read like a file, is that of its block node.
-	[[ $device =~ ^/dev/ng([0-9]+n[0-9]+)$ ]] && node=/dev/nvme${BASH_REMATCH[1]}
-	# The library's own check: what is in use is refused, and a file system or the like is written over only by force.
-	local said code=0
-	# A shorter file, which cannot hold a file system, is made longer first.
-	if [ -e "$device" ] && { [ ! -f "$device" ] || (($(stat -Lc %s "$device") >= 4096)); }; then
-		said=$("$program" --check "$iface" "$device" "$queue" 2>&1)
+# The library's own check. Its exit code: 3 means that a device holds a file system or the like.
+checked() { # DEVICE[,DEVICE...]
+	"$program" --check "$iface" "$1" "$queue" 2>&1
+}
+
+# Whether the library can check it. A shorter file, which cannot hold a file system, is made longer first.
+checkable() { # DEVICE
+	[ -e "$1" ] && { [ ! -f "$1" ] || (($(stat -Lc %s "$1") >= 4096)); }
+}
+
+# What is in use is refused, and what holds data is written over only if somebody says so.
+may_be_written() { # DEVICE
+	local said= code=0 node answer
+	node=$(node_of "$1")
+	if checkable "$1"; then
+		said=$(checked "$1")
 		code=$?
 	fi
 	case $code in
@@ -489,22 +590,23 @@ prepare_device() {
 	3) force=(--force) ;;
 	*) die "$said" ;;
 	esac
-	if { [ "$code" = 3 ] || (device=$node has_data); } && [ "$assume_yes" = no ]; then
+	if { [ "$code" = 3 ] || has_data "$node"; } && [ "$assume_yes" = no ]; then
 		[ "$code" != 3 ] || warn "$said"
-		[ -t 0 ] || die "'$device' holds data; give --yes to overwrite it"
-		local answer
-		read -r -p "'$device' holds data, which will be overwritten. Go on? [y/N] " answer
-		[[ $answer == [yY]* ]] || die "'$device' was left as it is"
+		[ -t 0 ] || die "'$1' holds data; give --yes to overwrite it"
+		read -r -p "'$1' holds data, which will be overwritten. Go on? [y/N] " answer
+		[[ $answer == [yY]* ]] || die "'$1' was left as it is"
 	fi
 	# Programs of the registration interface cannot insist.
 	if [ "$code" = 3 ] && [ -n "$selftest" ]; then
-		wipefs -q -a "$node" || die "what '$device' holds could not be erased"
+		wipefs -q -a "$node" || die "what '$1' holds could not be erased"
 	fi
-	[ "$make_traffic$verify" = noauto ] || clear_device "$node"
-	local name scheduler
-	name=$(basename "$node") scheduler=/sys/block/$(basename "$node")/queue/scheduler
+}
+
+set_scheduler() { # DEVICE
+	local name scheduler before
+	name=$(basename "$(node_of "$1")")
+	scheduler=/sys/block/$name/queue/scheduler
 	if [ -w "$scheduler" ] && ! grep -q '\[none\]' "$scheduler"; then
-		local before
 		before=$(grep -o '\[[^]]*\]' "$scheduler" | tr -d '[]')
 		if echo none >"$scheduler" 2>/dev/null; then
 			later eval "echo $before >$scheduler"
@@ -513,24 +615,52 @@ prepare_device() {
 	fi
 }
 
+prepare_devices() {
+	need=$(file_bytes)
+	if [ -z "$device" ]; then
+		device=$scratch/packets
+		devices=("$device")
+		local free
+		free=$(($(stat -f -c '%a * %S' "$scratch")))
+		((free > need)) || die "the backing file needs $need bytes and $scratch has $free free: lower --rate or --duration"
+		return
+	fi
+	local one said code=0 there=
+	# All are asked about before anything is written to one of them.
+	for one in "${devices[@]}"; do
+		may_be_written "$one"
+		! checkable "$one" || there+=,$one
+	done
+	# Together: a loop device and the file that it is of, say, are one device.
+	if [[ ${there#,} == *,* ]]; then
+		said=$(checked "${there#,}")
+		code=$?
+		((code == 0 || code == 3)) || die "$said"
+	fi
+	for one in "${devices[@]}"; do
+		[ "$make_traffic$verify" = noauto ] || clear_device "$one"
+		set_scheduler "$one"
+	done
+}
+
 # Where the NIC and the drive are, and what lies between them and the memory: both cost a part of the rate if they are not
 # as they should be. Reported and not changed: that takes another slot, or a restart.
 check_placement() {
-	local sys=${UNIFIED_SYS:-/sys} name near far= file kind
-	name=$(basename "$device")
-	[[ $name =~ ^ng([0-9]+n[0-9]+)$ ]] && name=nvme${BASH_REMATCH[1]}
+	local sys=${UNIFIED_SYS:-/sys} one name near far file kind
 	near=$(cat "$sys/class/net/$iface/device/numa_node" 2>/dev/null)
-	for file in "$sys/block/$name/device/numa_node" "$sys/block/$name/device/device/numa_node"; do
-		[ -n "$far" ] || far=$(cat "$file" 2>/dev/null)
-	done
-	# -1: the machine has one node.
-	if [[ $near =~ ^[0-9]+$ && $far =~ ^[0-9]+$ ]]; then
+	for one in "${devices[@]}"; do
+		name=$(basename "$(node_of "$one")") far=
+		for file in "$sys/block/$name/device/numa_node" "$sys/block/$name/device/device/numa_node"; do
+			[ -n "$far" ] || far=$(cat "$file" 2>/dev/null)
+		done
+		# -1: the machine has one node.
+		[[ $near =~ ^[0-9]+$ && $far =~ ^[0-9]+$ ]] || continue
 		if [ "$near" = "$far" ]; then
-			info "'$iface' and '$device' are on NUMA node $near"
+			info "'$iface' and '$one' are on NUMA node $near"
 		else
-			warn "'$iface' is on NUMA node $near and '$device' on node $far: every packet crosses from one to the other; take a drive of node $near"
+			warn "'$iface' is on NUMA node $near and '$one' on node $far: every packet crosses from one to the other; take a drive of node $near"
 		fi
-	fi
+	done
 	kind=$(cat "$sys/class/net/$iface/device/iommu_group/type" 2>/dev/null)
 	case $kind in
 	identity) info "IOMMU: '$iface' reaches the memory directly (identity)" ;;
@@ -626,9 +756,7 @@ judge_selftest() {
 		fi
 	fi
 	if [ -n "$sent" ] || [ "$verify" = yes ]; then
-		local node=$device
-		[[ $device =~ ^/dev/ng([0-9]+n[0-9]+)$ ]] && node=/dev/nvme${BASH_REMATCH[1]}
-		"$traffic" verify --scan --stored "$stored" --size "$size" "$node" || failed=1
+		"$traffic" verify --scan --stored "$stored" --size "$size" "$(node_of "$device")" || failed=1
 	fi
 	if [ "$failed" != 0 ]; then
 		error "Full-stack test failed"
@@ -643,7 +771,13 @@ start_program() {
 	1) info "Interface: $iface (queue $queue)" ;;
 	*) info "Interface: $iface (queues from $queue on: $queues)" ;;
 	esac
-	info "NVMe device: $device"
+	local one make_longer=no
+	for one in "${devices[@]}"; do
+		info "NVMe device: $one"
+		if [ ! -e "$one" ] || [ -f "$one" ]; then
+			make_longer=yes
+		fi
+	done
 	info "Listening port: $port"
 	echo
 	if [ -n "$selftest" ]; then
@@ -651,9 +785,7 @@ start_program() {
 		return
 	fi
 	local options=(--port "$port" --queues "$queues" "${huge[@]}" "${force[@]}")
-	if [ ! -e "$device" ] || [ -f "$device" ]; then
-		options+=(--file-size "$need")
-	fi
+	[ "$make_longer" = no ] || options+=(--file-size "$need")
 	"$program" "${options[@]}" "$iface" "$device" "$queue" > >(tee "$scratch/output") 2>&1 &
 	child=$!
 	later end_program "$child" "$(started "$child")"
@@ -734,13 +866,15 @@ judge() {
 		failed=1
 	fi
 	if [ -n "$sent" ] || [ "$verify" = yes ]; then
-		local block all=()
-		block=$(sed -n 's/.* blocks of \([0-9]*\) bytes)$/\1/p' "$scratch/output")
+		local block one nodes= all=()
+		# Of each device.
+		block=$(sed -n 's/.* blocks of \([0-9]*\) bytes)$/\1/p' "$scratch/output" | paste -s -d , -)
 		[ "$dropped" = 0 ] && [ -n "$sent" ] && all=(--sent "$sent")
 		[ "$queues" = 1 ] || all+=(--unordered)
-		local node=$device
-		[[ $device =~ ^/dev/ng([0-9]+n[0-9]+)$ ]] && node=/dev/nvme${BASH_REMATCH[1]}
-		"$traffic" verify --stored "$stored" --size "$size" --block "$block" "${all[@]}" "$node" || failed=1
+		for one in "${devices[@]}"; do
+			nodes+=,$(node_of "$one")
+		done
+		"$traffic" verify --stored "$stored" --size "$size" --block "$block" --chunk "$chunk" "${all[@]}" "${nodes#,}" || failed=1
 	fi
 	if [ "$failed" != 0 ]; then
 		error "Full-stack test failed"
@@ -771,7 +905,7 @@ if [ -n "$selftest" ] && [ "$port" != 9999 ]; then
 fi
 [ -n "$iface" ] || make_network
 tune_interface
-prepare_device
+prepare_devices
 check_placement
 tune_memory
 start_program

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The privileged side of a recorder without privileges: attaches the XDP program to IFACE, opens DEVICE, and
- * hands descriptors to processes of user UID that ask at the Unix socket PATH.
+ * The privileged side of a recorder without privileges: attaches the XDP program to IFACE, opens the devices, and
+ * hands descriptors to processes of user UID that ask at the Unix socket PATH: a socket for each queue of IFACE.
  *
- *     hand-over OBJECT PATH UID IFACE DEVICE [PORT]     OBJECT: unified_xdp.bpf.o; until Ctrl-C
+ *     hand-over OBJECT PATH UID IFACE DEVICE[,DEVICE...] [PORT]     OBJECT: unified_xdp.bpf.o; until Ctrl-C
  *
  * A request and an answer are one message each (SOCK_SEQPACKET), as between the AF_XDP device plugin for Kubernetes
  * and its pods; descriptors come with the answer (SCM_RIGHTS). What the plugin has not is marked.
@@ -11,8 +11,10 @@
  *     /connect, NAME          /host_ok
  *     /version                0.1
  *     /xsk_map_fd, IFACE      /fd_ack and the map of AF_XDP sockets, or /fd_nak
- *     /xsk_fd, IFACE     (*)  /fd_ack and a new AF_XDP socket: for who has no CAP_NET_RAW
- *     /device_fd         (*)  /fd_ack and the device
+ *     /queues, IFACE     (*)  how many receive queues it has, as a number
+ *     /xsk_fd, IFACE     (*)  /fd_ack and a new AF_XDP socket: for who has no CAP_NET_RAW. One for each queue
+ *     /devices           (*)  how many devices there are, as a number
+ *     /device_fd, N      (*)  /fd_ack and device N; without a number the first one
  *     /fin                    /fin_ack, the end
  *     anything else           /error
  *
@@ -24,6 +26,8 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/ethtool.h>
+#include <linux/sockios.h>
 #include <net/if.h>
 #include <poll.h>
 #include <signal.h>
@@ -32,6 +36,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -44,20 +49,77 @@
 #include <xdp/libxdp.h>
 #include "unified_xdp.h"
 
-/* Connections at once, and requests in one of them. A recorder needs one connection and six requests. */
+/* A context of the library has no more. */
+#define QUEUES 64
+#define DEVICES 16
+/* Connections at once, and requests in one of them. A recorder needs one connection, and five requests and one for each queue
+   and device. */
 #define CLIENTS 64
-#define REQUESTS 64
+#define REQUESTS (8 + QUEUES + DEVICES)
 /* A connection ends when its client was quiet for so long, and whatever it says, after its lifetime. */
 #define PATIENCE_MS 2000
 #define LIFETIME_MS 5000
 
 static const char *iface, *path;
-static int map_fd = -1, device_fd = -1;
+static int map_fd = -1, device_fds[DEVICES];
+static unsigned int device_count;
 
 static int complain(const char *what, const char *on, int error)
 {
 	fprintf(stderr, "hand-over: %s %s: %s\n", what, on, strerror(error));
 	return -1;
+}
+
+/* How many receive queues the interface has now. A driver that does not say so has one. */
+static unsigned int count_queues(void)
+{
+	struct ethtool_channels channels = { .cmd = ETHTOOL_GCHANNELS };
+	struct ifreq request = { .ifr_data = (void *)&channels };
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	unsigned int count = 1;
+
+	strncpy(request.ifr_name, iface, IFNAMSIZ - 1);
+	if (fd >= 0 && ioctl(fd, SIOCETHTOOL, &request) == 0 && channels.rx_count + channels.combined_count > 0)
+		count = channels.rx_count + channels.combined_count;
+	if (fd >= 0)
+		close(fd);
+	return count;
+}
+
+/* Opens a device. O_EXCL: a block device that is mounted is refused. For others it says nothing without O_CREAT. */
+static int open_device(const char *name)
+{
+	struct stat one, other;
+	int fd = open(name, O_RDWR | O_DIRECT | O_EXCL | O_CLOEXEC);
+
+	/* Passthrough nodes are character devices and have no O_DIRECT. */
+	if (fd < 0 && errno == EINVAL)
+		fd = open(name, O_RDWR | O_CLOEXEC);
+	if (fd < 0 || fstat(fd, &one) < 0)
+		return complain("opening", name, errno);
+	for (unsigned int i = 0; i < device_count; i++)
+		if (fstat(device_fds[i], &other) == 0 && one.st_ino == other.st_ino && one.st_dev == other.st_dev) {
+			close(fd);
+			return complain("opening, a second time,", name, EEXIST);
+		}
+	device_fds[device_count++] = fd;
+	return 0;
+}
+
+/* One device, or several with commas between them, unless that is a name itself. */
+static int open_devices(char *names)
+{
+	char *rest = NULL, *name;
+
+	if (!strchr(names, ',') || !access(names, F_OK))
+		return open_device(names);
+	for (name = strtok_r(names, ",", &rest); name; name = strtok_r(NULL, ",", &rest)) {
+		if (device_count == DEVICES)
+			return complain("opening", name, E2BIG);
+		if (open_device(name) < 0)
+			return -1;
+	}
+	return 0;
 }
 
 /* When this process started, in the kernel's ticks since boot. */
@@ -252,6 +314,24 @@ static int ours(const char *argument)
 	return !strcmp(argument, iface);
 }
 
+static int answer_number(int peer, unsigned int number)
+{
+	char text[16];
+
+	snprintf(text, sizeof(text), "%u", number);
+	return answer(peer, text, -1);
+}
+
+/* The descriptor of the device with this number. */
+static int device_of(const char *number)
+{
+	char *end;
+	unsigned long i = strtoul(number, &end, 10);
+
+	errno = ENODEV;
+	return *end || i >= device_count ? -1 : device_fds[i];
+}
+
 /* Takes one request, if one is there. -1: the connection ends. */
 static int serve(struct client *client)
 {
@@ -297,8 +377,12 @@ static int serve(struct client *client)
 			close(fd);
 		return ret;
 	}
+	if (!strcmp(request, "/queues"))
+		return ours(argument) ? answer_number(client->fd, count_queues()) : answer(client->fd, "/error", -1);
+	if (!strcmp(request, "/devices"))
+		return answer_number(client->fd, device_count);
 	if (!strcmp(request, "/device_fd"))
-		return hand(client->fd, "device", device_fd);
+		return hand(client->fd, "device", device_of(argument));
 	return answer(client->fd, "/error", -1);
 }
 
@@ -398,11 +482,12 @@ int main(int argc, char **argv)
 	struct xdp_program *program = NULL;
 	enum xdp_attach_mode mode;
 	sigset_t set_of_signals;
+	char *devices;
 	long port;
 	uid_t uid;
 
 	if (argc != 6 && argc != 7)
-		return fprintf(stderr, "usage: %s OBJECT PATH UID IFACE DEVICE [PORT]\n", argv[0]), 2;
+		return fprintf(stderr, "usage: %s OBJECT PATH UID IFACE DEVICE[,DEVICE...] [PORT]\n", argv[0]), 2;
 	path = argv[2];
 	uid = strtoul(argv[3], NULL, 10);
 	iface = argv[4];
@@ -418,19 +503,15 @@ int main(int argc, char **argv)
 	sigprocmask(SIG_BLOCK, &set_of_signals, NULL);
 	if ((signals = signalfd(-1, &set_of_signals, SFD_CLOEXEC)) < 0)
 		return complain("making", "a signalfd", errno), 1;
-	/* O_EXCL: a block device that is mounted is refused. For others it says nothing without O_CREAT. */
-	device_fd = open(argv[5], O_RDWR | O_DIRECT | O_EXCL | O_CLOEXEC);
-	/* Passthrough nodes are character devices and have no O_DIRECT. */
-	if (device_fd < 0 && errno == EINVAL)
-		device_fd = open(argv[5], O_RDWR | O_CLOEXEC);
-	if (device_fd < 0)
-		return complain("opening", argv[5], errno), 1;
+	devices = strdup(argv[5]);
+	if (!devices || open_devices(argv[5]) < 0)
+		return 1;
 	if (!(program = attach(argv[1], ifindex, port, &mode)))
 		return 1;
 	if ((listener = listen_at(uid)) < 0) {
 		error = 1;
 	} else {
-		say("Handing over %s and %s at %s\n", iface, argv[5], path);
+		say("Handing over %s (queues: %u) and %s at %s\n", iface, count_queues(), devices, path);
 		serve_all(listener, signals, uid);
 		while (client_count > 0)
 			drop(0);
@@ -440,5 +521,6 @@ int main(int argc, char **argv)
 	if ((error |= xdp_program__detach(program, ifindex, mode, 0)) != 0)
 		fprintf(stderr, "hand-over: taking the XDP program off %s failed\n", iface);
 	xdp_program__close(program);
+	free(devices);
 	return error != 0;
 }

@@ -4,7 +4,9 @@
  * same on a Unix socket), all but the pipeline's own work in one thread. It answers one request after the other, whatever
  * they ask for, and reads nothing else.
  *
- *     metrics IFACE DEVICE HTTP_PORT|SOCKET
+ *     metrics [-q QUEUES|all] IFACE DEVICE[,DEVICE...] HTTP_PORT|SOCKET
+ *
+ * -q receives on that many queues (default 1), from queue 0 on. Payloads go over several devices in turn.
  *
  * SOCKET is a path with a / in it; a socket that was left there is replaced, and taken away at the end.
  *
@@ -27,9 +29,6 @@
 #include <time.h>
 #include <unistd.h>
 #include <unified.h>
-
-/* Room for the text; one that is longer is an error and not cut. */
-#define TEXT (64 << 10)
 
 static int fail(const char *what, const char *why)
 {
@@ -83,13 +82,31 @@ static int socket_at(const char *path)
 	return fd;
 }
 
+/* The whole text, in memory that grows with it: each lane and each device has lines of its own. NULL: see unified_last_error. */
+static const char *render(unified_ctx *ctx)
+{
+	static char *text;
+	static size_t room;
+	int length;
+
+	while ((length = unified_stats_render(ctx, text, room)) >= 0 && (size_t)length >= room) {
+		char *more = realloc(text, length + 4096);
+
+		if (!more)
+			return NULL;
+		text = more;
+		room = length + 4096;
+	}
+	return length < 0 ? NULL : text;
+}
+
 static void answer(int listening, unified_ctx *ctx)
 {
-	static char text[TEXT], request[4096];
+	static char request[4096];
 	struct timeval patience = { .tv_sec = 1 };
 	struct timespec begun, now;
-	int fd = accept4(listening, NULL, NULL, SOCK_CLOEXEC), length = unified_stats_render(ctx, text, sizeof(text));
-	int good = length >= 0 && length < TEXT;
+	int fd = accept4(listening, NULL, NULL, SOCK_CLOEXEC);
+	const char *text = render(ctx);
 
 	if (fd < 0)
 		return;
@@ -97,11 +114,11 @@ static void answer(int listening, unified_ctx *ctx)
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
 	if (recv(fd, request, sizeof(request), 0) > 0) {
-		const char *body = good ? text : unified_last_error();
+		const char *body = text ? text : unified_last_error();
 
 		dprintf(fd, "HTTP/1.1 %s\r\nContent-Type: %s; charset=utf-8\r\nContent-Length: %zu\r\nConnection: close\r\n\r\n",
-			good ? "200 OK" : "500 Internal Server Error",
-			good ? "application/openmetrics-text; version=1.0.0" : "text/plain", strlen(body));
+			text ? "200 OK" : "500 Internal Server Error",
+			text ? "application/openmetrics-text; version=1.0.0" : "text/plain", strlen(body));
 		for (size_t at = 0, all = strlen(body); at < all;) {
 			ssize_t n = send(fd, body + at, all - at, MSG_NOSIGNAL);
 
@@ -115,21 +132,51 @@ static void answer(int listening, unified_ctx *ctx)
 	close(fd);
 }
 
+/* One device, or several with commas between them, unless that is a name itself. */
+static void name_devices(struct unified_config *config, char *names)
+{
+	static struct unified_device devices[16];
+	char *rest = NULL, *name;
+
+	config->device = names;
+	if (!strchr(names, ',') || !access(names, F_OK))
+		return;
+	for (name = strtok_r(names, ",", &rest); name; name = strtok_r(NULL, ",", &rest)) {
+		if (config->device_count == 16) {
+			fprintf(stderr, "More than 16 devices\n");
+			exit(2);
+		}
+		devices[config->device_count].size = sizeof(*devices);
+		devices[config->device_count].path = name;
+		devices[config->device_count++].file_size = config->file_size;
+	}
+	config->devices = devices;
+	config->device = NULL;
+	config->file_size = 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct unified_config config = { .size = sizeof(config), .file_size = 1 << 30 };
 	struct unified_pipeline_config pipeline = { .size = sizeof(pipeline), .at_end = UNIFIED_AT_END_WRAP };
 	struct unified_pipeline_status status = { .size = sizeof(status) };
 	struct pollfd waits[2] = { { .events = POLLIN }, { .events = POLLIN } };
-	const char *path;
+	const char *path, *name = argv[0];
+	char devices[4096];
 	unified_ctx *ctx;
 	sigset_t signals;
 	int rc;
 
+	if (argc == 6 && !strcmp(argv[1], "-q")) {
+		config.queues = strcmp(argv[2], "all") ? (uint32_t)atoi(argv[2]) : UNIFIED_ALL_QUEUES;
+		argc -= 2;
+		argv += 2;
+	}
 	/* All digits: a port. Anything else: the path of a socket. */
 	path = argc == 4 && argv[3][strspn(argv[3], "0123456789")] ? argv[3] : NULL;
-	if (argc != 4 || (!path && (atoi(argv[3]) < 1 || atoi(argv[3]) > 65535)))
-		return fprintf(stderr, "usage: %s IFACE DEVICE HTTP_PORT|SOCKET\n", argv[0]), 2;
+	if (argc != 4 || strlen(argv[2]) >= sizeof(devices) || (!path && (atoi(argv[3]) < 1 || atoi(argv[3]) > 65535)))
+		return fprintf(stderr, "usage: %s [-q QUEUES|all] IFACE DEVICE[,DEVICE...] HTTP_PORT|SOCKET\n", name), 2;
+	strcpy(devices, argv[2]);
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGINT);
 	sigaddset(&signals, SIGTERM);
@@ -141,7 +188,7 @@ int main(int argc, char **argv)
 	if (waits[0].fd < 0 || waits[1].fd < 0)
 		return perror("listening"), 1;
 	config.ifname = argv[1];
-	config.device = argv[2];
+	name_devices(&config, devices);
 	if (unified_ctx_create(&config, &ctx) < 0 || unified_pipeline_start(ctx, &pipeline) < 0)
 		return fail("recording", unified_last_error());
 	printf(path ? "Recording %s to %s; %s\n" : "Recording %s to %s; http://127.0.0.1:%s/metrics\n", argv[1], argv[2], argv[3]);

@@ -476,8 +476,8 @@ struct unified_config {
    */
   int32_t xsk_map_fd;
   /**
-   * With UNIFIED_XSK_FD: an unbound socket(AF_XDP, SOCK_RAW, 0) in the interface's network namespace. It serves one
-   * context.
+   * With UNIFIED_XSK_FD: an unbound socket(AF_XDP, SOCK_RAW, 0) in the interface's network namespace. It serves one queue
+   * of one context. For several queues: `xsk_fds`.
    */
   int32_t xsk_fd;
   /**
@@ -519,6 +519,17 @@ struct unified_config {
    * Default 1 GiB. It says nothing about frames: see frame_count.
    */
   uint64_t buffers_max;
+  /**
+   * For several queues, instead of `xsk_fd`: `xsk_fd_count` sockets like it, one for each queue, in the order of the queues.
+   * The caller keeps them and may close them after unified_ctx_create. Each has a UMEM of its own, so the data buffers
+   * count once for each of them against RLIMIT_MEMLOCK. With 0 the library makes the sockets, or `xsk_fd` is the only one.
+   */
+  const int32_t *xsk_fds;
+  uint32_t xsk_fd_count;
+  /**
+   * Must be 0.
+   */
+  uint32_t reserved3;
 };
 
 /**
@@ -898,6 +909,10 @@ struct unified_device_info {
   uint64_t bytes_read;
   uint64_t spilled;
   uint64_t spilled_bytes;
+  /**
+   * Operations that the device, or its spill, has not answered yet.
+   */
+  uint64_t in_flight;
 };
 
 /**
@@ -1441,7 +1456,7 @@ int unified_set_log_callback(unified_log_fn callback,
  * queue or the device is in use; -EEXIST: the device holds a file system or the like (UNIFIED_FORCE overrides this);
  * -ENOMEM: not enough memory or locked memory (RLIMIT_MEMLOCK); -EPERM: capabilities are missing; -EOPNOTSUPP: the
  * driver does not support the requested mode; -ENOSPC: no room for the file; -EBADF: an invalid descriptor; -ENOTSOCK:
- * `xsk_fd` is not an AF_XDP socket.
+ * `xsk_fd`, or one of `xsk_fds`, is not an AF_XDP socket.
  */
 int unified_ctx_create(const struct unified_config *config,
                        unified_ctx **ctx);

@@ -84,8 +84,8 @@ pub struct Config {
     /// attached to the interface. No program is attached then. The descriptor stays the caller's, who may close it
     /// afterwards.
     pub xsk_map: Option<RawFd>,
-    /// For processes without CAP_NET_RAW: an AF_XDP socket that is not bound yet. As `xsk_map`.
-    pub xsk: Option<RawFd>,
+    /// For processes without CAP_NET_RAW: an AF_XDP socket for each queue, none of them bound yet. As `xsk_map`.
+    pub xsks: Vec<RawFd>,
     /// Where the library's threads run.
     pub cpus: Cpus,
     /// Most bytes that are registered for buffers at a time. They are allocated when they are asked for.
@@ -121,7 +121,7 @@ impl Default for Config {
             bounce: true,
             retry: Retry::default(),
             xsk_map: None,
-            xsk: None,
+            xsks: Vec::new(),
             cpus: Cpus::default(),
             buffers_max: DEFAULT_LIMIT,
             first_index: 0,
@@ -195,9 +195,9 @@ impl Config {
                 "UDP port 0 cannot be received; ports are 1 to 65535".into(),
             ));
         }
-        if self.ifname.is_none() && (self.xsk_map.is_some() || self.xsk.is_some()) {
+        if self.ifname.is_none() && (self.xsk_map.is_some() || !self.xsks.is_empty()) {
             return Err(invalid(
-                "xsk_map_fd or xsk_fd is set, but no interface is named".into(),
+                "xsk_map_fd, xsk_fd or xsk_fds is set, but no interface is named".into(),
             ));
         }
         if self.ifname.is_some() {
@@ -248,9 +248,17 @@ impl Config {
                 "{lanes} queues: a context has 1 to {MAX_LANES} lanes; name how many queues it takes, or make several contexts"
             )));
         }
-        if lanes > 1 && self.xsk.is_some() {
+        let sockets = self.xsks.len();
+        if sockets > 0 && sockets != lanes as usize {
             return Err(invalid(format!(
-                "xsk_fd is one socket, and {lanes} queues need one each: take one queue, or run with CAP_NET_RAW"
+                "{sockets} AF_XDP sockets were handed in for {lanes} queues, which need one each: hand in {lanes} (xsk_fds), \
+                 or name as many queues as there are sockets"
+            )));
+        }
+        let doubled = |(i, socket)| self.xsks[..i].contains(socket);
+        if let Some((i, socket)) = self.xsks.iter().enumerate().find(|at| doubled(*at)) {
+            return Err(invalid(format!(
+                "xsk_fds[{i}] is descriptor {socket}, which is there before: each queue needs a socket of its own"
             )));
         }
         let frames = self.frames(lanes);
@@ -365,7 +373,12 @@ mod tests {
         );
         few.frame_count = 192;
         assert_eq!((few.lanes(None).unwrap(), few.frames(3)), (3, 192));
-        few.xsk = Some(3);
-        assert!(few.lanes(None).unwrap_err().message().contains("xsk_fd"));
+        few.xsks = vec![3];
+        let refused = |config: &Config| config.lanes(None).unwrap_err().message().to_string();
+        assert!(refused(&few).contains("1 AF_XDP sockets were handed in for 3 queues"));
+        few.xsks = vec![3, 4, 3];
+        assert!(refused(&few).contains("xsk_fds[2] is descriptor 3"));
+        few.xsks = vec![3, 4, 5];
+        assert_eq!(few.lanes(None).unwrap(), 3);
     }
 }

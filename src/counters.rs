@@ -65,6 +65,8 @@ pub struct DeviceStats {
     /// Writes that the device failed and the spill took; not in `errors` and `bytes_written`.
     pub spilled: Counter,
     pub spilled_bytes: Counter,
+    /// Operations that the device, or its spill, has not answered yet.
+    pub in_flight: AtomicU64,
     /// It has failed, and has not answered since: recordings leave it out.
     pub out: AtomicBool,
 }
@@ -78,6 +80,7 @@ impl DeviceStats {
             bytes_read: self.bytes_read.get(),
             spilled: self.spilled.get(),
             spilled_bytes: self.spilled_bytes.get(),
+            in_flight: self.in_flight.load(Ordering::Relaxed),
             out: self.out.load(Ordering::Relaxed),
         }
     }
@@ -92,6 +95,7 @@ pub struct DeviceCounts {
     pub bytes_read: u64,
     pub spilled: u64,
     pub spilled_bytes: u64,
+    pub in_flight: u64,
     pub out: bool,
 }
 
@@ -103,6 +107,7 @@ impl AddAssign for DeviceCounts {
         self.bytes_read += other.bytes_read;
         self.spilled += other.spilled;
         self.spilled_bytes += other.spilled_bytes;
+        self.in_flight += other.in_flight;
         self.out |= other.out;
     }
 }

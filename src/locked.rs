@@ -19,17 +19,14 @@ pub struct Locked {
 }
 
 impl Locked {
-    /// `umem`: the data buffers become a UMEM. `others`: what the engines lock besides, in base pages. `huge`: the
+    /// `umems`: how many UMEMs the data buffers become. `others`: what the engines lock besides, in base pages. `huge`: the
     /// region lies in huge pages and begins on one.
-    pub fn of(layout: &Layout, umem: bool, others: usize, huge: bool) -> Locked {
+    pub fn of(layout: &Layout, umems: usize, others: usize, huge: bool) -> Locked {
         let page = if huge { HUGE_PAGE } else { PAGE };
         let end = (layout.buffers + layout.buffers_len).next_multiple_of(page);
         let data = end - layout.buffers / page * page;
         Locked {
-            umem: match umem {
-                true => layout.buffers_len.next_multiple_of(PAGE),
-                false => 0,
-            },
+            umem: layout.buffers_len.next_multiple_of(PAGE) * umems,
             // Each lane's engine registers the data buffers for itself.
             registered: data * layout.lanes as usize + others.next_multiple_of(PAGE),
         }
@@ -108,7 +105,7 @@ impl Drop for Charge {
 pub struct Budget {
     charge: Charge,
     layout: Layout,
-    umem: bool,
+    umems: usize,
     others: usize,
     pub huge: bool,
 }
@@ -118,17 +115,17 @@ impl Budget {
     /// `ENOMEM`.
     pub fn take(
         layout: Layout,
-        umem: bool,
+        umems: usize,
         others: usize,
         reserved: bool,
         limit: Option<u64>,
     ) -> Result<Budget> {
         let with = |huge| {
-            let charge = Charge::take(Locked::of(&layout, umem, others, huge), limit)?;
+            let charge = Charge::take(Locked::of(&layout, umems, others, huge), limit)?;
             Ok(Budget {
                 charge,
                 layout,
-                umem,
+                umems,
                 others,
                 huge,
             })
@@ -142,7 +139,7 @@ impl Budget {
 
     /// Settles the charge after the region was made, in huge pages or not.
     pub fn settle(mut self, huge: bool) -> Charge {
-        let now = Locked::of(&self.layout, self.umem, self.others, huge);
+        let now = Locked::of(&self.layout, self.umems, self.others, huge);
         self.charge.settle(now);
         self.charge
     }
@@ -157,21 +154,22 @@ mod tests {
     #[test]
     fn huge_pages_count_whole_and_the_umem_in_base_pages() {
         let layout = Layout::new(256, 256, 4 * MIB).unwrap();
-        let base = Locked::of(&layout, true, 2 * MIB, false);
+        let base = Locked::of(&layout, 1, 2 * MIB, false);
         assert_eq!((base.umem, base.registered), (4 * MIB, 6 * MIB));
+        assert_eq!(Locked::of(&layout, 3, 0, false).umem, 12 * MIB);
         // From 36 KiB of the first page on: three pages are touched.
-        let huge = Locked::of(&layout, true, 2 * MIB, true);
+        let huge = Locked::of(&layout, 1, 2 * MIB, true);
         assert_eq!((huge.umem, huge.registered), (4 * MIB, 8 * MIB));
-        let none = Locked::of(&layout, false, 0, false);
+        let none = Locked::of(&layout, 0, 0, false);
         assert_eq!((none.umem, none.registered), (0, 4 * MIB));
-        let odd = Locked::of(&Layout::new(64, 64, 3 * 2048).unwrap(), true, 100, false);
+        let odd = Locked::of(&Layout::new(64, 64, 3 * 2048).unwrap(), 1, 100, false);
         assert_eq!((odd.umem, odd.registered), (8192, 8192 + 4096));
     }
 
     #[test]
     fn base_pages_are_taken_if_only_they_fit_and_what_is_missing_is_told_in_bytes() {
         let layout = Layout::new(256, 256, 4 * MIB).unwrap();
-        let take = |limit| Budget::take(layout, false, 2 * MIB, false, limit);
+        let take = |limit| Budget::take(layout, 0, 2 * MIB, false, limit);
         assert!(take(None).unwrap().huge);
         let far = 1 << 40;
         assert!(take(Some(far)).unwrap().huge);

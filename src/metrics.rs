@@ -317,6 +317,14 @@ impl Collector for Snapshot {
             MetricType::Gauge,
             |d| d.out.into(),
         )?;
+        to.of_devices(
+            (
+                "device_in_flight",
+                "Operations that the device has not answered yet",
+            ),
+            MetricType::Gauge,
+            |d| d.in_flight,
+        )?;
         to.family(
             (
                 "dropped",
@@ -482,6 +490,7 @@ mod tests {
         s.packet_latency.buckets[latency::BUCKETS - 1] = 2;
         s.packet_latency.sum = 1_500_000_000;
         s.command_latency.max = 2_500_000;
+        s.devices[0].in_flight = 107;
         let mut text = String::new();
         let mut registry = Registry::with_prefix("unified");
         registry.register_collector(Box::new(Snapshot {
@@ -497,6 +506,8 @@ mod tests {
             "# UNIT unified_received_bytes bytes",
             "unified_frames{state=\"in_flight\"} 104",
             "unified_link_up 1",
+            "unified_device_in_flight 107",
+            "unified_device_out 0",
             "unified_stored_total 0",
             "# TYPE unified_packet_latency_seconds histogram",
             "unified_packet_latency_seconds_count 108",

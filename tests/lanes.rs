@@ -7,6 +7,7 @@ mod common;
 use std::collections::HashSet;
 use std::fs;
 use std::net::{SocketAddrV4, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
@@ -23,6 +24,7 @@ use unified::net::rx::Received;
 use unified::net::xdp::{Xdp, XdpConfig, XdpMode};
 use unified::pipeline::{Pipeline, PipelineConfig, StoreLayout};
 use unified::sys::event::poll_readable;
+use unified::sys::xsk;
 
 const PORT: u16 = 9999;
 const QUEUES: u32 = 4;
@@ -941,6 +943,78 @@ fn a_map_that_was_handed_in_feeds_several_queues() {
     );
     drop(context);
     xdp.detach().unwrap();
+}
+
+/// Each with a UMEM of its own, of the same memory: a frame goes from the fill ring of one queue to that of another.
+#[test]
+fn sockets_that_were_handed_in_serve_a_queue_each() {
+    if !is_root("sockets_that_were_handed_in_serve_a_queue_each") {
+        return;
+    }
+    let veth = network();
+    let file = Scratch::new("/dev/shm", "handed");
+    let sockets: Vec<_> = (0..QUEUES).map(|_| xsk::new_socket().unwrap()).collect();
+    let numbers: Vec<_> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+    let with = |xsks: &[i32]| Config {
+        xsks: xsks.to_vec(),
+        // Few: the lanes exchange them.
+        frame_count: 64 * 12,
+        ..config(&veth, file.path())
+    };
+    // One for each queue, and none for two of them.
+    let error = Context::open(&with(&numbers[1..])).err().unwrap();
+    assert_eq!(error.errno(), libc::EINVAL, "{error}");
+    let words = "3 AF_XDP sockets were handed in for 4 queues";
+    assert!(error.message().contains(words), "{error}");
+    let twice = [numbers[0], numbers[1], numbers[2], numbers[0]];
+    let error = Context::open(&with(&twice)).err().unwrap();
+    assert!(error.message().contains("xsk_fds[3]"), "{error}");
+
+    let context = Context::open(&with(&numbers)).unwrap();
+    // They are the context's now.
+    drop(sockets);
+    let (flows, count) = (64, 40);
+    let sender = send(&veth, flows, count);
+    let mut packets = [Received::default(); 64];
+    let mut done = [Completion::default(); 64];
+    let (mut received, mut completed) = (0u64, 0);
+    let (mut queues, mut owners) = (HashSet::new(), HashSet::new());
+    let until = Instant::now() + PATIENCE;
+    let all = u64::from(flows * count);
+    while completed < all {
+        assert!(
+            Instant::now() < until,
+            "{received} {completed}: {:#?}",
+            context.statistics()
+        );
+        let ready = Ready::RX | Ready::COMPLETIONS;
+        context
+            .wait(ready, Some(Duration::from_millis(100)))
+            .unwrap();
+        let got = context.receive(&mut packets).unwrap();
+        let writes = packets[..got].iter().map(|packet| {
+            queues.insert(packet.queue);
+            owners.insert((packet.queue, packet.frame / 64));
+            received += 1;
+            Ok(write_of(packet, received - 1))
+        });
+        if got > 0 {
+            let progress = context.submit_writes(writes).unwrap();
+            assert_eq!(progress.done, got as u32, "{:?}", progress.refused);
+        }
+        let got = context.completions(&mut done).unwrap();
+        assert!(done[..got].iter().all(|done| done.status == 0));
+        completed += got as u64;
+    }
+    sender.join().unwrap();
+    assert_eq!(queues, (0..QUEUES).collect());
+    // Some block of frames served two queues.
+    let blocks: HashSet<_> = owners.iter().map(|(_, block)| block).collect();
+    assert!(blocks.len() < owners.len(), "{owners:?}");
+    check_blocks(&file, flows, count);
+    let total = context.statistics().unwrap();
+    assert_eq!((total.received, total.stored), (all, all));
+    check_lanes(&context);
 }
 
 #[test]

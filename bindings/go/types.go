@@ -143,6 +143,8 @@ type DeviceInfo struct {
 	BytesRead    uint64
 	Spilled      uint64
 	SpilledBytes uint64
+	// InFlight counts operations that the device, or its spill, has not answered yet.
+	InFlight uint64
 }
 
 // Submission is a command for Submit, which names its device.

@@ -105,6 +105,8 @@ type Config struct {
 	XskMapFD int32
 	XskFD    int32
 	DeviceFD int32
+	// For several queues, instead of XskFD: a socket for each, in the order of the queues. They need no flag.
+	XskFDs []int32
 }
 
 // Context is a network interface (or none), a device, and the memory between them.
@@ -142,6 +144,13 @@ func Open(config Config) (*Context, error) {
 		copy(unsafe.Slice((*uint32)(cpus), n), config.CPUs)
 		c.cpus = (*C.uint32_t)(cpus)
 		c.cpu_count = C.uint32_t(n)
+	}
+	if n := len(config.XskFDs); n > 0 {
+		sockets := C.malloc(C.size_t(4 * n))
+		defer C.free(sockets)
+		copy(unsafe.Slice((*int32)(sockets), n), config.XskFDs)
+		c.xsk_fds = (*C.int32_t)(sockets)
+		c.xsk_fd_count = C.uint32_t(n)
 	}
 	c.queues = C.uint32_t(config.Queues)
 	c.file_size = C.uint64_t(config.FileSize)

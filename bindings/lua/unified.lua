@@ -121,10 +121,10 @@ local function opened(state, proxy)
     return self
 end
 
---- Opens a context. Fields as in unified_config, except: `interface` for ifname, `ports` and `cpus` tables.
+--- Opens a context. Fields as in unified_config, except: `interface` for ifname, `ports`, `cpus` and `xsk_fds` tables.
 function M.open(options)
     local config = sized("config")
-    local ports, cpus
+    local ports, cpus, sockets
     for name, value in pairs(options) do
         if name == "interface" then
             config.ifname = value
@@ -134,6 +134,9 @@ function M.open(options)
         elseif name == "cpus" then
             cpus = ffi.new("uint32_t[?]", #value, value)
             config.cpus, config.cpu_count = cpus, #value
+        elseif name == "xsk_fds" then
+            sockets = ffi.new("int32_t[?]", #value, value)
+            config.xsk_fds, config.xsk_fd_count = sockets, #value
         else
             config[name] = value
         end

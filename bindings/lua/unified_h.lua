@@ -52,6 +52,9 @@ struct unified_config {
   uint32_t device_count;
   uint32_t reserved2;
   uint64_t buffers_max;
+  const int32_t *xsk_fds;
+  uint32_t xsk_fd_count;
+  uint32_t reserved3;
 };
 struct unified_info {
   uint64_t size;
@@ -187,6 +190,7 @@ struct unified_device_info {
   uint64_t bytes_read;
   uint64_t spilled;
   uint64_t spilled_bytes;
+  uint64_t in_flight;
 };
 struct unified_packet {
   void *data;

@@ -107,6 +107,9 @@ exports.structs = {
     device_count: 'uint32_t',
     reserved2: 'uint32_t',
     buffers_max: 'uint64_t',
+    xsk_fds: 'void *',
+    xsk_fd_count: 'uint32_t',
+    reserved3: 'uint32_t',
   }),
   unified_info: koffi.struct('unified_info', {
     size: 'uint64_t',
@@ -242,6 +245,7 @@ exports.structs = {
     bytes_read: 'uint64_t',
     spilled: 'uint64_t',
     spilled_bytes: 'uint64_t',
+    in_flight: 'uint64_t',
   }),
   unified_packet: koffi.struct('unified_packet', {
     data: 'void *',

@@ -179,8 +179,8 @@ const FLAGS = { headroom: 'HEADROOM', xsk_map_fd: 'XSK_MAP_FD', xsk_fd: 'XSK_FD'
 
 /** A network interface (or none), a device, and the memory between them. */
 class Context {
-  /** Fields as in unified_config, except: `interface` for ifname, `ports` and `cpus` arrays. */
-  constructor({ interface: ifname = null, ports = [], cpus = [], flags = 0, ...rest }, whole) {
+  /** Fields as in unified_config, except: `interface` for ifname, `ports`, `cpus` and `xsk_fds` arrays. */
+  constructor({ interface: ifname = null, ports = [], cpus = [], xsk_fds = [], flags = 0, ...rest }, whole) {
     this._lanes = new Map();
     if (whole) {
       this._whole = whole;
@@ -190,6 +190,7 @@ class Context {
     this._whole = this;
     const wanted = Uint16Array.from(ports);
     const places = Uint32Array.from(cpus);
+    const sockets = Int32Array.from(xsk_fds);
     const config = encoded('config', {
       ...rest,
       ifname,
@@ -197,6 +198,8 @@ class Context {
       port_count: ports.length,
       cpus: cpus.length ? places : null,
       cpu_count: cpus.length,
+      xsk_fds: xsk_fds.length ? sockets : null,
+      xsk_fd_count: xsk_fds.length,
       flags: Object.entries(FLAGS).reduce((all, [name, flag]) => (name in rest ? all | constants[flag] : all), flags),
     });
     const place = Buffer.alloc(8);

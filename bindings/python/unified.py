@@ -67,7 +67,7 @@ class _config(c.Structure):
         " frame_size frame_count headroom sq_entries cq_entries rx_ring fill_ring xdp_mode copy_mode"
         " run_priority event_sample events_bytes block_size reserved retries retry_backoff_us retry_give_up_ms,"
         " i32 xsk_map_fd xsk_fd device_fd, str spill, u32 queues cpu_count, ptr cpus devices, u32 device_count reserved2,"
-        " u64 buffers_max")
+        " u64 buffers_max, ptr xsk_fds, u32 xsk_fd_count reserved3")
 
 
 class _device(c.Structure):
@@ -87,7 +87,7 @@ class _device_info(c.Structure):
     _fields_ = _fields(
         "u64 size, str backend path, u64 blocks, u32 block_size max_transfer dma_alignment nsid,"
         " u8 direct_io writable volatile_cache out, u32 reserved, u64 operations errors bytes_written bytes_read spilled"
-        " spilled_bytes")
+        " spilled_bytes in_flight")
 
 
 class _submission(c.Structure):
@@ -606,6 +606,7 @@ class DeviceInfo:
     bytes_read: int
     spilled: int
     spilled_bytes: int
+    in_flight: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -683,7 +684,7 @@ class Context:
     """A network interface (or none), a device, and the memory between them. Closed by `with` or close().
 
     Arguments are the fields of unified_config, and their defaults are its. `retries` is 1 to 255 or NO_RETRY. Descriptors
-    (`device_fd` instead of `device`, `xsk_map_fd`, `xsk_fd`) stay the caller's, who may close them afterwards; their
+    (`device_fd` instead of `device`, `xsk_map_fd`, `xsk_fd`; of several queues `xsk_fds`) stay the caller's, who may close them afterwards; their
     flags, and that of `headroom`, are set here."""
 
     def __init__(self, *, device: Union[None, str, "os.PathLike[str]"] = None, interface: Optional[str] = None, queue: int = 0,
@@ -694,10 +695,12 @@ class Context:
                  block_size: int = 0, spill: Union[None, str, "os.PathLike[str]"] = None, retries: int = 0,
                  retry_backoff_us: int = 0, retry_give_up_ms: int = 0, xsk_map_fd: Optional[int] = None,
                  xsk_fd: Optional[int] = None, device_fd: Optional[int] = None, queues: int = 0,
-                 cpus: Sequence[int] = (), devices: Sequence[Device] = (), buffers_max: int = 0):
+                 cpus: Sequence[int] = (), devices: Sequence[Device] = (), buffers_max: int = 0,
+                 xsk_fds: Sequence[int] = ()):
         self._ctx: Optional[c.c_void_p] = None
         wanted = (c.c_uint16 * len(ports))(*ports) if ports else None
         places = (c.c_uint32 * len(cpus))(*cpus) if cpus else None
+        sockets = (c.c_int32 * len(xsk_fds))(*xsk_fds) if xsk_fds else None
         several = (_device * len(devices))()
         for to, one in zip(several, devices):
             to.size, to.file_size, to.block_size = c.sizeof(_device), one.file_size, one.block_size
@@ -718,7 +721,8 @@ class Context:
             spill=None if spill is None else os.fsencode(spill), retries=retries, retry_backoff_us=retry_backoff_us,
             retry_give_up_ms=retry_give_up_ms, xsk_map_fd=xsk_map_fd or 0, xsk_fd=xsk_fd or 0, device_fd=device_fd or 0,
             queues=queues, cpu_count=len(cpus), cpus=None if places is None else c.addressof(places),
-            devices=c.addressof(several) if devices else None, device_count=len(devices), buffers_max=buffers_max)
+            devices=c.addressof(several) if devices else None, device_count=len(devices), buffers_max=buffers_max,
+            xsk_fds=None if sockets is None else c.addressof(sockets), xsk_fd_count=len(xsk_fds))
         ctx = c.c_void_p()
         _check(_lib.unified_ctx_create(c.byref(config), c.byref(ctx)))
         self._opened(ctx, None)
@@ -1030,13 +1034,15 @@ class Context:
     def pipeline(self, *, start_lba: int = 0, blocks: int = 0, at_end: int = AT_END_STOP, fua: bool = False,
                  new_log: bool = False, layout: int = LAYOUT_PAYLOAD, flush_writes: int = 0,
                  flush_interval: float = 0, moderation: float = 0, pack_below: int = 0,
-                 unchecked: bool = False) -> Pipeline:
-        """Stores everything that is received, by threads of the library; to be used with `with`."""
+                 unchecked: bool = False, chunk_bytes: int = 0) -> Pipeline:
+        """Stores everything that is received, by threads of the library; to be used with `with`. `chunk_bytes`: with
+        LAYOUT_PAYLOAD over several devices, the bytes that go to one of them before the next one has its turn."""
         config = _pipeline_config(
             size=c.sizeof(_pipeline_config), start_lba=start_lba, blocks=blocks, at_end=at_end,
             flags=FUA * fua | LOG_NEW * new_log | LOG_UNCHECKED * unchecked, layout=layout, flush_writes=flush_writes,
             flush_interval_ms=_milliseconds(flush_interval),
-            moderation_us=max(0, -int(-moderation * 1_000_000 // 1)), pack_below=_u32(pack_below))
+            moderation_us=max(0, -int(-moderation * 1_000_000 // 1)), pack_below=_u32(pack_below),
+            chunk_bytes=_u32(chunk_bytes))
         return Pipeline(self, config)
 
 

@@ -68,6 +68,8 @@ COMMANDS = {
     "unified-full-stack-test": [
         ("unified-full-stack-test --check eth0 /dev/nvme0n1 0", "Says whether the device may be written to."),
         ("unified-full-stack-test eth0 /dev/nvme0n1 0", "Stores the payloads that come to UDP port 9999 until Ctrl-C."),
+        ("unified-full-stack-test --queues all eth0 /dev/nvme0n1,/dev/nvme1n1 0",
+         "Receives all queues, and stores on two drives in turn."),
         ("unified-full-stack-test -s 64000000 -c 10000 eth0 packets.bin 0", "Stores 10000 payloads in a file of 64 MB."),
     ],
     "unified-traffic": [
@@ -77,16 +79,19 @@ COMMANDS = {
          "Sends 1000 payloads of various sizes a second for ten seconds."),
         ("unified-traffic verify --stored 10000 --sent 10000 packets.bin",
          "Compares every byte in the file that a recorder wrote with what was sent."),
+        ("unified-traffic verify --stored 10000 --block 512,4096 /dev/nvme0n1,/dev/nvme1n1",
+         "Does so on two drives, of which one has blocks of 4096 bytes."),
     ],
     "unified-export": [
         ("unified-export report /dev/nvme0n1", "Shows what the log holds, its gaps and its losses."),
         ("unified-export pcapng /dev/nvme0n1 capture.pcapng", "Writes the log to a file that Wireshark opens."),
+        ("unified-export pcapng /dev/nvme0n1,/dev/nvme1n1 capture.pcapng", "Does so for a recording on two drives."),
         ("unified-export pcapng --follow 10 /dev/nvme0n1 - | tshark -r -",
          "Shows packets while a recorder writes, until none has come for ten seconds."),
     ],
     "unified-top": [
         ("unified-top http://127.0.0.1:9464/metrics", "Shows the recorder that serves this address."),
-        ("unified-top /run/recorder.sock", "Shows the recorder that serves this Unix socket."),
+        ("unified-top /run/recorder.sock", "Shows the recorder that serves this Unix socket, with a row for each lane and each device."),
         ("unified-top --plain --interval 10 --count 6 /run/recorder.sock >log",
          "Writes one line every ten seconds for a minute."),
     ],

@@ -16,6 +16,7 @@ use crate::config::{Config, Drive};
 use crate::context::{Context, LONGEST_END};
 use crate::cpus::Cpus;
 use crate::error::{Error, Result};
+use crate::frame::MAX_LANES;
 use crate::latency::{self, Latency};
 use crate::metrics;
 use crate::net::socket::ZeroCopy;
@@ -57,7 +58,7 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
             None => return Err(null("`device`")),
         };
     }
-    if c.flags & !KNOWN_FLAGS != 0 || c.reserved != 0 || c.reserved2 != 0 {
+    if c.flags & !KNOWN_FLAGS != 0 || c.reserved != 0 || c.reserved2 != 0 || c.reserved3 != 0 {
         return Err(Error::new(
             libc::EINVAL,
             format!("unknown configuration flags {:#x}", c.flags & !KNOWN_FLAGS),
@@ -123,7 +124,28 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
     }
     let handed = |flag, fd, what| device::handed_in(c.flags & flag != 0, fd, what);
     config.xsk_map = handed(UNIFIED_XSK_MAP_FD, c.xsk_map_fd, "xsk_map_fd")?;
-    config.xsk = handed(UNIFIED_XSK_FD, c.xsk_fd, "xsk_fd")?;
+    config.xsks = Vec::from_iter(handed(UNIFIED_XSK_FD, c.xsk_fd, "xsk_fd")?);
+    if c.xsk_fd_count > 0 {
+        if !config.xsks.is_empty() {
+            return Err(Error::new(
+                libc::EINVAL,
+                "xsk_fd and xsk_fds are both set: put all sockets into xsk_fds",
+            ));
+        }
+        if c.xsk_fds.is_null() || !c.xsk_fds.is_aligned() || c.xsk_fd_count > MAX_LANES {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!("xsk_fds is NULL, or xsk_fd_count is above {MAX_LANES}"),
+            ));
+        }
+        // SAFETY: `xsk_fds` holds `xsk_fd_count` numbers, by the caller's promise; not null and aligned.
+        let sockets = unsafe { std::slice::from_raw_parts(c.xsk_fds, c.xsk_fd_count as usize) };
+        for (i, socket) in sockets.iter().enumerate() {
+            config
+                .xsks
+                .extend(device::handed_in(true, *socket, &format!("xsk_fds[{i}]"))?);
+        }
+    }
     config.device.fd = handed(UNIFIED_DEVICE_FD, c.device_fd, "device_fd")?;
     // SAFETY: the caller's promise.
     config.device.spill = unsafe { optional_str(c.spill, "the spill's path")? };
@@ -186,7 +208,7 @@ unsafe fn config_of(c: &unified_config) -> Result<Config> {
 /// queue or the device is in use; -EEXIST: the device holds a file system or the like (UNIFIED_FORCE overrides this);
 /// -ENOMEM: not enough memory or locked memory (RLIMIT_MEMLOCK); -EPERM: capabilities are missing; -EOPNOTSUPP: the
 /// driver does not support the requested mode; -ENOSPC: no room for the file; -EBADF: an invalid descriptor; -ENOTSOCK:
-/// `xsk_fd` is not an AF_XDP socket.
+/// `xsk_fd`, or one of `xsk_fds`, is not an AF_XDP socket.
 ///
 /// # Safety
 /// `config` and `ctx` must be valid, and the strings end in a zero byte.

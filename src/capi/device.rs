@@ -164,6 +164,7 @@ pub unsafe extern "C" fn unified_device_info(
                 bytes_read: counts.bytes_read,
                 spilled: counts.spilled,
                 spilled_bytes: counts.spilled_bytes,
+                in_flight: counts.in_flight,
             })
         })?;
         // SAFETY: the caller's promise.

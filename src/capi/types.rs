@@ -157,8 +157,8 @@ pub struct unified_config {
     /// XDP program that is attached to the interface already. The library attaches no program then, that program decides
     /// about ports and events, and the xdp_* statistics stay 0.
     pub xsk_map_fd: i32,
-    /// With UNIFIED_XSK_FD: an unbound socket(AF_XDP, SOCK_RAW, 0) in the interface's network namespace. It serves one
-    /// context.
+    /// With UNIFIED_XSK_FD: an unbound socket(AF_XDP, SOCK_RAW, 0) in the interface's network namespace. It serves one queue
+    /// of one context. For several queues: `xsk_fds`.
     pub xsk_fd: i32,
     /// With UNIFIED_DEVICE_FD: a regular file, block device or NVMe namespace that is open for reading and writing, with or
     /// without O_DIRECT, but without O_APPEND. `device` may be NULL; otherwise it is only a name for messages. While the
@@ -185,6 +185,13 @@ pub struct unified_config {
     /// Most bytes that are registered for buffers at a time (unified_buffer_alloc). They are allocated when they are asked for.
     /// Default 1 GiB. It says nothing about frames: see frame_count.
     pub buffers_max: u64,
+    /// For several queues, instead of `xsk_fd`: `xsk_fd_count` sockets like it, one for each queue, in the order of the queues.
+    /// The caller keeps them and may close them after unified_ctx_create. Each has a UMEM of its own, so the data buffers
+    /// count once for each of them against RLIMIT_MEMLOCK. With 0 the library makes the sockets, or `xsk_fd` is the only one.
+    pub xsk_fds: *const i32,
+    pub xsk_fd_count: u32,
+    /// Must be 0.
+    pub reserved3: u32,
 }
 
 /// One of the devices of unified_config.devices. Zero the struct and set `size`, which is the same in all elements of the array,
@@ -309,6 +316,8 @@ pub struct unified_device_info {
     pub bytes_read: u64,
     pub spilled: u64,
     pub spilled_bytes: u64,
+    /// Operations that the device, or its spill, has not answered yet.
+    pub in_flight: u64,
 }
 
 /// unified_submission.op: flush `device`, or all devices with UNIFIED_ALL_DEVICES (unified_submit_flush).

@@ -70,10 +70,15 @@ impl Context {
         )?;
         let (targets, made) = open_targets(config)?;
         let limits: Arc<[Limits]> = targets.iter().map(|t| t.device.limits).collect();
+        // Sockets that were handed in do not share a UMEM.
+        let umems = match link {
+            Some(_) => config.xsks.len().max(1),
+            None => 0,
+        };
         let placement = config.ifname.as_deref().and_then(Placement::of);
         let (region, charge) = {
             let _near = placement.as_ref().and_then(Placement::prefer);
-            make_region(config, layout, link.is_some(), &limits)?
+            make_region(config, layout, umems, &limits)?
         };
         if let Some(placement) = &placement {
             targets
@@ -231,14 +236,14 @@ fn open_targets(config: &Config) -> Result<(Vec<OpenTarget>, Vec<MadeFile>)> {
 fn make_region(
     config: &Config,
     layout: Layout,
-    umem: bool,
+    umems: usize,
     devices: &[Limits],
 ) -> Result<(Region, Charge)> {
     let depth = config.depth();
     let engines = layout.lanes as usize;
     let budget = Budget::take(
         layout,
-        umem,
+        umems,
         locked_bytes(devices, depth) * engines,
         config.huge_pages,
         limits::memlock(),
@@ -291,7 +296,7 @@ fn open_network(
         frame_size: config.frame_size,
         headroom: config.headroom,
         fill_size: config.fill_ring,
-        socket: config.xsk,
+        socket: None,
     };
     let queues = (config.queue..).take(sides.frames.len());
     let setup = QueueSetup {
@@ -305,6 +310,7 @@ fn open_network(
         &umem,
         &setup,
         queues.clone(),
+        &config.xsks,
         config.zero_copy,
         &region.data,
     )?;
@@ -370,7 +376,7 @@ fn name_what_else_is_missing(config: &Config, error: Error) -> Error {
             needed.extend([limits::BPF, limits::PERFMON]);
         }
     }
-    if config.ifname.is_some() && config.xsk.is_none() {
+    if config.ifname.is_some() && config.xsks.is_empty() {
         needed.push(limits::NET_RAW);
     }
     let mut more = limits::missing(&needed);

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::os::fd::RawFd;
 
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
@@ -20,19 +21,19 @@ pub enum ZeroCopy {
     Insist,
 }
 
-/// Makes a UMEM of the data buffers and binds a socket to each of the queues. `setup.zero_copy` and `setup.queue` are decided
-/// here. `EBUSY` (another socket holds a queue), `EOPNOTSUPP` (zero-copy was insisted on), `ENOBUFS`/`ENOMEM` (RLIMIT_MEMLOCK), `EPERM`.
+/// Makes a UMEM of the data buffers and binds a socket to each of the queues. `handed_in`: sockets to bind, as many as there
+/// are queues; or none, and they are made here. `setup.zero_copy` and `setup.queue` are decided here. `EBUSY` (another socket holds a queue), `EOPNOTSUPP` (zero-copy was insisted on), `ENOBUFS`/`ENOMEM` (RLIMIT_MEMLOCK), `EPERM`.
 pub fn open(
     umem_setup: &UmemSetup,
     setup: &QueueSetup,
     queues: impl Iterator<Item = u32> + Clone,
+    handed_in: &[RawFd],
     zero_copy: ZeroCopy,
     buffers: &Shared,
 ) -> Result<Vec<BoundQueue>> {
-    let handed_in = umem_setup.socket.is_some();
     let ways: &[Option<bool>] = match zero_copy {
         // A socket that was handed in cannot be bound a second time: the kernel chooses.
-        ZeroCopy::Auto if handed_in => &[None],
+        ZeroCopy::Auto if !handed_in.is_empty() => &[None],
         ZeroCopy::Auto if setup.skb_mode => &[Some(false)],
         ZeroCopy::Auto => &[Some(true), Some(false)],
         ZeroCopy::Copy => &[Some(false)],
@@ -46,7 +47,11 @@ pub fn open(
         };
         // A new UMEM for each way: after one failed bind, kernel 6.12 binds again but loses the fill ring, so that no
         // packet arrives.
-        match bind_all(umem_setup, &setup, queues.clone(), buffers) {
+        let bound = match handed_in.is_empty() {
+            true => bind_all(umem_setup, &setup, queues.clone(), buffers),
+            false => bind_each(umem_setup, &setup, queues.clone().zip(handed_in), buffers),
+        };
+        match bound {
             Ok(queues) => return Ok(queues),
             Err(error)
                 if *way == Some(true)
@@ -67,9 +72,7 @@ fn bind_all(
     queues: impl Iterator<Item = u32>,
     buffers: &Shared,
 ) -> Result<Vec<BoundQueue>> {
-    let refused = |setup: &QueueSetup, os: &io::Error| {
-        refusal(setup, umem_setup.socket.is_some(), os, buffers.len())
-    };
+    let refused = |setup: &QueueSetup, os: &io::Error| refusal(setup, false, os, buffers.len());
     let umem = Umem::new(umem_setup, buffers.clone()).map_err(|os| refused(setup, &os))?;
     queues
         .map(|queue| {
@@ -78,6 +81,31 @@ fn bind_all(
                 ..setup.clone()
             };
             umem.bind(&setup).map_err(|os| refused(&setup, &os))
+        })
+        .collect()
+}
+
+/// Binds sockets that were handed in. libxdp would make the sockets that share a UMEM itself, which takes CAP_NET_RAW, so each
+/// of these has a UMEM of its own, of the same memory: a frame may go into the fill ring of any of them.
+fn bind_each<'a>(
+    umem_setup: &UmemSetup,
+    setup: &QueueSetup,
+    queues: impl Iterator<Item = (u32, &'a RawFd)>,
+    buffers: &Shared,
+) -> Result<Vec<BoundQueue>> {
+    queues
+        .map(|(queue, socket)| {
+            let setup = QueueSetup {
+                queue,
+                ..setup.clone()
+            };
+            let umem_setup = UmemSetup {
+                socket: Some(*socket),
+                ..umem_setup.clone()
+            };
+            Umem::new(&umem_setup, buffers.clone())
+                .and_then(|umem| umem.bind(&setup))
+                .map_err(|os| refusal(&setup, true, &os, buffers.len()))
         })
         .collect()
 }

@@ -68,7 +68,7 @@ impl Server {
         let layout = region.layout;
         let depth = layout.sq_count.min(layout.cq_count).min(DEPTH);
         let others = locked_bytes(&[device.limits], depth);
-        let locked = Locked::of(&layout, false, others, region.mapping.is_huge());
+        let locked = Locked::of(&layout, 0, others, region.mapping.is_huge());
         let charge = Charge::take(locked, limits::memlock())?;
         log::log(
             Level::Info,

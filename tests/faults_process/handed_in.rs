@@ -25,7 +25,7 @@ fn record_with_what_was_handed_in(told: &str) {
     );
     let mut config = part_config(words[0], "");
     config.frame_count = 256;
-    (config.xsk_map, config.xsk) = (Some(numbers[0]), Some(numbers[1]));
+    (config.xsk_map, config.xsks) = (Some(numbers[0]), vec![numbers[1]]);
     config.device.fd = Some(numbers[2]);
     let context = Arc::new(Context::open(&config).unwrap());
     let error = context.port_add(1).unwrap_err();
@@ -131,7 +131,7 @@ fn a_socket_that_was_handed_in_waits_for_its_queue() {
         let socket = xsk::new_socket().unwrap();
         Context::open(&Config {
             xsk_map: Some(map.as_raw_fd()),
-            xsk: Some(socket.as_raw_fd()),
+            xsks: vec![socket.as_raw_fd()],
             ..part_config(&veth.host, "null:")
         })
     };
@@ -165,7 +165,7 @@ fn descriptors_that_are_not_what_they_should_be_are_named() {
         ..part_config(&veth.host, "null:")
     };
     let socket = Config {
-        xsk: Some(wrong),
+        xsks: vec![wrong],
         ..part_config(&veth.host, "null:")
     };
     let alone = Config {

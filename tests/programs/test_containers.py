@@ -87,6 +87,56 @@ def test_a_process_without_any_capability_records(giver, network, place, start):
     assert re.search("locked memory|RLIMIT_MEMLOCK", recorder.text()), recorder.text()
 
 
+def test_all_queues_and_devices_are_handed_over(many_queues, place, start):
+    """Four queues and three devices, to a recorder without any capability; every payload is where the devices say."""
+    network, count, length = many_queues, 1200, 8 << 20
+    devices = [place / name for name in ("one", "two", "three")]
+    for device in devices:
+        with open(device, "wb") as file:
+            file.truncate(length)
+        device.chmod(0o600)
+    names = ",".join(map(str, devices))
+    giver = start(OUT / "bin/hand-over", OUT / "lib/unified_xdp.bpf.o", place / "socket", NOBODY, network.near, names)
+    giver.until(rf"^Handing over {network.near} \(queues: 4\) and {names} at")
+    peer = Peer(place / "socket")
+    assert peer.ask("/queues, " + network.near) == ("/error", [])
+    assert peer.ask("/connect, test") == ("/host_ok", [])
+    assert peer.ask("/queues, " + network.near) == ("4", []) and peer.ask("/queues, other0") == ("/error", [])
+    assert peer.ask("/devices") == ("3", [])
+    for words, device in [("/device_fd", 0), ("/device_fd, 0", 0), ("/device_fd, 2", 2)]:
+        text, (fd,) = peer.ask(words)
+        assert text == "/fd_ack" and os.path.samestat(os.fstat(fd), devices[device].stat())
+        os.close(fd)
+    for words in ("/device_fd, 3", "/device_fd, x", "/device_fd, -1"):
+        assert peer.ask(words) == ("/fd_nak", [])
+    peer.socket.close()
+    # Memory that is registered counts for each queue, by the UMEM and by io_uring.
+    recorder = start(*bare(place, place / "socket", network.near, count, memlock=1 << 20))
+    assert recorder.end() == 1 and re.search("locked memory|RLIMIT_MEMLOCK", recorder.text()), recorder.text()
+    recorder = start(*bare(place, place / "socket", network.near, count))
+    recorder.until(f"^Receiving on {network.near} as user {NOBODY}\nQueues: 4, devices: 3$")
+    assert int(status(recorder, "CapEff"), 16) == 0
+    network.send(count, "100-1400", rate=200, flows=64)
+    assert recorder.end() == 0, recorder.text()
+    assert f"Stored {count} of {count}" in recorder.text()
+    # Each queue has a quarter of the space, which goes over all devices in turn.
+    blocks, found, on_devices = 3 * length // 512, [], [0, 0, 0]
+    for queue in range(4):
+        text = call(OUT / "bin/unified-traffic", "verify", names, "--stored", 0, "--size", "100-1400", "--start",
+                    queue * blocks // 4, "--unordered").stdout
+        assert "; 0 damaged, 0 doubled," in text and " 0 foreign, 0 with dirty padding" in text, text
+        found.append(int(re.match(r"Verified: (\d+) of 0", text)[1]))
+        for number, device in enumerate(devices):
+            on_devices[number] += int(re.search(rf"^  (\d+) on {device}$", text, re.M)[1])
+    assert sum(found) == sum(on_devices) == count and min(found) > 0, (found, on_devices)
+    giver.process.send_signal(signal.SIGTERM)
+    assert giver.end() == 0 and not network.program(), giver.text()
+    assert giver.text().count("socket: handed over\n") == 8 and giver.text().count("device: handed over\n") == 9
+    twice = call(OUT / "bin/hand-over", OUT / "lib/unified_xdp.bpf.o", place / "socket", NOBODY, network.near,
+                 f"{devices[0]},{devices[0]}")
+    assert twice.returncode == 1 and "a second time" in twice.stdout, twice.stdout
+
+
 def test_without_the_descriptors_there_is_no_way(network, place, start):
     shutil.copy(OUT / "bin/minimal", place)
     command = bare(place, network.near, place / "device", 1)

@@ -95,3 +95,67 @@ def test_no_name_forges_a_sample(network, device, start):
         path.unlink(missing_ok=True)
     assert found["unified_received_total",][1]["device"] == str(path)
     assert not any(name == "unified_forged" for name, *_ in found)
+
+
+def test_lanes_and_devices_have_samples_of_their_own(many_queues, device, start):
+    """Every device and lane is counted by itself, and the sums are those of what was sent."""
+    network, count, port = many_queues, 6000, free_port()
+    devices = [device.with_name(f"{device.name}-{i}") for i in range(3)]
+    try:
+        running = start(OUT / "bin/metrics", "-q", "all", network.near, ",".join(map(str, devices)), port)
+        running.until("^Recording")
+        network.send(count, 1472, rate=3000, flows=64)
+        for _ in range(50):
+            samples = [sample for family in text_string_to_metric_families(get(port)) for sample in family.samples]
+            of = lambda name: [s for s in samples if s.name == name]
+            if sum(s.value for s in of("unified_stored_total")) == count:
+                break
+        lanes = {(s.labels["lane"], s.labels["queue"]): s.value for s in of("unified_stored_total")}
+        assert sorted(lanes) == [("0", "0"), ("1", "1"), ("2", "2"), ("3", "3"), ("none", "")]
+        assert sum(lanes.values()) == count and lanes["none", ""] == 0
+        written = {}
+        for sample in of("unified_bytes_written_total"):
+            written[sample.labels["device"]] = written.get(sample.labels["device"], 0) + sample.value
+        # Each payload has three blocks. Each lane has its own part of the space, and fills more than a chunk of it.
+        assert set(written) == {str(one) for one in devices} and sum(written.values()) == count * 1536
+        assert all(written.values()), written
+        for name in ("unified_device_out", "unified_device_in_flight", "unified_errors_total"):
+            assert len(of(name)) == 5 * 3 and not any(s.value for s in of(name)), name
+        dashboard = json.loads((ROOT / "docs/grafana/dashboard.json").read_text())
+        check_panels(dashboard, samples)
+        running.process.send_signal(signal.SIGINT)
+        assert running.end(10) == 0 and f"Stored {count} of {count}" in running.text()
+    finally:
+        for one in devices:
+            one.unlink(missing_ok=True)
+
+
+def check_panels(dashboard, samples):
+    """Each label that a panel asks for is on the samples that it asks."""
+    labels = {}
+    for sample in samples:
+        labels.setdefault(sample.name, set()).update(sample.labels)
+    variables = {one["name"] for one in dashboard["templating"]["list"]}
+    assert {"interface", "lane", "device"} <= variables
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(ids)) == len(ids)
+    places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]}
+    assert len(places) == len(ids)
+    by_device, by_lane = [], []
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            (name,) = re.findall(r"\bunified_[a-z_]+", target["expr"])
+            asked = set(re.findall(r'(\w+)=~"\$(?:\w+)"', target["expr"]))
+            assert set(re.findall(r'=~"\$(\w+)"', target["expr"])) <= variables
+            for group in re.findall(r"\bby \(([^)]*)\)", target["expr"]):
+                asked |= set(re.split(r",\s*", group))
+            assert asked <= labels[name], (panel["title"], name, asked - labels[name])
+            by_device += [name] * ("device" in asked)
+            by_lane += [name] * ("lane" in asked)
+    assert {"unified_bytes_written_total", "unified_bytes_read_total", "unified_errors_total", "unified_device_in_flight",
+            "unified_device_out"} <= set(by_device)
+    assert {"unified_received_total", "unified_stored_total", "unified_dropped_total", "unified_commands_in_flight"} <= set(by_lane)
+    (state,) = [p for p in dashboard["panels"] if "unified_device_out" in p["targets"][0]["expr"]]
+    assert state["type"] == "state-timeline"
+    assert {kind: of["text"] for kind, of in state["fieldConfig"]["defaults"]["mappings"][0]["options"].items()} == \
+        {"0": "in use", "1": "out"}

@@ -179,7 +179,7 @@ def test_batches(storage):
 def test_every_field_of_the_configuration_can_be_given():
     """But for those that C needs and Python has by itself."""
     fields = {name for name, _ in unified._config._fields_} - {"size", "ifname", "port_count", "cpu_count", "device_count",
-                                                                  "reserved", "reserved2"}
+                                                                  "reserved", "reserved2", "reserved3", "xsk_fd_count"}
     given = set(inspect.signature(unified.Context.__init__).parameters) - {"self"}
     assert given == fields | {"interface"}
 

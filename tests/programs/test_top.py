@@ -202,3 +202,57 @@ def test_what_does_not_answer_is_told(tmp_path):
     absent = call(TOP, "none.sock", cwd=tmp_path)
     assert absent.returncode == 1 and "none.sock: there is no such socket" in absent.stdout
     assert call(TOP).returncode == 2
+
+
+@pytest.fixture
+def wide_recorder(many_queues, device, start):
+    """Four queues and three devices: the network, the devices, and the path of its socket."""
+    path = f"/tmp/unified-top-{os.getpid()}.sock"
+    devices = [device.with_name(f"{device.name}-{i}") for i in range(3)]
+    start(OUT / "bin/metrics", "-q", "all", many_queues.near, ",".join(map(str, devices)), path).until("^Recording")
+    yield many_queues, devices, path
+    for one in [*devices, path]:
+        if os.path.exists(one):
+            os.unlink(one)
+
+
+def test_lanes_and_devices_have_rows(wide_recorder, terminal):
+    network, devices, path = wide_recorder
+    screen = terminal(f"{TOP} -i 0.2 {path}", env="LC_ALL=C", width=120, height=50)
+    screen.until(rf"^{network.near} all 4 queues > 3 devices .*link up")
+    network.send(6000, 1472, rate=3000, flows=64)
+    text = screen.until(r"^stored .* 6 000$")
+    assert total(text, "received") == 6000 and "LOST  nothing" in text
+    lanes = re.findall(r"^(\d) queue (\d) .* (\d+) +(\d+) +(\d+)$", text, re.M)
+    assert [lane[:2] for lane in lanes] == [(str(i), str(i)) for i in range(4)]
+    assert all(lane[2:4] == ("0", "0") for lane in lanes)
+    rows = {}
+    for one in devices:
+        row = re.search(rf"{one.name} .*?([\d.]+) (k|M)?B +0 B +(\d+) +(\d+) +(\w+)$", text, re.M)
+        assert row and row[3] == "0" and row[5] == "ok", text
+        rows[one] = float(row[1]) * {"k": 1e3, "M": 1e6, None: 1}[row[2]]
+    # What the devices have is what was written: three digits of each are shown.
+    assert all(rows.values()) and abs(sum(rows.values()) - 6000 * 1536) < 6000 * 15.36, rows
+    # Tab: the lanes one by one, each with the devices that it wrote to.
+    for number in range(4):
+        screen.key("Tab")
+        text = screen.until(rf"^{network.near} lane {number} queue {number} > 3 devices")
+        assert "LANES" not in text and "DEVICES" in text
+    screen.key("q")
+    screen.ended(0)
+
+
+def test_lines_of_lanes_and_devices(wide_recorder):
+    network, devices, path = wide_recorder
+    network.send(400, 1024, rate=600, flows=64)
+    for _ in range(50):
+        lines = must(TOP, "-n", "1", path).splitlines()
+        if "stored 400 (" in lines[0]:
+            break
+        time.sleep(0.1)
+    assert len(lines) == 5 and lines[0].startswith(f"{network.near} all 4 queues > 3 devices: received 400 ")
+    received = [int(re.search(rf"^{network.near} lane {i} queue {i} > 3 devices: received (\d+) ", line)[1])
+                for i, line in enumerate(lines[1:])]
+    assert sum(received) == 400
+    for one in devices:
+        assert re.search(rf"; {one}: written [\d.]+ k?B, read 0 B, errors 0, in flight 0, ok", lines[0]), lines[0]

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::Ordering;
+
 use super::slab::Answer;
 use super::{DOORBELL_DATA, Engine, Turn};
 use crate::error::{Error, Result};
@@ -63,7 +65,17 @@ impl Engine {
                 target.young_answers |= slot.looks == 0;
                 target.device.answers.fetch_add(1, Ordering::Relaxed);
             }
+            self.publish_operating(slot.target);
         }
+    }
+
+    /// For the statistics: how many operations a device has now.
+    #[inline(always)]
+    pub(super) fn publish_operating(&self, target: u8) {
+        let number = usize::from(target);
+        let operating = self.targets[number].operating;
+        let counts = &self.shared.stats.devices[number];
+        counts.in_flight.store(operating.into(), Ordering::Relaxed);
     }
 
     fn next_step(&mut self, index: u16, done: &Reaped) -> Step {
@@ -100,6 +112,7 @@ impl Engine {
                     if !matches!(op, Op::Pause { .. }) {
                         self.targets[target as usize].operating += 1;
                         self.shared.stats.devices[target as usize].operations.add(1);
+                        self.publish_operating(target);
                     }
                     return Ok(None);
                 }

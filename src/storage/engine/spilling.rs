@@ -59,6 +59,7 @@ impl Engine {
             return false;
         }
         target.operating += 1;
+        self.publish_operating(number);
         self.slab.at_mut(index).spilling = Some(*outcome);
         true
     }

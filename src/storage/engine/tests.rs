@@ -186,6 +186,13 @@ impl Drop for Rig {
         let _ = std::fs::remove_file(&self.path);
         if !std::thread::panicking() {
             assert_eq!((self.engine.in_flight(), self.engine.operating()), (0, 0));
+            let counted = self
+                .shared
+                .stats
+                .devices
+                .iter()
+                .map(|device| device.snapshot());
+            assert_eq!(counted.map(|counts| counts.in_flight).sum::<u64>(), 0);
             assert_eq!(self.engine.bounce.free.len(), 64, "every piece came back");
             assert!(self.engine.ring.all_tables_are_free());
             assert_eq!(

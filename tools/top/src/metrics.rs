@@ -10,6 +10,24 @@ const CONTEXT: [&str; 4] = ["interface", "queue", "device", "lane"];
 /// The lane of what belongs to no lane: it is part of the sum of all.
 const NO_LANE: &str = "none";
 
+type Values = BTreeMap<String, f64>;
+
+/// Adds what another lane, or another device, counts.
+fn add(sums: &mut Values, values: &Values) {
+    for (name, value) in values {
+        let sum = sums.entry(name.clone()).or_default();
+        // What is of the interface is the same at every lane; a longest time is that of one of them; a device is out if one
+        // lane says so.
+        *sum = match name.as_str() {
+            "link_up" | "xdp_attached" | "link_changes" | "xdp_changes" | "device_out" => {
+                sum.max(*value)
+            }
+            name if name.ends_with("_max_seconds") => sum.max(*value),
+            _ => *sum + value,
+        };
+    }
+}
+
 /// What one context counts, or one of its lanes.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Metrics {
@@ -20,8 +38,12 @@ pub struct Metrics {
     pub lane: String,
     /// Of several lanes: how many this is the sum of.
     pub lanes: usize,
+    /// And each of them, without its histograms.
+    pub parts: Vec<Metrics>,
+    /// Each device, by its name: what is counted of devices one by one. Of the sum of all lanes, what all did.
+    pub devices: Vec<(String, Values)>,
     /// By name without `unified_` and `_total`; after a space the value of its own label, if it has one.
-    values: BTreeMap<String, f64>,
+    values: Values,
     /// Upper bounds in seconds, and how many did not exceed them.
     buckets: BTreeMap<String, Vec<(f64, f64)>>,
 }
@@ -29,15 +51,20 @@ pub struct Metrics {
 impl Metrics {
     /// Adds what a lane counts.
     fn add(&mut self, lane: &Metrics) {
-        self.lanes += usize::from(lane.lane != NO_LANE);
-        for (name, value) in &lane.values {
-            let sum = self.values.entry(name.clone()).or_default();
-            // What is of the interface is the same at every lane; a longest time is that of one of them.
-            *sum = match name.as_str() {
-                "link_up" | "xdp_attached" | "link_changes" | "xdp_changes" => sum.max(*value),
-                name if name.ends_with("_max_seconds") => sum.max(*value),
-                _ => *sum + value,
-            };
+        if lane.lane != NO_LANE {
+            self.lanes += 1;
+            self.parts.push(Metrics {
+                buckets: BTreeMap::new(),
+                devices: Vec::new(),
+                ..lane.clone()
+            });
+        }
+        add(&mut self.values, &lane.values);
+        for (name, values) in &lane.devices {
+            match self.devices.iter_mut().find(|(known, _)| known == name) {
+                Some((_, sums)) => add(sums, values),
+                None => self.devices.push((name.clone(), values.clone())),
+            }
         }
         for (name, buckets) in &lane.buckets {
             let sums = self.buckets.entry(name.clone()).or_default();
@@ -118,8 +145,63 @@ pub fn parse(text: &str) -> Result<Vec<Metrics>, String> {
     match (contexts.is_empty(), ended) {
         (true, _) => Err("there is no metric of unified in it".into()),
         (_, false) => Err("its end is missing (# EOF)".into()),
-        _ => Ok(with_sums(contexts)),
+        _ => Ok(with_sums(with_devices(contexts))),
     }
+}
+
+/// What is counted of each device goes to the context, or the lane, that has the rest. A device that is alone is in the labels
+/// of everything.
+fn with_devices(found: Vec<Metrics>) -> Vec<Metrics> {
+    let of_a_device = |one: &Metrics| {
+        let rest = |m: &Metrics| {
+            m.device.is_empty()
+                && (&m.interface, &m.queue, &m.lane) == (&one.interface, &one.queue, &one.lane)
+        };
+        match one.device.is_empty() {
+            true => None,
+            false => found.iter().position(rest),
+        }
+    };
+    let mut contexts: Vec<Metrics> = found.clone();
+    for one in &found {
+        if let Some(at) = of_a_device(one) {
+            let whole = &mut contexts[at];
+            whole.devices.push((one.device.clone(), one.values.clone()));
+            add(&mut whole.values, &one.values);
+        }
+    }
+    let keep: Vec<bool> = found.iter().map(|one| of_a_device(one).is_none()).collect();
+    let mut keep = keep.into_iter();
+    contexts.retain(|_| keep.next().unwrap_or(true));
+    for context in &mut contexts {
+        match context.devices.len() {
+            0 => {
+                let own = context
+                    .values
+                    .iter()
+                    .filter(|(name, _)| is_of_devices(name));
+                let own = own.map(|(name, value)| (name.clone(), *value)).collect();
+                context.devices.push((context.device.clone(), own));
+            }
+            several => context.device = format!("{several} devices"),
+        }
+    }
+    contexts
+}
+
+/// Whether a device has such a value of its own.
+fn is_of_devices(name: &str) -> bool {
+    [
+        "errors",
+        "operations",
+        "bytes_written",
+        "bytes_read",
+        "spilled",
+        "spilled_bytes",
+        "device_out",
+        "device_in_flight",
+    ]
+    .contains(&name)
 }
 
 /// Before the lanes of a context: the sum of all of them.
@@ -266,6 +348,44 @@ other_total 5
         );
         assert_eq!(all[2].get("received"), 7.0);
         assert_eq!(all[2].queue, "5");
+    }
+
+    #[test]
+    fn devices_are_parts_of_their_context() {
+        let of = |lane: &str, n: u32| {
+            let l = format!("interface=\"eth0\",lane=\"{lane}\",queue=\"{lane}\"");
+            let device = |name: &str, n: u32, out: u32| {
+                format!(
+                    "unified_bytes_written_total{{{l},device=\"{name}\"}} {n}\n\
+                     unified_device_in_flight{{{l},device=\"{name}\"}} {n}\n\
+                     unified_device_out{{{l},device=\"{name}\"}} {out}\n"
+                )
+            };
+            format!("unified_received_total{{{l}}} {n}\n")
+                + &device("/dev/a", n, 0)
+                + &device("/dev/b", 10 * n, n % 2)
+        };
+        let all = parse(&(of("0", 4) + &of("1", 7) + "# EOF\n")).unwrap();
+        assert_eq!(all.len(), 3);
+        assert!(all.iter().all(|one| one.device == "2 devices"));
+        let sum = &all[0];
+        assert_eq!(
+            (sum.get("received"), sum.get("bytes_written")),
+            (11.0, 121.0)
+        );
+        let written: Vec<_> = sum
+            .devices
+            .iter()
+            .map(|(name, of)| (name.as_str(), of["bytes_written"], of["device_out"]))
+            .collect();
+        assert_eq!(written, [("/dev/a", 11.0, 0.0), ("/dev/b", 110.0, 1.0)]);
+        assert_eq!(all[1].devices[1].1["device_in_flight"], 40.0);
+        let lanes: Vec<_> = sum.parts.iter().map(|lane| lane.get("received")).collect();
+        assert_eq!(lanes, [4.0, 7.0]);
+        // One device, and one lane.
+        let one = parse("unified_bytes_written_total{device=\"d\"} 5\n# EOF\n").unwrap();
+        assert_eq!((one.len(), one[0].parts.len()), (1, 0));
+        assert_eq!(one[0].devices[0].1["bytes_written"], 5.0);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
@@ -18,6 +18,8 @@ const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.99
 /// Less than this says nothing that can be read.
 const NARROWEST: u16 = 44;
 const LOWEST: u16 = 8;
+/// Lines of a table of lanes or devices that are shown even if other sections are not, then.
+const LEAST_TABLE: usize = 6;
 
 /// What the terminal can do.
 #[derive(Debug, Clone, Copy)]
@@ -101,6 +103,18 @@ impl View {
         })
     }
 
+    /// A second, between the last two updates, of something that both have.
+    fn rate_of(&self, value: impl Fn(&Metrics) -> Option<f64>) -> f64 {
+        let mut last = self.looks.iter().rev();
+        let (Some((now, after)), Some((then, before))) = (last.next(), last.next()) else {
+            return 0.0;
+        };
+        match (value(after), value(before)) {
+            (Some(after), Some(before)) => (after - before).max(0.0) / (now - then).max(1e-3),
+            _ => 0.0,
+        }
+    }
+
     fn rate(&self, name: &str) -> f64 {
         self.rates(name).next_back().unwrap_or(0.0)
     }
@@ -160,7 +174,7 @@ impl View {
             now.get("stored"),
             format::amount(self.rate("stored")),
             format::bytes(self.rate("bytes_written")),
-            LOST[..3].iter().map(|(_, name)| now.get(name)).sum::<f64>(),
+            dropped(now),
             now.get("failed"),
             now.get("released"),
             now.get("bounced"),
@@ -177,7 +191,7 @@ impl View {
             } else {
                 "OFF"
             },
-        )
+        ) + &plain_devices(now)
     }
 
     /// The whole screen. `status` is its last line.
@@ -195,14 +209,23 @@ impl View {
             )];
         }
         let width = usize::from(width);
-        let sections = [
-            self.packets(width, look),
-            self.losses(width, look),
+        let room = usize::from(height) - 2;
+        let mut sections = vec![self.packets(width, look), self.losses(width, look)];
+        let after = [
             self.latencies(width, look),
             self.storage(width, look),
             self.frames(width, look),
         ];
-        let room = usize::from(height) - 2;
+        // Tables have as many rows as the other sections leave room for, and some in any case.
+        let rest: usize = after.iter().map(Vec::len).sum();
+        for table in [View::devices, View::lanes] {
+            let taken: usize = sections.iter().map(Vec::len).sum();
+            let left = room.saturating_sub(taken);
+            let room = left.saturating_sub(rest).max(LEAST_TABLE.min(left));
+            sections.push(table(self, width, room, look));
+        }
+        sections.extend(after);
+        sections.retain(|section| !section.is_empty());
         // Whole sections, the first ones first; empty lines between them if there is room for all.
         let all: usize = sections.iter().map(Vec::len).sum();
         let airy = all + sections.len() <= room;
@@ -330,6 +353,129 @@ impl View {
         let mut lines = vec![Line::from(head)];
         lines.extend(grid(cells.collect(), width, look));
         lines
+    }
+
+    /// A row for each of several devices, and for one that is out.
+    fn devices(&self, width: usize, room: usize, look: Look) -> Vec<Line<'static>> {
+        let Some(now) = self.now() else {
+            return Vec::new();
+        };
+        let of = |values: &BTreeMap<String, f64>, name| values.get(name).copied().unwrap_or(0.0);
+        let is_out = |values: &BTreeMap<String, f64>| of(values, "device_out") > 0.0;
+        if now.devices.len() < 2 && !now.devices.iter().any(|(_, values)| is_out(values)) {
+            return Vec::new();
+        }
+        let wide = width >= 80;
+        // What fits beside the name, and how wide it is.
+        let columns: &[(&str, usize)] = match wide {
+            true => &[
+                ("now", 12),
+                ("written", 10),
+                ("read", 10),
+                ("errors", 9),
+                ("in flight", 10),
+                ("", 5),
+            ],
+            false => &[("written", 10), ("errors", 8), ("flight", 7), ("", 5)],
+        };
+        let name_width = width - columns.iter().map(|(_, width)| width).sum::<usize>();
+        let header: String = columns
+            .iter()
+            .map(|(name, w)| format!("{name:>w$}"))
+            .collect();
+        let head = Line::styled(format!("{:name_width$}{header}", "DEVICES"), look.head());
+        // Those that are out are seen, also if there is no room for all.
+        let mut devices: Vec<_> = now.devices.iter().collect();
+        devices.sort_by_key(|(_, values)| !is_out(values));
+        let row = |(name, values): &(String, BTreeMap<String, f64>)| {
+            let rate = self.rate_of(|metrics| {
+                let same = metrics.devices.iter().find(|(other, _)| other == name)?;
+                Some(of(&same.1, "bytes_written"))
+            });
+            let calm = |value: f64, style: Style| if value > 0.0 { style } else { look.dim() };
+            let cell = |(column, w): &(&str, usize)| {
+                let (text, style) = match *column {
+                    "now" if !look.answered => ("-".into(), look.dim()),
+                    "now" => (
+                        format!("{}/s", format::bytes(rate)),
+                        calm(rate, Style::new()),
+                    ),
+                    "written" => (format::bytes(of(values, "bytes_written")), Style::new()),
+                    "read" => (format::bytes(of(values, "bytes_read")), look.dim()),
+                    "errors" => {
+                        let errors = of(values, "errors");
+                        (format::exact(errors), calm(errors, look.lost()))
+                    }
+                    "" if is_out(values) => ("OUT".into(), look.lost()),
+                    "" => ("ok".into(), look.good()),
+                    _ => {
+                        let flying = of(values, "device_in_flight");
+                        (format::exact(flying), calm(flying, Style::new()))
+                    }
+                };
+                let gap = w.saturating_sub(text.chars().count());
+                [Span::raw(" ".repeat(gap)), Span::styled(text, style)]
+            };
+            let name = fit(name, name_width);
+            let name = Span::raw(format!("{name:name_width$}"));
+            Line::from_iter(std::iter::once(name).chain(columns.iter().flat_map(cell)))
+        };
+        table(head, devices.into_iter().map(row).collect(), room, look)
+    }
+
+    /// A row for each of several lanes.
+    fn lanes(&self, width: usize, room: usize, look: Look) -> Vec<Line<'static>> {
+        let Some(now) = self.now().filter(|now| now.parts.len() > 1) else {
+            return Vec::new();
+        };
+        let columns: &[(&str, usize)] = match width >= 80 {
+            true => &[
+                ("received", 13),
+                ("stored", 13),
+                ("lost", 12),
+                ("failed", 10),
+                ("in flight", 11),
+            ],
+            false => &[("received", 11), ("stored", 11), ("lost", 8)],
+        };
+        let header: String = columns
+            .iter()
+            .map(|(name, w)| format!("{name:>w$}"))
+            .collect();
+        let head = Line::styled(format!("{:NAME$}{header}", "LANES"), look.head());
+        let row = |lane: &Metrics| {
+            let cell = |(column, w): &(&str, usize)| {
+                let (text, style) = match *column {
+                    "received" | "stored" if !look.answered => ("-".into(), look.dim()),
+                    "received" | "stored" => {
+                        let rate = self.rate_of(|metrics| {
+                            let same = metrics.parts.iter().find(|part| part.lane == lane.lane)?;
+                            Some(same.get(column))
+                        });
+                        let style = if rate > 0.0 { Style::new() } else { look.dim() };
+                        (format!("{}/s", format::amount(rate)), style)
+                    }
+                    other => {
+                        let (count, style) = match other {
+                            "lost" => (dropped(lane), look.lost()),
+                            "failed" => (lane.get("failed"), look.lost()),
+                            _ => (lane.get("commands_in_flight"), Style::new()),
+                        };
+                        let style = if count > 0.0 { style } else { look.dim() };
+                        (format::exact(count), style)
+                    }
+                };
+                let gap = w.saturating_sub(text.chars().count());
+                [Span::raw(" ".repeat(gap)), Span::styled(text, style)]
+            };
+            let name = match lane.queue.as_str() {
+                "" => lane.lane.clone(),
+                queue => format!("{} queue {queue}", lane.lane),
+            };
+            let name = Span::raw(format!("{name:NAME$}"));
+            Line::from_iter(std::iter::once(name).chain(columns.iter().flat_map(cell)))
+        };
+        table(head, now.parts.iter().map(row).collect(), room, look)
     }
 
     fn latencies(&self, width: usize, look: Look) -> Vec<Line<'static>> {
@@ -486,6 +632,51 @@ const LEFT: [(&str, &str); 5] = [
     ("merged", "xdp_merged"),
 ];
 
+/// What the kernel dropped.
+fn dropped(metrics: &Metrics) -> f64 {
+    LOST[..3].iter().map(|(_, name)| metrics.get(name)).sum()
+}
+
+/// For a line of several devices: each of them.
+fn plain_devices(now: &Metrics) -> String {
+    if now.devices.len() < 2 {
+        return String::new();
+    }
+    let device = |(name, values): &(String, BTreeMap<String, f64>)| {
+        let of = |name| values.get(name).copied().unwrap_or(0.0);
+        format!(
+            "; {name}: written {}, read {}, errors {:.0}, in flight {:.0}, {}",
+            format::bytes(of("bytes_written")),
+            format::bytes(of("bytes_read")),
+            of("errors"),
+            of("device_in_flight"),
+            if of("device_out") > 0.0 { "OUT" } else { "ok" }
+        )
+    };
+    now.devices.iter().map(device).collect()
+}
+
+/// A head and as many rows as there is room for; the last line says how many more there are.
+fn table(
+    head: Line<'static>,
+    mut rows: Vec<Line<'static>>,
+    room: usize,
+    look: Look,
+) -> Vec<Line<'static>> {
+    // Not worth it: the head and a line about the rest.
+    if room < 3 {
+        return Vec::new();
+    }
+    let shown = room - 1;
+    if rows.len() > shown {
+        let more = rows.len() - (shown - 1);
+        rows.truncate(shown - 1);
+        rows.push(Line::styled(format!("and {more} more"), look.dim()));
+    }
+    rows.insert(0, head);
+    rows
+}
+
 fn name_of(metrics: &Metrics) -> String {
     let Metrics {
         interface,
@@ -603,6 +794,66 @@ mod tests {
         // Started anew: what was before counts no more.
         view.add(3.0, metrics(10, 0));
         assert_eq!((view.rate("received"), view.lost()), (0.0, 0.0));
+    }
+
+    /// Of so many lanes and devices; device 1 is out.
+    fn several(lanes: u32, devices: u32, n: u32) -> Metrics {
+        let mut text = String::new();
+        for lane in 0..lanes {
+            let l = format!("interface=\"eth0\",lane=\"{lane}\",queue=\"{}\"", lane + 4);
+            text += &format!("unified_received_total{{{l}}} {}\n", n * (lane + 1));
+            text += &format!("unified_dropped_total{{{l},cause=\"no_frame\"}} {lane}\n");
+            for device in 0..devices {
+                let d = format!("{l},device=\"/dev/nvme{device}n1\"");
+                text += &format!("unified_bytes_written_total{{{d}}} {}\n", n * 1000);
+                text += &format!("unified_errors_total{{{d}}} {device}\n");
+                text += &format!("unified_device_in_flight{{{d}}} {}\n", device * 7);
+                text += &format!("unified_device_out{{{d}}} {}\n", u32::from(device == 1));
+            }
+        }
+        parse(&(text + "# EOF\n")).unwrap().remove(0)
+    }
+
+    #[test]
+    fn lanes_and_devices_have_rows() {
+        let mut view = View::default();
+        view.add(0.0, several(3, 2, 0));
+        view.add(2.0, several(3, 2, 1000));
+        let shown = text(&view, 100, 50);
+        let row = |begin: &str| {
+            let line = shown.lines().find(|line| line.starts_with(begin));
+            let line = line.unwrap_or_else(|| panic!("no {begin} in\n{shown}"));
+            line.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(
+            row("eth0 all"),
+            "eth0 all 3 queues > 2 devices LINK DOWN XDP OFF"
+        );
+        assert_eq!(row("DEVICES"), "DEVICES now written read errors in flight");
+        assert_eq!(
+            row("/dev/nvme0n1"),
+            "/dev/nvme0n1 1.50 MB/s 3.00 MB 0 B 0 0 ok"
+        );
+        assert_eq!(
+            row("/dev/nvme1n1"),
+            "/dev/nvme1n1 1.50 MB/s 3.00 MB 0 B 3 21 OUT"
+        );
+        assert_eq!(row("LANES"), "LANES received stored lost failed in flight");
+        assert_eq!(row("2 queue 6"), "2 queue 6 1.50 k/s 0/s 2 0 0");
+        // One that is out is seen first, in what room there is.
+        let mut many = View::default();
+        many.add(0.0, several(64, 16, 5));
+        for (width, height) in [(60, 20), (79, 24), (80, 24), (120, 40), (200, 120)] {
+            let shown = text(&many, width, height);
+            let out = shown.find("/dev/nvme1n1");
+            let out = out.unwrap_or_else(|| panic!("{width}x{height}:\n{shown}"));
+            assert!(shown.find("/dev/nvme0n1").is_none_or(|other| out < other));
+        }
+        assert!(text(&many, 80, 24).contains(" more"));
+        assert!(view.plain().ends_with(
+            "; /dev/nvme0n1: written 3.00 MB, read 0 B, errors 0, in flight 0, ok\
+             ; /dev/nvme1n1: written 3.00 MB, read 0 B, errors 3, in flight 21, OUT"
+        ));
     }
 
     #[test]

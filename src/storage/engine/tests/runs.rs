@@ -16,6 +16,7 @@ fn scattered_entries_wait_for_no_neighbour_and_no_long_batch() {
     turn(&mut rig, &mut (8..24).map(|i| i * 2));
     assert!(rig.engine.targets[0].run.is_none());
     assert_eq!(rig.engine.operating(), 24);
+    assert_eq!(rig.shared.stats.devices[0].snapshot().in_flight, 24);
     assert!((1..=FEED).contains(&rig.engine.ring.queued()));
     assert_eq!(rig.take(24).len(), 24);
     // Once the device has enough, the rest goes as one batch.
