@@ -145,6 +145,7 @@ assert(info.writable and not info.out and ctx:device_info(0).bytes_read == 512)
 -- A device that is not there.
 assert(refused(22, "device 2 does not exist", ctx:submit { { op = C.OP_WRITE, device = 2, frame = frame, length = 512 } }))
 assert(refused(22, "device 2", ctx:device_info(2)))
+assert(not pcall(ctx.device_info, ctx, 2 ^ 32) and not pcall(ctx.device_info, ctx, 0.5))
 assert(ctx:submit { { op = C.OP_FLUSH, device = 1 }, { op = C.OP_FLUSH, device = 2 } } == 1 and finished(ctx).device == 1)
 assert(ctx:submit {} == 0)
 for _, wrong in ipairs { { device = 4294967296 }, { device = -1 }, { op = 65536 * 65536 }, { blocks = 0.5 } } do

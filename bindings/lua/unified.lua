@@ -58,6 +58,19 @@ local function fill(struct, values)
     return struct
 end
 
+--- Sets a field, or an element of an array; raises for a number that C would cut to another one.
+local function exactly(struct, field, value, name)
+    struct[field] = value
+    if struct[field] ~= value then
+        error(("%s cannot be %s"):format(name or field, value), 3)
+    end
+    return struct[field]
+end
+
+local function u32(name, value)
+    return exactly(ffi.new("uint32_t[1]"), 0, value, name)
+end
+
 --- Calls `close` when nobody has `object` any more. (A finalizer of cdata would run after the library is
 --- unloaded; that of a userdata made later than the library's runs before.)
 local function finally(object)
@@ -210,7 +223,7 @@ end
 --- first; info.devices says how many there are.
 function Context:device_info(device)
     local raw = sized("device_info")
-    local result = lib.unified_device_info(handle(self), device, raw)
+    local result = lib.unified_device_info(handle(self), u32("device", device), raw)
     if result < 0 then
         return check(result)
     end
@@ -230,7 +243,7 @@ end
 --- the block on it (uint64_t).
 function Context:stripe_locate(lba, chunk_bytes)
     local device, block = ffi.new("uint32_t[1]"), ffi.new("uint64_t[1]")
-    local result = lib.unified_stripe_locate(handle(self), lba, chunk_bytes or 0, device, block)
+    local result = lib.unified_stripe_locate(handle(self), lba, u32("chunk_bytes", chunk_bytes or 0), device, block)
     if result < 0 then
         return check(result)
     end
@@ -407,14 +420,6 @@ function Context:submit_writes(list)
         write.lba, write.user_data, write.flags = one[2], one.user_data or 0, flags(one)
     end
     return check(lib.unified_submit_writes(handle(self), writes, #list))
-end
-
---- Sets a field; raises for a number that C would cut to another one.
-local function exactly(struct, name, value)
-    struct[name] = value
-    if struct[name] ~= value then
-        error(("%s cannot be %s"):format(name, value), 3)
-    end
 end
 
 --- Submits a list of commands together, each to the device that it names: how many, fewer than all if the SQ ring became full or

@@ -74,6 +74,7 @@ function devices(paths) {
   // A device that is not there.
   assert.throws(() => ctx.submit([{ op: C.OP_WRITE, device: 2, frame, length: 512 }]), refused(22, 'device 2 does not exist'));
   assert.throws(() => ctx.deviceInfo(2), refused(22, 'device 2'));
+  for (const wrong of [2 ** 32, -1, 0.5]) assert.throws(() => ctx.deviceInfo(wrong), /device cannot be/);
   assert.strictEqual(ctx.submit([{ op: C.OP_FLUSH, device: 1 }, { op: C.OP_FLUSH, device: 2 }]), 1);
   ctx.waitSync({ completions: true });
   assert.deepStrictEqual(ctx.takeCompletions().map((one) => one.device), [1]);

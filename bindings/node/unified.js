@@ -73,6 +73,12 @@ const EVENT = offsets('event');
 const WRITE = offsets('write');
 const SUBMISSION = offsets('submission');
 
+/** A number for C, which would cut another one to something else. */
+function u32(value, name) {
+  if (!Number.isInteger(value) || value < 0 || value > 0xffffffff) throw new RangeError(`${name} cannot be ${value}`);
+  return value;
+}
+
 /** A text as C has it, null if there is none. C would cut one with a zero byte off, and name another file. */
 function text(value) {
   if (value === undefined || value === null) return null;
@@ -333,7 +339,7 @@ class Context {
 
   /** What a device is, and what was counted of it by all lanes, or by this lane: the fields of unified_device_info. */
   deviceInfo(device) {
-    const { reserved, ...info } = ask('device_info', (bytes) => call.device_info(this._open(), device, bytes));
+    const { reserved, ...info } = ask('device_info', (bytes) => call.device_info(this._open(), u32(device, 'device'), bytes));
     return info;
   }
 
@@ -343,7 +349,7 @@ class Context {
    */
   stripeLocate(lba, chunkBytes = 0) {
     const [device, block] = [Buffer.alloc(4), Buffer.alloc(8)];
-    check(call.stripe_locate(this._open(), lba, chunkBytes, device, block));
+    check(call.stripe_locate(this._open(), BigInt(lba), u32(chunkBytes, 'chunkBytes'), device, block));
     return { device: device.readUInt32LE(0), lba: koffi.decode(block, 'uint64_t') };
   }
 

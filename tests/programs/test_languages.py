@@ -262,11 +262,12 @@ def test_a_missing_tool_is_a_failure_where_nothing_may_be_skipped(monkeypatch):
         need("no-such-tool")
 
 
-@pytest.mark.parametrize("language", ["python", "lua", "javascript", "go"])
-def test_the_programs_of_the_manual_run(language, network, device, start, tmp_path):
-    text = (ROOT / "docs/bindings.md").read_text().split(f"```{language}\n")[1].split("```")[0]
-    assert "eth0" in text and "/dev/ng0n1" in text
-    text = text.replace("eth0", network.near).replace("/dev/ng0n1", str(device))
+def of_the_manual(language, number, tmp_path, **devices):
+    """A program of the manual, with other devices; and its environment."""
+    text = (ROOT / "docs/bindings.md").read_text().split(f"```{language}\n")[number].split("```")[0]
+    for name, device in devices.items():
+        assert name in text
+        text = text.replace(name if name == "eth0" else f"/dev/{name}", str(device))
     program = tmp_path / {"python": "one.py", "lua": "one.lua", "javascript": "one.js", "go": "main.go"}[language]
     program.write_text(text)
     env = environment("node" if language == "javascript" else language)
@@ -284,6 +285,12 @@ def test_the_programs_of_the_manual_run(language, network, device, start, tmp_pa
         (tmp_path / "go.mod").write_text(f"module one\ngo 1.19\nrequire unified v0.0.0\nreplace unified => {BINDINGS}/go\n")
         must("go", "build", "-o", "one", ".", cwd=tmp_path, env=env, timeout=300)
         command = [tmp_path / "one"]
+    return command, env
+
+
+@pytest.mark.parametrize("language", ["python", "lua", "javascript", "go"])
+def test_the_programs_of_the_manual_run(language, network, device, start, tmp_path):
+    command, env = of_the_manual(language, 1, tmp_path, eth0=network.near, ng0n1=device)
     device.write_bytes(bytes(1 << 20))
     running = start(*command, env=env)
     for _ in range(100):
@@ -293,3 +300,14 @@ def test_the_programs_of_the_manual_run(language, network, device, start, tmp_pa
     network.send(1, 100)
     assert running.end() == 0, running.text()
     verify(device, 1, 100)
+
+
+@pytest.mark.parametrize("language", ["python", "lua", "javascript", "go"])
+def test_the_manuals_batch_for_two_devices_runs(language, tmp_path):
+    devices = [tmp_path / "first", tmp_path / "second"]
+    command, env = of_the_manual(language, 2, tmp_path, ng0n1=devices[0], ng1n1=devices[1])
+    for one in devices:
+        one.write_bytes(b"x" * 16384)
+    must(*command, env=env)
+    for one in devices:
+        assert one.read_bytes() == b"data" + bytes(8188) + b"x" * 8192
