@@ -613,8 +613,6 @@ type Buffer struct {
 	number uint64
 	data   unsafe.Pointer
 	length uint64
-	// Of the caller, who keeps it mapped.
-	memory []byte
 }
 
 // BufferAlloc allocates a buffer of zeroes. Any goroutine.
@@ -640,7 +638,7 @@ func (c *Context) BufferImport(memory []byte) (*Buffer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Buffer{ctx: c, number: uint64(number), data: data, length: uint64(len(memory)), memory: memory}, nil
+	return &Buffer{ctx: c, number: uint64(number), data: data, length: uint64(len(memory))}, nil
 }
 
 // BufferImportFD makes a buffer of a part of a memfd, or of a file of tmpfs or hugetlbfs. The descriptor stays the caller's, who

@@ -165,6 +165,9 @@ func TestSubmissionsNameTheirDevices(t *testing.T) {
 			t.Fatalf("%+v %v", info, err)
 		}
 	}
+	if _, err := os.Stat(paths[0] + "-spill"); err != nil {
+		t.Fatal("the spill of the first device was not made:", err)
+	}
 	if path, err := ctx.Device(); path != paths[0] || err != nil || ctx.Info().Devices != 2 {
 		t.Fatal(path, err)
 	}
@@ -246,6 +249,17 @@ func TestADeviceMayBeADescriptor(t *testing.T) {
 	}
 	if err := ctx.Close(); err != nil {
 		t.Fatal(err)
+	}
+	// The flags of a device are its own.
+	ctx, err = Open(Config{Devices: []Device{{Path: "null:"}, {Path: file.Name(), Flags: ReadOnly}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ctx.Close()
+	for i, writable := range []bool{true, false} {
+		if info, err := ctx.DeviceInfo(uint32(i)); err != nil || info.Writable != writable {
+			t.Fatalf("%d %+v %v", i, info, err)
+		}
 	}
 	file.Close()
 }
@@ -366,6 +380,8 @@ func TestALogSetSaysWhatIsWrong(t *testing.T) {
 	_, paths := several(t)
 	_, err := OpenLogSet(paths, nil)
 	refused(t, err, syscall.ENOMSG, paths[0])
+	_, err = OpenLogSet([]string{paths[0]}, []uint64{4096})
+	refused(t, err, syscall.ENOMSG, "byte 4096 of '"+paths[0])
 	_, err = OpenLogSet(paths, []uint64{0})
 	refused(t, err, syscall.EINVAL, "1 starts for 2 devices")
 	_, err = OpenLogSet(nil, nil)

@@ -216,6 +216,8 @@ submit(ctx, { { op = C.OP_READ, device = 1, buffer = buffer } })
 assert(buffer:string(0, 7) == "mapped\0" and ctx:close())
 -- Sets of logs.
 assert(refused(42, paths[1], unified.open_log_set(paths)) and refused(22, "1 starts for 2", unified.open_log_set(paths, { 0 })))
+assert(refused(42, "byte 4096 of '" .. paths[1], unified.open_log_set({ paths[1] }, { 4096 })))
+assert(refused(42, "byte 512 of '" .. paths[1], unified.open_log_set({ paths[1] }, 512)))
 assert(refused(2, "absent", unified.open_log_set({ paths[1] .. "-absent" }, 0)) and select(3, unified.open_log_set {}) == 22)
 for _, path in ipairs { paths[1], paths[2], paths[2] .. "-spill" } do
     assert(os.remove(path))

@@ -95,6 +95,8 @@ function devices(paths) {
   buffers(ctx, buffer, paths);
   // Sets of logs.
   assert.throws(() => new Log(paths), refused(42, paths[0]));
+  assert.throws(() => new Log([paths[0]], [4096]), refused(42, `byte 4096 of '${paths[0]}`));
+  assert.throws(() => new Log([paths[0]], 512n), refused(42, `byte 512 of '${paths[0]}`));
   assert.throws(() => new Log(paths, [0]), RangeError);
   assert.throws(() => new Log([`${paths[0]}-absent`, paths[0]], [0n, 0]), refused(2, 'absent'));
   assert.throws(() => new Log([]), refused(22, ''));
