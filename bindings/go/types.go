@@ -111,32 +111,32 @@ type Info struct {
 
 // Device is one of several devices of a context.
 type Device struct {
-	size      uint64
-	path      unsafe.Pointer
+	Path      string
 	FileSize  uint64
 	BlockSize uint32
-	Flags     uint32
-	FD        int32
-	reserved  uint32
-	spill     unsafe.Pointer
+	// Flags: Force, ReadOnly, NoPassthrough, DeviceFD.
+	Flags uint32
+	// FD counts only with the flag DeviceFD; it stays the caller's.
+	FD    int32
+	Spill string
 }
 
 // DeviceInfo is what a device is, and what was counted of it.
 type DeviceInfo struct {
-	size          uint64
-	backend       unsafe.Pointer
-	path          unsafe.Pointer
-	Blocks        uint64
-	BlockSize     uint32
-	MaxTransfer   uint32
-	DMAAlignment  uint32
-	NSID          uint32
-	DirectIO      uint8
-	Writable      uint8
+	// Backend is "nvme passthrough", "block", "file" or "null".
+	Backend      string
+	Path         string
+	Blocks       uint64
+	BlockSize    uint32
+	MaxTransfer  uint32
+	DMAAlignment uint32
+	NSID         uint32
+	DirectIO     bool
+	Writable     bool
+	// VolatileCache is 1 if completed writes may stay in a cache until a flush, 2 if that is not known.
 	VolatileCache uint8
-	// Out is 1 while it has failed and has not answered since.
-	Out          uint8
-	reserved     uint32
+	// Out is true while it has failed and has not answered since.
+	Out          bool
 	Operations   uint64
 	Errors       uint64
 	BytesWritten uint64
@@ -147,17 +147,19 @@ type DeviceInfo struct {
 	InFlight uint64
 }
 
-// Submission is a command for Submit, which names its device.
+// Submission is a command for Submit, which names its device. UsePayload, UseFrame and UseBuffer say where its data is.
 type Submission struct {
 	size     uint64
 	LBA      uint64
 	UserData uint64
 	data     unsafe.Pointer
-	command  unsafe.Pointer
-	Op       uint32
-	Device   uint32
-	Frame    uint32
-	Len      uint32
+	// Command of OpRaw.
+	Command *NVMeCommand
+	Op      uint32
+	// Device is its number, or AllDevices for OpFlush.
+	Device uint32
+	Frame  uint32
+	Len    uint32
 	// Blocks of OpWriteZeroes and OpDeallocate.
 	Blocks uint32
 	// Flags: FUA, Keep, More.
@@ -423,10 +425,10 @@ func (n Name) String() string {
 
 // Data is the packet from its Ethernet header on: the frame's memory, not a copy. It must not be touched
 // once the frame was submitted or released.
-func (p *Packet) Data() []byte { return bytes(p.data, p.Len) }
+func (p *Packet) Data() []byte { return view(p.data, p.Len) }
 
 // Payload is the UDP payload, with the same lifetime as Data.
-func (p *Packet) Payload() []byte { return bytes(p.payload, p.PayloadLen) }
+func (p *Packet) Payload() []byte { return view(p.payload, p.PayloadLen) }
 
 // Write is a write of the payload from block lba on.
 func (p *Packet) Write(lba, userData uint64, flags uint32) Write {
@@ -435,12 +437,12 @@ func (p *Packet) Write(lba, userData uint64, flags uint32) Write {
 
 // Packet is the packet from its Ethernet header on: the log's memory, valid until the next call with the
 // log. Nil for ranges.
-func (r *LogRecord) Packet() []byte { return bytes(r.packet, r.Len) }
+func (r *LogRecord) Packet() []byte { return view(r.packet, r.Len) }
 
 // Payload is the UDP payload, with the same lifetime as Packet.
-func (r *LogRecord) Payload() []byte { return bytes(r.payload, r.PayloadLen) }
+func (r *LogRecord) Payload() []byte { return view(r.payload, r.PayloadLen) }
 
-func bytes(at unsafe.Pointer, length uint32) []byte {
+func view(at unsafe.Pointer, length uint32) []byte {
 	if at == nil {
 		return nil
 	}

@@ -24,6 +24,8 @@ import "C"
 import (
 	"fmt"
 	"runtime"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -54,6 +56,44 @@ func check(call func() C.int) (int, error) {
 func done(call func() C.int) error {
 	_, err := check(call)
 	return err
+}
+
+// native is memory of C for the arguments of one call.
+type native struct {
+	taken []unsafe.Pointer
+	err   error
+}
+
+// room is zeroed: the collector may look at what a pointer's place held before.
+func (n *native) room(size uintptr) unsafe.Pointer {
+	at := C.calloc(1, C.size_t(size))
+	n.taken = append(n.taken, at)
+	return at
+}
+
+// text sets err for a string with a zero byte: C would cut it off there, and name another file.
+func (n *native) text(s string) *C.char {
+	if strings.IndexByte(s, 0) >= 0 {
+		n.err = &Error{syscall.EINVAL, fmt.Sprintf("%q has a zero byte: no path and no interface has one", s)}
+		return nil
+	}
+	at := C.CString(s)
+	n.taken = append(n.taken, unsafe.Pointer(at))
+	return at
+}
+
+// optional is nil for an empty string.
+func (n *native) optional(s string) *C.char {
+	if s == "" {
+		return nil
+	}
+	return n.text(s)
+}
+
+func (n *native) free() {
+	for _, at := range n.taken {
+		C.free(at)
+	}
 }
 
 // Version is the library's.
@@ -107,51 +147,63 @@ type Config struct {
 	DeviceFD int32
 	// For several queues, instead of XskFD: a socket for each, in the order of the queues. They need no flag.
 	XskFDs []int32
+	// Devices, if there are several, numbered from 0. Then Device, FileSize, BlockSize, DeviceFD and Spill stay zero.
+	Devices []Device
+	// BuffersMax is how many bytes may be registered for buffers at a time; 0: 1 GiB.
+	BuffersMax uint64
 }
 
-// Context is a network interface (or none), a device, and the memory between them.
+// Context is a network interface (or none), its devices, and the memory between them.
 type Context struct {
 	ctx  *C.unified_ctx
 	info Info
+	// Held by those who read the context's own strings, and by Close, which frees them.
+	closing *sync.RWMutex
 }
 
 // Open makes a context.
 func Open(config Config) (*Context, error) {
 	var c C.struct_unified_config
+	var kept native
+	defer kept.free()
 	c.size = C.sizeof_struct_unified_config
-	if config.Device != "" {
-		c.device = C.CString(config.Device)
-		defer C.free(unsafe.Pointer(c.device))
-	}
-	if config.Interface != "" {
-		c.ifname = C.CString(config.Interface)
-		defer C.free(unsafe.Pointer(c.ifname))
-	}
-	if config.Spill != "" {
-		c.spill = C.CString(config.Spill)
-		defer C.free(unsafe.Pointer(c.spill))
-	}
+	c.device = kept.optional(config.Device)
+	c.ifname = kept.optional(config.Interface)
+	c.spill = kept.optional(config.Spill)
 	if n := len(config.Ports); n > 0 {
-		ports := C.malloc(C.size_t(2 * n))
-		defer C.free(ports)
-		copy(unsafe.Slice((*uint16)(ports), n), config.Ports)
-		c.ports = (*C.uint16_t)(ports)
+		c.ports = (*C.uint16_t)(kept.room(uintptr(2 * n)))
+		copy(unsafe.Slice((*uint16)(unsafe.Pointer(c.ports)), n), config.Ports)
 		c.port_count = C.uint32_t(n)
 	}
 	if n := len(config.CPUs); n > 0 {
-		cpus := C.malloc(C.size_t(4 * n))
-		defer C.free(cpus)
-		copy(unsafe.Slice((*uint32)(cpus), n), config.CPUs)
-		c.cpus = (*C.uint32_t)(cpus)
+		c.cpus = (*C.uint32_t)(kept.room(uintptr(4 * n)))
+		copy(unsafe.Slice((*uint32)(unsafe.Pointer(c.cpus)), n), config.CPUs)
 		c.cpu_count = C.uint32_t(n)
 	}
 	if n := len(config.XskFDs); n > 0 {
-		sockets := C.malloc(C.size_t(4 * n))
-		defer C.free(sockets)
-		copy(unsafe.Slice((*int32)(sockets), n), config.XskFDs)
-		c.xsk_fds = (*C.int32_t)(sockets)
+		c.xsk_fds = (*C.int32_t)(kept.room(uintptr(4 * n)))
+		copy(unsafe.Slice((*int32)(unsafe.Pointer(c.xsk_fds)), n), config.XskFDs)
 		c.xsk_fd_count = C.uint32_t(n)
 	}
+	if n := len(config.Devices); n > 0 {
+		c.devices = (*C.struct_unified_device)(kept.room(uintptr(n) * C.sizeof_struct_unified_device))
+		c.device_count = C.uint32_t(n)
+		devices := unsafe.Slice(c.devices, n)
+		for i, from := range config.Devices {
+			to := &devices[i]
+			to.size = C.sizeof_struct_unified_device
+			to.path = kept.optional(from.Path)
+			to.file_size = C.uint64_t(from.FileSize)
+			to.block_size = C.uint32_t(from.BlockSize)
+			to.flags = C.uint32_t(from.Flags)
+			to.fd = C.int32_t(from.FD)
+			to.spill = kept.optional(from.Spill)
+		}
+	}
+	if kept.err != nil {
+		return nil, kept.err
+	}
+	c.buffers_max = C.uint64_t(config.BuffersMax)
 	c.queues = C.uint32_t(config.Queues)
 	c.file_size = C.uint64_t(config.FileSize)
 	c.queue = C.uint32_t(config.Queue)
@@ -180,7 +232,7 @@ func Open(config Config) (*Context, error) {
 	if err := done(func() C.int { return C.unified_ctx_create(&c, &handle) }); err != nil {
 		return nil, err
 	}
-	ctx, err := opened(handle)
+	ctx, err := opened(handle, new(sync.RWMutex))
 	if err != nil {
 		C.unified_ctx_destroy(handle)
 	}
@@ -188,8 +240,8 @@ func Open(config Config) (*Context, error) {
 }
 
 // What a context and its lanes have.
-func opened(handle *C.unified_ctx) (*Context, error) {
-	ctx := &Context{ctx: handle}
+func opened(handle *C.unified_ctx, closing *sync.RWMutex) (*Context, error) {
+	ctx := &Context{ctx: handle, closing: closing}
 	ctx.info.size = uint64(unsafe.Sizeof(ctx.info))
 	err := done(func() C.int {
 		return C.unified_ctx_info(ctx.ctx, (*C.struct_unified_info)(unsafe.Pointer(&ctx.info)))
@@ -208,12 +260,14 @@ func (c *Context) Lane(number int) (*Context, error) {
 	if err != nil {
 		return nil, err
 	}
-	return opened(handle)
+	return opened(handle, c.closing)
 }
 
-// Close takes the XDP program off, finishes what is in flight, frees everything. Slices of frames are invalid
-// from then on. Later calls return an error.
+// Close takes the XDP program off, finishes what is in flight, frees everything, also buffers. Slices of frames and buffers
+// are invalid from then on. Later calls return an error.
 func (c *Context) Close() error {
+	c.closing.Lock()
+	defer c.closing.Unlock()
 	return done(func() C.int { return C.unified_ctx_destroy(c.ctx) })
 }
 
@@ -223,7 +277,7 @@ func (c *Context) Info() Info { return c.info }
 // Backend is "nvme passthrough", "block", "file" or "null".
 func (c *Context) Backend() string { return C.GoString((*C.char)(c.info.backend)) }
 
-// Device is the device's path as it was opened.
+// Device is the path of device 0 as it was opened.
 func (c *Context) Device() (string, error) {
 	path := (*C.char)(C.malloc(4096))
 	defer C.free(unsafe.Pointer(path))
@@ -232,6 +286,48 @@ func (c *Context) Device() (string, error) {
 		return "", err
 	}
 	return C.GoString(path), nil
+}
+
+// DeviceInfo is what a device is, and what all lanes did with it, or this lane. Info().Devices says how many there are.
+func (c *Context) DeviceInfo(device uint32) (DeviceInfo, error) {
+	c.closing.RLock()
+	defer c.closing.RUnlock()
+	var from C.struct_unified_device_info
+	from.size = C.sizeof_struct_unified_device_info
+	err := done(func() C.int { return C.unified_device_info(c.ctx, C.uint32_t(device), &from) })
+	if err != nil {
+		return DeviceInfo{}, err
+	}
+	return DeviceInfo{
+		Backend:       C.GoString(from.backend),
+		Path:          C.GoString(from.path),
+		Blocks:        uint64(from.blocks),
+		BlockSize:     uint32(from.block_size),
+		MaxTransfer:   uint32(from.max_transfer),
+		DMAAlignment:  uint32(from.dma_alignment),
+		NSID:          uint32(from.nsid),
+		DirectIO:      from.direct_io != 0,
+		Writable:      from.writable != 0,
+		VolatileCache: uint8(from.volatile_cache),
+		Out:           from.out != 0,
+		Operations:    uint64(from.operations),
+		Errors:        uint64(from.errors),
+		BytesWritten:  uint64(from.bytes_written),
+		BytesRead:     uint64(from.bytes_read),
+		Spilled:       uint64(from.spilled),
+		SpilledBytes:  uint64(from.spilled_bytes),
+	}, nil
+}
+
+// StripeLocate is where a pipeline with LayoutPayload and these ChunkBytes stores a block of its range: the device, and the
+// block on it.
+func (c *Context) StripeLocate(lba uint64, chunkBytes uint32) (device uint32, deviceLBA uint64, err error) {
+	var number C.uint32_t
+	var block C.uint64_t
+	err = done(func() C.int {
+		return C.unified_stripe_locate(c.ctx, C.uint64_t(lba), C.uint32_t(chunkBytes), &number, &block)
+	})
+	return uint32(number), uint64(block), err
 }
 
 // Stats reads all counters.
@@ -376,7 +472,7 @@ func (c *Context) FramesRelease(frames []uint32) (int, error) {
 // FrameData is a frame's memory, not a copy, to be used only while the frame is the caller's. Nil for a number
 // that is no frame.
 func (c *Context) FrameData(frame uint32) []byte {
-	return bytes(C.unified_frame_data(c.ctx, C.uint32_t(frame)), c.info.FrameSize)
+	return view(C.unified_frame_data(c.ctx, C.uint32_t(frame)), c.info.FrameSize)
 }
 
 // inside is the address of length bytes at an offset of a frame.
@@ -421,6 +517,39 @@ func (c *Context) SubmitWrites(writes []Write) (int, error) {
 	}
 	return check(func() C.int {
 		return C.unified_submit_writes(c.ctx, (*C.struct_unified_write)(unsafe.Pointer(&writes[0])), C.uint32_t(len(writes)))
+	})
+}
+
+// Submit submits commands that name their devices: how many, fewer than all if the SQ ring became full or one was refused. The
+// error is that of the first one. Receiver.
+func (c *Context) Submit(submissions []Submission) (int, error) {
+	if len(submissions) == 0 {
+		return 0, nil
+	}
+	commands := 0
+	for i := range submissions {
+		submissions[i].size = uint64(unsafe.Sizeof(submissions[i]))
+		if submissions[i].Command != nil {
+			commands++
+		}
+	}
+	if commands > 0 {
+		// C may not be given memory of Go in which there are pointers to memory of Go.
+		var kept native
+		defer kept.free()
+		raw := unsafe.Slice((*NVMeCommand)(kept.room(uintptr(commands)*unsafe.Sizeof(NVMeCommand{}))), commands)
+		copied := unsafe.Slice((*Submission)(kept.room(uintptr(len(submissions))*unsafe.Sizeof(Submission{}))), len(submissions))
+		for i, one := range submissions {
+			if one.Command != nil {
+				raw[0] = *one.Command
+				one.Command, raw = &raw[0], raw[1:]
+			}
+			copied[i] = one
+		}
+		submissions = copied
+	}
+	return check(func() C.int {
+		return C.unified_submit(c.ctx, (*C.struct_unified_submission)(unsafe.Pointer(&submissions[0])), C.uint32_t(len(submissions)))
 	})
 }
 
@@ -484,6 +613,109 @@ func (c *Context) SubmitPending() error {
 	return done(func() C.int { return C.unified_submit_pending(c.ctx) })
 }
 
+// Buffer is registered memory of any size that is no frame, for Submit. It is the caller's until Free, or until the context is
+// closed.
+type Buffer struct {
+	ctx    *Context
+	number uint64
+	data   unsafe.Pointer
+	length uint64
+}
+
+// BufferAlloc allocates a buffer of zeroes. Any goroutine.
+func (c *Context) BufferAlloc(length uint64) (*Buffer, error) {
+	var number C.uint64_t
+	var data unsafe.Pointer
+	err := done(func() C.int { return C.unified_buffer_alloc(c.ctx, C.uint64_t(length), &number, &data) })
+	if err != nil {
+		return nil, err
+	}
+	return &Buffer{ctx: c, number: uint64(number), data: data, length: length}, nil
+}
+
+// BufferImport makes a buffer of shared memory that the program has mapped (syscall.Mmap with MAP_SHARED) and keeps mapped
+// until Free. Memory of Go is refused.
+func (c *Context) BufferImport(memory []byte) (*Buffer, error) {
+	var data unsafe.Pointer
+	if len(memory) > 0 {
+		data = unsafe.Pointer(&memory[0])
+	}
+	var number C.uint64_t
+	err := done(func() C.int { return C.unified_buffer_import(c.ctx, data, C.uint64_t(len(memory)), &number) })
+	if err != nil {
+		return nil, err
+	}
+	return &Buffer{ctx: c, number: uint64(number), data: data, length: uint64(len(memory))}, nil
+}
+
+// BufferImportFD makes a buffer of a part of a memfd, or of a file of tmpfs or hugetlbfs. The descriptor stays the caller's, who
+// may close it at once.
+func (c *Context) BufferImportFD(fd int, offset, length uint64) (*Buffer, error) {
+	var number C.uint64_t
+	var data unsafe.Pointer
+	err := done(func() C.int {
+		return C.unified_buffer_import_fd(c.ctx, C.int(fd), C.uint64_t(offset), C.uint64_t(length), &number, &data)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Buffer{ctx: c, number: uint64(number), data: data, length: length}, nil
+}
+
+// Number is the library's for the buffer; none is used twice.
+func (b *Buffer) Number() uint64 { return b.number }
+
+// Len is how many bytes it has.
+func (b *Buffer) Len() uint64 { return b.length }
+
+// Bytes is the buffer's memory, not a copy, valid until Free and until the context is closed. Nil afterwards.
+func (b *Buffer) Bytes() []byte {
+	info, err := b.Info()
+	if err != nil {
+		return nil
+	}
+	return unsafe.Slice((*byte)(info.data), info.Len)
+}
+
+// Info says how long the buffer is, and how many commands use it.
+func (b *Buffer) Info() (BufferInfo, error) {
+	var info BufferInfo
+	info.size = uint64(unsafe.Sizeof(info))
+	err := done(func() C.int {
+		return C.unified_buffer_info(b.ctx.ctx, C.uint64_t(b.number), (*C.struct_unified_buffer_info)(unsafe.Pointer(&info)))
+	})
+	return info, err
+}
+
+// Free ends the buffer and its slices. EBUSY: commands use it; take their completions first. Any goroutine.
+func (b *Buffer) Free() error {
+	return done(func() C.int { return C.unified_buffer_free(b.ctx.ctx, C.uint64_t(b.number)) })
+}
+
+// UsePayload makes a packet's payload the data.
+func (s *Submission) UsePayload(p *Packet) {
+	s.data, s.buffer, s.Frame, s.Len = p.payload, 0, p.Frame, p.PayloadLen
+}
+
+// UseFrame makes length bytes at an offset of a frame the data.
+func (s *Submission) UseFrame(c *Context, frame, offset, length uint32) error {
+	data, err := c.inside(frame, offset, length)
+	if err == nil {
+		s.data, s.buffer, s.Frame, s.Len = data, 0, frame, length
+	}
+	return err
+}
+
+// UseBuffer makes length bytes at an offset of a buffer the data. The buffer stays the caller's, who must not touch these bytes
+// before the completion.
+func (s *Submission) UseBuffer(b *Buffer, offset uint64, length uint32) error {
+	if offset >= b.length || uint64(length) > b.length-offset {
+		return &Error{syscall.EINVAL, fmt.Sprintf("%d bytes at %d are not in a buffer of %d", length, offset, b.length)}
+	}
+	s.data, s.buffer, s.Frame, s.Len = unsafe.Add(b.data, offset), b.number, 0, length
+	return nil
+}
+
 // PipelineStart stores everything that is received, by threads of the library.
 func (c *Context) PipelineStart(config PipelineConfig) error {
 	config.size = uint64(unsafe.Sizeof(config))
@@ -529,10 +761,42 @@ type Log struct{ log *C.unified_log }
 
 // OpenLog opens the log that begins start bytes into a device or file.
 func OpenLog(path string, start uint64) (*Log, error) {
-	name := C.CString(path)
-	defer C.free(unsafe.Pointer(name))
+	var kept native
+	defer kept.free()
+	name := kept.text(path)
+	if kept.err != nil {
+		return nil, kept.err
+	}
 	var log *C.unified_log
 	err := done(func() C.int { return C.unified_log_open(name, C.uint64_t(start), &log) })
+	if err != nil {
+		return nil, err
+	}
+	return &Log{log}, nil
+}
+
+// OpenLogSet opens the logs of one recording over several devices together, in any order. Each begins starts[i] bytes into its
+// device; nil: all at 0. Records that only devices have which are not given are reported as missing.
+func OpenLogSet(paths []string, starts []uint64) (*Log, error) {
+	n := len(paths)
+	if starts != nil && len(starts) != n {
+		return nil, &Error{syscall.EINVAL, fmt.Sprintf("%d starts for %d devices", len(starts), n)}
+	}
+	var kept native
+	defer kept.free()
+	names := unsafe.Slice((**C.char)(kept.room(uintptr(n+1)*unsafe.Sizeof(uintptr(0)))), n+1)
+	for i, path := range paths {
+		names[i] = kept.text(path)
+	}
+	if kept.err != nil {
+		return nil, kept.err
+	}
+	var begin *C.uint64_t
+	if n > 0 && starts != nil {
+		begin = (*C.uint64_t)(unsafe.Pointer(&starts[0]))
+	}
+	var log *C.unified_log
+	err := done(func() C.int { return C.unified_log_open_set(&names[0], begin, C.uint32_t(n), &log) })
 	if err != nil {
 		return nil, err
 	}
@@ -565,8 +829,12 @@ func (l *Log) SeekTime(timestamp uint64) error {
 
 // AddSpill looks there too for what the device does not have; from the oldest record again.
 func (l *Log) AddSpill(path string) error {
-	name := C.CString(path)
-	defer C.free(unsafe.Pointer(name))
+	var kept native
+	defer kept.free()
+	name := kept.text(path)
+	if kept.err != nil {
+		return kept.err
+	}
 	return done(func() C.int { return C.unified_log_add_spill(l.log, name) })
 }
 

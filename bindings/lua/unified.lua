@@ -58,6 +58,19 @@ local function fill(struct, values)
     return struct
 end
 
+--- Sets a field, or an element of an array; raises for a number that C would cut to another one.
+local function exactly(struct, field, value, name)
+    struct[field] = value
+    if struct[field] ~= value then
+        error(("%s cannot be %s"):format(name or field, value), 3)
+    end
+    return struct[field]
+end
+
+local function u32(name, value)
+    return exactly(ffi.new("uint32_t[1]"), 0, value, name)
+end
+
 --- Calls `close` when nobody has `object` any more. (A finalizer of cdata would run after the library is
 --- unloaded; that of a userdata made later than the library's runs before.)
 local function finally(object)
@@ -100,6 +113,9 @@ function State:close()
         for _, lane in ipairs(self.lanes) do
             lane.handle = nil
         end
+        for buffer in pairs(self.buffers) do
+            buffer.data = nil
+        end
         return done(lib.unified_ctx_destroy(handle))
     end
     return true
@@ -112,6 +128,24 @@ end
 --- Fields of the configuration that count only with their flags, which are set here.
 local FLAGS = { headroom = "HEADROOM", xsk_map_fd = "XSK_MAP_FD", xsk_fd = "XSK_FD", device_fd = "DEVICE_FD" }
 
+--- Tables with the fields of unified_device as an array; the descriptor counts where it is given.
+local function several(list)
+    local devices = ffi.new("struct unified_device[?]", #list)
+    for i, one in ipairs(list) do
+        local device = fill(devices[i - 1], one)
+        device.size = ffi.sizeof("struct unified_device")
+        if one.fd then
+            device.flags = bit.bor(device.flags, constants.DEVICE_FD)
+        end
+    end
+    return devices
+end
+
+--- A set whose members may be collected.
+local function weak()
+    return setmetatable({}, { __mode = "k" })
+end
+
 --- What a context and its lanes have.
 local function opened(state, proxy)
     local self = setmetatable({ state = state, proxy = proxy }, Context)
@@ -121,10 +155,11 @@ local function opened(state, proxy)
     return self
 end
 
---- Opens a context. Fields as in unified_config, except: `interface` for ifname, `ports`, `cpus` and `xsk_fds` tables.
+--- Opens a context. Fields as in unified_config, except: `interface` for ifname; `ports`, `cpus`, `xsk_fds` and `devices` are
+--- lists. Each of the devices is a table with the fields of unified_device: { path = "/dev/ng0n1" }.
 function M.open(options)
     local config = sized("config")
-    local ports, cpus, sockets
+    local ports, cpus, sockets, devices
     for name, value in pairs(options) do
         if name == "interface" then
             config.ifname = value
@@ -137,6 +172,9 @@ function M.open(options)
         elseif name == "xsk_fds" then
             sockets = ffi.new("int32_t[?]", #value, value)
             config.xsk_fds, config.xsk_fd_count = sockets, #value
+        elseif name == "devices" then
+            devices = several(value)
+            config.devices, config.device_count = devices, #value
         else
             config[name] = value
         end
@@ -151,7 +189,9 @@ function M.open(options)
     if result < 0 then
         return check(result)
     end
-    local state = setmetatable({ handle = place[0], lanes = {} }, State)
+    -- What the configuration points to is named here, so that it is not collected before the call.
+    local given = { options, ports, cpus, devices }
+    local state = setmetatable({ handle = place[0], lanes = {}, buffers = weak(), given = given }, State)
     return opened(state, finally(state))
 end
 
@@ -163,7 +203,7 @@ function Context:lane(number)
     if result < 0 then
         return check(result)
     end
-    local state = setmetatable({ handle = place[0], lanes = {}, whole = self.state }, State)
+    local state = setmetatable({ handle = place[0], lanes = {}, buffers = weak(), whole = self.state }, State)
     table.insert(self.state.lanes, state)
     return opened(state, self.proxy)
 end
@@ -176,9 +216,41 @@ function Context:close()
     return self.state:close()
 end
 
+--- The path of device 0 as it was opened.
 function Context:device()
     local path = ffi.new("char[4096]")
     return ffi.string(path, must(lib.unified_ctx_device(handle(self), path, 4096)))
+end
+
+--- A table with the fields of unified_device_info: strings, booleans, and numbers (uint64_t where C has those). Device 0 is the
+--- first; info.devices says how many there are.
+function Context:device_info(device)
+    local raw = sized("device_info")
+    local result = lib.unified_device_info(handle(self), u32("device", device), raw)
+    if result < 0 then
+        return check(result)
+    end
+    -- Copied: the strings end with the context.
+    local info = { backend = ffi.string(raw.backend), path = ffi.string(raw.path) }
+    for _, name in ipairs { "direct_io", "writable", "out" } do
+        info[name] = raw[name] ~= 0
+    end
+    for _, name in ipairs { "blocks", "block_size", "max_transfer", "dma_alignment", "nsid", "volatile_cache", "operations",
+        "errors", "bytes_written", "bytes_read", "spilled", "spilled_bytes" } do
+        info[name] = raw[name]
+    end
+    return info
+end
+
+--- Where a pipeline with LAYOUT_PAYLOAD and these `chunk_bytes` (0: the default) stores a block of its range: the device, and
+--- the block on it (uint64_t).
+function Context:stripe_locate(lba, chunk_bytes)
+    local device, block = ffi.new("uint32_t[1]"), ffi.new("uint64_t[1]")
+    local result = lib.unified_stripe_locate(handle(self), lba, u32("chunk_bytes", chunk_bytes or 0), device, block)
+    if result < 0 then
+        return check(result)
+    end
+    return device[0], block[0]
 end
 
 --- struct unified_stats; its numbers are uint64_t.
@@ -353,6 +425,37 @@ function Context:submit_writes(list)
     return check(lib.unified_submit_writes(handle(self), writes, #list))
 end
 
+--- Submits a list of commands together, each to the device that it names: how many, fewer than all if the SQ ring became full or
+--- one was refused. Each is a table: `op` (unified.C.OP_WRITE and so on), `device` (0), `lba`, `user_data`, fua, keep, more; the
+--- data as `frame` (a packet or a frame's number) or `buffer`, with `offset` and `length`; `blocks` of the operations without
+--- data; `command` of OP_RAW, a table with the fields of unified_nvme_command.
+function Context:submit(list)
+    local submissions = ffi.new("struct unified_submission[?]", #list)
+    -- Kept until the next call: the array does not keep what it points to.
+    self.commands = {}
+    for i, one in ipairs(list) do
+        local to = submissions[i - 1]
+        local length = 0
+        to.size, to.lba, to.user_data, to.flags = ffi.sizeof(to), one.lba or 0, one.user_data or 0, flags(one)
+        if one.buffer then
+            local offset = one.offset or 0
+            length = one.length or one.buffer.length - offset
+            to.buffer, to.data = one.buffer.number, one.buffer:address() + offset
+        elseif one.frame then
+            to.frame, to.data, length = part(self, one.frame, one)
+        end
+        exactly(to, "op", one.op)
+        exactly(to, "device", one.device or 0)
+        exactly(to, "blocks", one.blocks or 0)
+        exactly(to, "len", length)
+        if one.command then
+            self.commands[i] = fill(ffi.new("struct unified_nvme_command"), one.command)
+            to.command = self.commands[i]
+        end
+    end
+    return check(lib.unified_submit(handle(self), submissions, #list))
+end
+
 local function whole_blocks(submit)
     return function(self, frame, lba, length, options)
         options = options or none
@@ -392,6 +495,90 @@ end
 function Context:submit_pending()
     return done(lib.unified_submit_pending(handle(self)))
 end
+
+-- --- buffers
+
+--- Registered memory of any size, for submit(). `data` is its first byte (uint8_t *), nil once it was freed or its context was
+--- closed; `length`, `number`. Nothing collects buffers before their context.
+local Buffer = {}
+Buffer.__index = Buffer
+
+local function made(ctx, number, data, length, memory)
+    -- A buffer keeps its context: collected, that would unmap it.
+    local buffer = setmetatable({
+        ctx = ctx, number = number[0], data = ffi.cast("uint8_t *", data), length = length, memory = memory,
+    }, Buffer)
+    local state = ctx.state.whole or ctx.state
+    state.buffers[buffer] = true
+    return buffer
+end
+
+--- A buffer of so many zeroed bytes.
+function Context:buffer_alloc(length)
+    local number, data = ffi.new("uint64_t[1]"), ffi.new("void *[1]")
+    local result = lib.unified_buffer_alloc(handle(self), length, number, data)
+    if result < 0 then
+        return check(result)
+    end
+    return made(self, number, data[0], length)
+end
+
+--- A buffer of shared memory that the program has mapped at `address`, and keeps mapped until it is freed. Memory of ffi.new is
+--- refused.
+function Context:buffer_import(address, length)
+    local number = ffi.new("uint64_t[1]")
+    local result = lib.unified_buffer_import(handle(self), address, length, number)
+    if result < 0 then
+        return check(result)
+    end
+    return made(self, number, address, length, address)
+end
+
+--- A buffer of a part of a memfd, or of a file of tmpfs or hugetlbfs. The descriptor may be closed at once.
+function Context:buffer_import_fd(fd, offset, length)
+    local number, data = ffi.new("uint64_t[1]"), ffi.new("void *[1]")
+    local result = lib.unified_buffer_import_fd(handle(self), fd, offset, length, number, data)
+    if result < 0 then
+        return check(result)
+    end
+    return made(self, number, data[0], length)
+end
+
+--- `data`; raises if the buffer is gone.
+function Buffer:address()
+    return self.data or error("the buffer was freed, or its context closed", 3)
+end
+
+--- A copy of `length` bytes at `offset` as a string; of all that follows if there is no `length`.
+function Buffer:string(offset, length)
+    offset = offset or 0
+    length = length or self.length - offset
+    if offset < 0 or length < 0 or offset + length > self.length then
+        error(("%s bytes at %s are not in a buffer of %s"):format(length, offset, self.length), 2)
+    end
+    return ffi.string(self:address() + offset, length)
+end
+
+--- Its length, and how many commands use it now.
+function Buffer:info()
+    local info = sized("buffer_info")
+    local result = lib.unified_buffer_info(handle(self.ctx), self.number, info)
+    if result < 0 then
+        return check(result)
+    end
+    return tonumber(info.len), info.commands
+end
+
+--- Ends it. EBUSY while commands use it: take their completions first.
+function Buffer:free()
+    local result = lib.unified_buffer_free(handle(self.ctx), self.number)
+    if result == 0 then
+        self.data, self.memory = nil, nil
+    end
+    return done(result)
+end
+
+-- --- pipelines
 
 --- Starts a pipeline; fields as in unified_pipeline_config.
 function Context:pipeline_start(options)
@@ -438,6 +625,27 @@ function M.open_log(path, start)
         return check(result)
     end
     local state = setmetatable({ handle = place[0] }, LogState)
+    return setmetatable({ state = state, proxy = finally(state), record = sized("log_record") }, Log)
+end
+
+--- Opens the logs of one recording over several devices together, in any order. `starts`: where each begins, a list, or one
+--- number for all (0). Records that only devices have which are not given are reported as missing.
+function M.open_log_set(paths, starts)
+    local names, begin = ffi.new("const char *[?]", #paths), ffi.new("uint64_t[?]", #paths)
+    if type(starts) == "table" and #starts ~= #paths then
+        return nil, ("%d starts for %d devices"):format(#starts, #paths), 22
+    end
+    for i, path in ipairs(paths) do
+        names[i - 1] = path
+        begin[i - 1] = type(starts) == "table" and starts[i] or starts or 0
+    end
+    local place = ffi.new("unified_log *[1]")
+    local result = lib.unified_log_open_set(names, begin, #paths, place)
+    if result < 0 then
+        return check(result)
+    end
+    -- `paths` is named here, so that it is not collected before the call.
+    local state = setmetatable({ handle = place[0], paths = paths }, LogState)
     return setmetatable({ state = state, proxy = finally(state), record = sized("log_record") }, Log)
 end
 

@@ -71,6 +71,20 @@ const PACKET = offsets('packet');
 const COMPLETION = offsets('completion');
 const EVENT = offsets('event');
 const WRITE = offsets('write');
+const SUBMISSION = offsets('submission');
+
+/** A number for C, which would cut another one to something else. */
+function u32(value, name) {
+  if (!Number.isInteger(value) || value < 0 || value > 0xffffffff) throw new RangeError(`${name} cannot be ${value}`);
+  return value;
+}
+
+/** A text as C has it, null if there is none. C would cut one with a zero byte off, and name another file. */
+function text(value) {
+  if (value === undefined || value === null) return null;
+  if (value.includes('\0')) throw new TypeError(`'${value.replaceAll('\0', '\\0')}' has a zero byte: no path has one`);
+  return Buffer.from(`${value}\0`);
+}
 
 const milliseconds = (ms) => (ms === undefined || ms === Infinity ? -1 : Math.max(0, Math.ceil(ms)));
 
@@ -159,6 +173,8 @@ class Completion {
     this.doNotRetry = (flags & constants.COMPLETION_DNR) !== 0;
     this.bounced = (flags & constants.COMPLETION_BOUNCED) !== 0;
     this.spilled = (flags & constants.COMPLETION_SPILLED) !== 0;
+    /** The number of the device. */
+    this.device = raw.readUInt32LE(at + COMPLETION.device);
     /** The frame, if its holder has it again. */
     this.frame = flags & constants.COMPLETION_FRAME
       ? new Frame(context, raw.readUInt32LE(at + COMPLETION.frame)) : undefined;
@@ -172,15 +188,65 @@ class Completion {
   }
 }
 
+/** Registered memory of any size, for Context.submit: its owner's until free(), or until the context is closed. */
+class RegisteredBuffer {
+  constructor(context, number, address, length) {
+    this.context = context;
+    /** A BigInt; none is used twice. */
+    this.number = number;
+    this.length = length;
+    this._address = address;
+    const start = Buffer.alloc(8);
+    start.writeBigUInt64LE(address);
+    this._memory = Buffer.from(koffi.view(koffi.decode(start, 'void *'), length));
+  }
+
+  /** Its bytes, a Buffer that is not a copy. Throws once it is gone; do not touch one that you have kept then. */
+  get memory() {
+    this.context._open();
+    if (this._memory === null) throw new Error(`buffer ${this.number} was freed`);
+    return this._memory;
+  }
+
+  /** `len`, and `commands`: how many use it now. */
+  info() {
+    const { len, commands } = ask('buffer_info', (bytes) => call.buffer_info(this.context._open(), this.number, bytes));
+    return { len, commands };
+  }
+
+  /** Ends it. Throws with EBUSY while commands use it: take their completions first. */
+  free() {
+    check(call.buffer_free(this.context._open(), this.number));
+    this._memory = null;
+  }
+}
+
 const BATCH = 64;
 
 /** Fields of the configuration that count only with their flags, which are set here. */
 const FLAGS = { headroom: 'HEADROOM', xsk_map_fd: 'XSK_MAP_FD', xsk_fd: 'XSK_FD', device_fd: 'DEVICE_FD' };
 
-/** A network interface (or none), a device, and the memory between them. */
+/** An array of unified_device in C's layout, and the texts that it points to. */
+function several(devices) {
+  const texts = [];
+  const structs = devices.map(({ path, spill, flags = 0, ...rest }) => {
+    const strings = { path: text(path), spill: text(spill) };
+    texts.push(strings);
+    return encoded('device', { ...rest, ...strings, flags: 'fd' in rest ? flags | constants.DEVICE_FD : flags });
+  });
+  return { array: Buffer.concat(structs), texts };
+}
+
+/** A network interface (or none), its devices, and the memory between them. */
 class Context {
-  /** Fields as in unified_config, except: `interface` for ifname, `ports`, `cpus` and `xsk_fds` arrays. */
-  constructor({ interface: ifname = null, ports = [], cpus = [], xsk_fds = [], flags = 0, ...rest }, whole) {
+  /**
+   * Fields as in unified_config, except: `interface` for ifname; `ports`, `cpus`, `xsk_fds` and `devices` are arrays. Each of the
+   * devices is an object with the fields of unified_device: `{ path: '/dev/ng0n1' }`; `fd` counts if it is given.
+   */
+  constructor(
+    { interface: ifname = null, ports = [], cpus = [], xsk_fds = [], devices = [], flags = 0, ...rest },
+    whole,
+  ) {
     this._lanes = new Map();
     if (whole) {
       this._whole = whole;
@@ -191,8 +257,11 @@ class Context {
     const wanted = Uint16Array.from(ports);
     const places = Uint32Array.from(cpus);
     const sockets = Int32Array.from(xsk_fds);
+    const list = several(devices);
     const config = encoded('config', {
       ...rest,
+      devices: devices.length ? list.array : null,
+      device_count: devices.length,
       ifname,
       ports: ports.length ? wanted : null,
       port_count: ports.length,
@@ -202,6 +271,8 @@ class Context {
       xsk_fd_count: xsk_fds.length,
       flags: Object.entries(FLAGS).reduce((all, [name, flag]) => (name in rest ? all | constants[flag] : all), flags),
     });
+    // Addresses of these are in the configuration: they must not be collected before the call.
+    this._given = { wanted, places, sockets, list };
     const place = Buffer.alloc(8);
     check(call.ctx_create(config, place));
     this._opened(place.readBigUInt64LE(0));
@@ -266,9 +337,54 @@ class Context {
     return this._lanes.get(number);
   }
 
+  /** The path of device 0 as it was opened. */
   get device() {
     const path = Buffer.alloc(4096);
     return path.toString('utf8', 0, check(call.ctx_device(this._open(), path, path.length)));
+  }
+
+  /** What a device is, and what was counted of it by all lanes, or by this lane: the fields of unified_device_info. */
+  deviceInfo(device) {
+    const { reserved, ...info } = ask('device_info', (bytes) => call.device_info(this._open(), u32(device, 'device'), bytes));
+    return info;
+  }
+
+  /**
+   * Where a pipeline with LAYOUT_PAYLOAD and these `chunkBytes` (0: the default) stores a block of its range: the `device`, and
+   * the block on it, `lba`.
+   */
+  stripeLocate(lba, chunkBytes = 0) {
+    const [device, block] = [Buffer.alloc(4), Buffer.alloc(8)];
+    check(call.stripe_locate(this._open(), BigInt(lba), u32(chunkBytes, 'chunkBytes'), device, block));
+    return { device: device.readUInt32LE(0), lba: koffi.decode(block, 'uint64_t') };
+  }
+
+  /** A buffer of so many zeroed bytes. */
+  bufferAlloc(length) {
+    return this._buffer(length, (number, data) => call.buffer_alloc(this._open(), length, number, data));
+  }
+
+  /**
+   * A buffer of shared memory that the program has mapped at `address` (a BigInt, or koffi's pointer), and keeps mapped until
+   * it is freed. Memory of JavaScript is refused.
+   */
+  bufferImport(address, length) {
+    const at = typeof address === 'bigint' ? address : koffi.address(address);
+    return this._buffer(length, (number, data) => {
+      data.writeBigUInt64LE(at);
+      return call.buffer_import(this._open(), at, length, number);
+    });
+  }
+
+  /** A buffer of a part of a memfd, or of a file of tmpfs or hugetlbfs. The descriptor may be closed at once. */
+  bufferImportFd(fd, offset, length) {
+    return this._buffer(length, (number, data) => call.buffer_import_fd(this._open(), fd, offset, length, number, data));
+  }
+
+  _buffer(length, make) {
+    const [number, data] = [Buffer.alloc(8), Buffer.alloc(8)];
+    check(make(number, data));
+    return new RegisteredBuffer(this, number.readBigUInt64LE(0), data.readBigUInt64LE(0), Number(length));
   }
 
   /** All counters, as unified_stats names them: numbers, BigInts above 2^53. */
@@ -411,6 +527,53 @@ class Context {
     return count;
   }
 
+  /**
+   * Submits commands together, each to the device that it names: how many, fewer than all if the SQ ring became full or one was
+   * refused. Throws if the first was not submitted. Each is an object: `op` (constants.OP_WRITE and so on), `device` (0), `lba`,
+   * `userData`, `fua`, `keep`, `more`; the data as `frame` or `buffer`, with `offset` and `length`; `blocks` of operations without
+   * data; `command` of OP_RAW, with the fields of unified_nvme_command.
+   */
+  submit(submissions) {
+    const raw = Buffer.alloc(Math.max(submissions.length, 1) * SUBMISSION.size);
+    const commands = [];
+    submissions.forEach((one, i) => {
+      const { op, device = 0, lba = 0, userData = 0, blocks = 0, frame, buffer, command } = one;
+      const at = i * SUBMISSION.size;
+      raw.writeBigUInt64LE(BigInt(SUBMISSION.size), at);
+      raw.writeBigUInt64LE(BigInt(lba), at + SUBMISSION.lba);
+      raw.writeBigUInt64LE(BigInt(userData), at + SUBMISSION.user_data);
+      raw.writeUInt32LE(op, at + SUBMISSION.op);
+      raw.writeUInt32LE(device, at + SUBMISSION.device);
+      raw.writeUInt32LE(blocks, at + SUBMISSION.blocks);
+      raw.writeUInt32LE((one.fua ?? false) * constants.FUA | (one.keep ?? false) * constants.KEEP
+        | (one.more ?? false) * constants.MORE, at + SUBMISSION.flags);
+      if (buffer) {
+        const { offset = 0, length = buffer.length - offset } = one;
+        if (!(offset >= 0 && length >= 0 && offset + length <= buffer.memory.length)) {
+          throw new RangeError(`${length} bytes at ${offset} are not in a buffer of ${buffer.length}`);
+        }
+        raw.writeBigUInt64LE(buffer._address + BigInt(offset), at + SUBMISSION.data);
+        raw.writeBigUInt64LE(buffer.number, at + SUBMISSION.buffer);
+        raw.writeUInt32LE(length, at + SUBMISSION.len);
+      } else if (frame) {
+        const [start, rest] = one.offset === undefined ? frame._part() : [one.offset, this.info.frame_size - one.offset];
+        const length = one.length ?? rest;
+        raw.writeBigUInt64LE(this._place(frame, start, length), at + SUBMISSION.data);
+        raw.writeUInt32LE(frame.number, at + SUBMISSION.frame);
+        raw.writeUInt32LE(length, at + SUBMISSION.len);
+      }
+      if (command) {
+        commands.push(encoded('nvme_command', command));
+        raw.writeBigUInt64LE(koffi.address(commands[commands.length - 1]), at + SUBMISSION.command);
+      }
+    });
+    // Kept until the next call: the array does not keep what it points to.
+    this._commands = commands;
+    const count = check(call.submit(this._open(), raw, submissions.length));
+    for (const { frame, buffer } of submissions.slice(0, count)) if (frame && !buffer) frame.held = false;
+    return count;
+  }
+
   /** Reads whole blocks into a frame, which comes back with the completion. */
   submitRead(frame, lba, length, { offset = 0, userData = 0, more = false } = {}) {
     this._transfer(call.submit_read, frame, lba, offset, length, userData, more * constants.MORE);
@@ -522,9 +685,20 @@ class Context {
 
 /** A log written by a pipeline with LAYOUT_SLOT or LAYOUT_LOG. Iterating gives what is in it now. */
 class Log {
+  /**
+   * `path`: of the device; or an array, of the devices of one recording in any order. `start`: where the log begins, for all
+   * of them, or an array. Records that only devices have which are not given are reported as missing.
+   */
   constructor(path, start = 0) {
+    this._log = null;
+    const names = (Array.isArray(path) ? path : [path]).map(text);
+    const starts = BigUint64Array.from(Array.isArray(start) ? start : names.map(() => start), BigInt);
+    if (starts.length !== names.length) throw new RangeError(`${starts.length} starts for ${names.length} devices`);
+    const addresses = BigUint64Array.from(names, (name) => (name === null ? 0n : koffi.address(name)));
+    // Kept, because the array does not keep what it points to.
+    this._names = names;
     const place = Buffer.alloc(8);
-    check(call.log_open(path, start, place));
+    check(call.log_open_set(addresses, starts, names.length, place));
     this._log = place.readBigUInt64LE(0);
   }
 
@@ -572,7 +746,7 @@ class Log {
 }
 
 module.exports = {
-  Context, Completion, Frame, Log, Packet, UnifiedError,
+  Context, Completion, Frame, Log, Packet, RegisteredBuffer, UnifiedError,
   constants,
   statusString: (status) => call.status_string(status),
   version: () => call.version_string(),

@@ -627,14 +627,15 @@ class Submission:
 
 
 class Buffer:
-    """Memory that is registered with the device, of any size. Until free() or the context's end; its views must be gone by
-    then."""
+    """Memory that is registered with the device, of any size. It and `memory` end with free(), or with the context; slices of
+    `memory` do not, and must not be used later."""
 
     def __init__(self, context: Context, number: int, data: int, length: int):
         self._context = context
         self.number = number
         self.address = data
         self.memory: memoryview = memoryview((c.c_uint8 * length).from_address(data)).cast("B")
+        context._registered.add(self)
 
     def info(self) -> Tuple[int, int]:
         """Its length, and how many commands use it now."""
@@ -734,6 +735,7 @@ class Context:
         self._lanes: Dict[int, Context] = {}
         # Frames with views, which end when the memory goes.
         self._viewed: weakref.WeakValueDictionary[int, Frame] = weakref.WeakValueDictionary()
+        self._registered: weakref.WeakSet[Buffer] = weakref.WeakSet()
         info = _info(size=c.sizeof(_info))
         _check(_lib.unified_ctx_info(ctx, c.byref(info)))
         values = {f.name: getattr(info, f.name) for f in dataclasses.fields(Info)}
@@ -811,6 +813,8 @@ class Context:
             for one in (self, *self._lanes.values()):
                 for frame in list(one._viewed.values()):
                     frame._end_views()
+                for buffer in one._registered:
+                    buffer.memory.release()
                 one._ctx = one._memory = None
             _check(_lib.unified_ctx_destroy(ctx))
 

@@ -152,10 +152,11 @@ def start(tmp_path):
 
 @pytest.fixture
 def device():
-    """A file on the disk, removed at the end. (Not in tmp_path: that may be tmpfs.)"""
+    """A file on the disk, removed at the end with all whose names go on from it. (Not in tmp_path: that may be tmpfs.)"""
     path = ROOT / "target" / f"test-device-{os.getpid()}-{next(NUMBERS)}"
     yield path
-    path.unlink(missing_ok=True)
+    for one in (path, *path.parent.glob(f"{path.name}-[a-z]*")):
+        one.unlink(missing_ok=True)
 
 
 def verify(path, stored: int, size="1024", *more) -> str:

@@ -38,6 +38,36 @@ def test_a_thread_for_each_queue_stores_what_was_sent(many_queues, device, start
     assert not network.program()
 
 
+def test_one_batch_writes_to_several_devices(tmp_path):
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    # One that is there already, and keeps its size and what is behind the blocks.
+    paths[1].write_bytes(b"x" * (2 << 20))
+    text = must(OUT / "bin/devices", *paths, "null:4194304")
+    for i, path in enumerate(paths):
+        found = path.read_bytes()
+        size, block = len(found), int(re.search(rf"^Device {i}: {path} \(file\), \d+ blocks of (\d+) bytes", text, re.M)[1])
+        assert size == (2 << 20 if i == 1 else 1 << 20)
+        for n in range(4):
+            assert found[n * block:][:block] == f"device {i}, block {n}\n".encode().ljust(block, b"\0")
+        assert found[4 * block:] == (b"x" if i == 1 else b"\0") * (size - 4 * block)
+        assert f"Device {i}: {path} (file), {size // block} blocks of {block} bytes, {4 * block} bytes written, 0 errors\n" in text
+    assert "Device 3: null:4194304 (null), 8192 blocks of 512 bytes, 2048 bytes written, 0 errors\n" in text
+
+
+def test_devices_says_what_is_wrong(tmp_path):
+    program = OUT / "bin/devices"
+    assert call(program).returncode == 2
+    assert call(program, *["null:"] * 17).returncode == 2
+    twice = call(program, tmp_path / "a", tmp_path / "a")
+    assert twice.returncode == 1 and "is the same as device 0" in twice.stdout
+    absent = call(program, tmp_path / "none/a")
+    assert absent.returncode == 1 and str(tmp_path / "none/a") in absent.stdout
+    # A device without room for the blocks fails them, and the other one's are written all the same.
+    short = call(program, "null:512", tmp_path / "b")
+    assert short.returncode == 1 and "Device 1: " in short.stdout
+    assert (tmp_path / "b").read_bytes().startswith(b"device 1, block 0\n")
+
+
 @pytest.mark.parametrize("name", ["minimal", "event-loop", "lanes", "unified-full-stack-test"])
 def test_bad_arguments_are_told(name, tmp_path):
     program = OUT / "bin" / name

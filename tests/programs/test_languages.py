@@ -4,6 +4,7 @@ compared with C's."""
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -112,7 +113,21 @@ def test_a_pipeline_records_and_the_log_reads_back(language, network, device, st
     program.until("^Receiving on")
     network.send(COUNT, 700)
     assert program.end() == 0, program.text()
-    assert f"Stored {COUNT}, read back {COUNT} with {COUNT * 700} bytes" in program.text()
+    assert f"Stored {COUNT}, read back {COUNT} with {COUNT * 700} bytes\nDevice 0: {COUNT} records\n" in program.text()
+
+
+@pytest.mark.parametrize("language", ["lua", "node", "go"])
+def test_a_recording_of_all_queues_over_two_devices_reads_back(language, many_queues, tmp_path, start):
+    network, env = many_queues, environment(language)
+    devices = [tmp_path / "one", tmp_path / "two"]
+    program = start(*example(language, "record"), network.near, ",".join(map(str, devices)), COUNT, env=env)
+    program.until("^Receiving on")
+    network.send(COUNT, 700, flows=64)
+    assert program.end() == 0, program.text()
+    text = program.text()
+    assert f"Stored {COUNT}, read back {COUNT} with {COUNT * 700} bytes" in text
+    each = [int(n) for n in re.findall(r"^Device \d: (\d+) records", text, re.M)]
+    assert len(each) == 2 and all(each) and sum(each) == COUNT
 
 
 def test_the_rust_example_records_a_log(network, device, start):
@@ -148,7 +163,7 @@ def test_go_keeps_its_promises():
     assert must("gofmt", "-l", BINDINGS / "go") == ""
     must("go", "vet", "./...", cwd=BINDINGS / "go", env=env, timeout=300)
     text = must("go", "test", "-count=1", "-v", ".", cwd=BINDINGS / "go", env=env, timeout=300)
-    assert text.count("--- PASS") == 6
+    assert text.count("--- PASS") == 12
 
 
 @pytest.mark.parametrize("kind, file", [("lua", "lua/unified_h.lua"), ("node", "node/header.js")])
@@ -207,8 +222,13 @@ def test_its_structs_are_those_of_c(language, tmp_path):
 
     expected = plain(in_c(tmp_path))
     if language is in_go:
-        # Open fills the configuration in through cgo, which has the layout from C itself.
-        expected = {line for line in expected if not line.startswith("unified_config ")}
+        # These are filled in through cgo, which has the layout from C itself. A slice has its length, a struct its size.
+        copied = {"unified_config", "unified_device", "unified_device_info"}
+        by_hand = {words[0] + " " + words[1] + " cgo cgo" for line in expected if (words := line.split())[0] in copied
+                   and words[1] != "-" and not re.fullmatch("size|reserved.*|(port|cpu|device)count", words[1])}
+        expected = {line for line in expected if line.split()[0] not in copied} | by_hand
+        expected.remove("unified_config ifname cgo cgo")
+        expected.add("unified_config interface cgo cgo")
     assert plain(language()) == expected
 
 
@@ -242,11 +262,12 @@ def test_a_missing_tool_is_a_failure_where_nothing_may_be_skipped(monkeypatch):
         need("no-such-tool")
 
 
-@pytest.mark.parametrize("language", ["python", "lua", "javascript", "go"])
-def test_the_programs_of_the_manual_run(language, network, device, start, tmp_path):
-    text = (ROOT / "docs/bindings.md").read_text().split(f"```{language}\n")[1].split("```")[0]
-    assert "eth0" in text and "/dev/ng0n1" in text
-    text = text.replace("eth0", network.near).replace("/dev/ng0n1", str(device))
+def of_the_manual(language, number, tmp_path, **devices):
+    """A program of the manual, with other devices; and its environment."""
+    text = (ROOT / "docs/bindings.md").read_text().split(f"```{language}\n")[number].split("```")[0]
+    for name, device in devices.items():
+        assert name in text
+        text = text.replace(name if name == "eth0" else f"/dev/{name}", str(device))
     program = tmp_path / {"python": "one.py", "lua": "one.lua", "javascript": "one.js", "go": "main.go"}[language]
     program.write_text(text)
     env = environment("node" if language == "javascript" else language)
@@ -264,6 +285,12 @@ def test_the_programs_of_the_manual_run(language, network, device, start, tmp_pa
         (tmp_path / "go.mod").write_text(f"module one\ngo 1.19\nrequire unified v0.0.0\nreplace unified => {BINDINGS}/go\n")
         must("go", "build", "-o", "one", ".", cwd=tmp_path, env=env, timeout=300)
         command = [tmp_path / "one"]
+    return command, env
+
+
+@pytest.mark.parametrize("language", ["python", "lua", "javascript", "go"])
+def test_the_programs_of_the_manual_run(language, network, device, start, tmp_path):
+    command, env = of_the_manual(language, 1, tmp_path, eth0=network.near, ng0n1=device)
     device.write_bytes(bytes(1 << 20))
     running = start(*command, env=env)
     for _ in range(100):
@@ -273,3 +300,14 @@ def test_the_programs_of_the_manual_run(language, network, device, start, tmp_pa
     network.send(1, 100)
     assert running.end() == 0, running.text()
     verify(device, 1, 100)
+
+
+@pytest.mark.parametrize("language", ["python", "lua", "javascript", "go"])
+def test_the_manuals_batch_for_two_devices_runs(language, tmp_path):
+    devices = [tmp_path / "first", tmp_path / "second"]
+    command, env = of_the_manual(language, 2, tmp_path, ng0n1=devices[0], ng1n1=devices[1])
+    for one in devices:
+        one.write_bytes(b"x" * 16384)
+    must(*command, env=env)
+    for one in devices:
+        assert one.read_bytes() == b"data" + bytes(8188) + b"x" * 8192

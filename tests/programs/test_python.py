@@ -79,6 +79,13 @@ def test_commands_name_their_device_and_buffers_serve_as_frames(tmp_path):
         buffer.free()
         with pytest.raises(unified.UnifiedError, match="device 2 does not exist"):
             ctx.submit([unified.Submission(unified.OP_FLUSH, device=2)])
+        left = ctx.buffer_alloc(4096)
+        assert left.memory[:4] == bytes(4)
+    for gone in (buffer, left):
+        with pytest.raises(ValueError, match="released"):
+            gone.memory[0]
+    with pytest.raises(ValueError, match="closed"):
+        left.free()
 
 
 def test_mypy_finds_nothing():

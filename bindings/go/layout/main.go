@@ -16,14 +16,22 @@ func main() {
 		"nvme_command": unified.NVMeCommand{}, "completion": unified.Completion{},
 		"pipeline_config": unified.PipelineConfig{}, "pipeline_status": unified.PipelineStatus{},
 		"log_record": unified.LogRecord{}, "log_info": unified.LogInfo{},
-		"device": unified.Device{}, "device_info": unified.DeviceInfo{}, "submission": unified.Submission{},
-		"buffer_info": unified.BufferInfo{},
+		"submission": unified.Submission{}, "buffer_info": unified.BufferInfo{},
 	} {
 		t := reflect.TypeOf(value)
 		fmt.Println("unified_"+name, "-", t.Size(), 0)
 		for i := 0; i < t.NumField(); i++ {
 			f := t.Field(i)
 			fmt.Println("unified_"+name, f.Name, f.Type.Size(), f.Offset)
+		}
+	}
+	// These are filled in field by field through cgo, which has the layout from C: only the names can be wrong.
+	for name, value := range map[string]any{
+		"config": unified.Config{}, "device": unified.Device{}, "device_info": unified.DeviceInfo{},
+	} {
+		t := reflect.TypeOf(value)
+		for i := 0; i < t.NumField(); i++ {
+			fmt.Println("unified_"+name, t.Field(i).Name, "cgo", "cgo")
 		}
 	}
 	for name, value := range map[string]int{

@@ -1,27 +1,33 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-// Command record records packets as a log until COUNT are stored, then reads the log back.
+// Command record records the packets of all queues as a log, on one file or over several, until COUNT are stored. Then it reads
+// the log back.
 //
-//	record IFACE FILE COUNT
+//	record IFACE FILE[,FILE...] COUNT
 package main
 
 import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"unified"
 )
 
 // record says how many packets are durable.
-func record(iface, path string, count uint64) (uint64, error) {
-	ctx, err := unified.Open(unified.Config{Interface: iface, Device: path, FileSize: 64 << 20})
+func record(iface string, paths []string, count uint64) (uint64, error) {
+	config := unified.Config{Interface: iface, Queues: unified.AllQueues}
+	for _, path := range paths {
+		config.Devices = append(config.Devices, unified.Device{Path: path, FileSize: 64 << 20})
+	}
+	ctx, err := unified.Open(config)
 	if err != nil {
 		return 0, err
 	}
 	defer ctx.Close()
-	err = ctx.PipelineStart(unified.PipelineConfig{Layout: unified.LayoutSlot, FlushWrites: 100})
+	err = ctx.PipelineStart(unified.PipelineConfig{Layout: unified.LayoutLog, FlushWrites: 100})
 	if err != nil {
 		return 0, err
 	}
@@ -40,55 +46,70 @@ func record(iface, path string, count uint64) (uint64, error) {
 	return status.Durable, err
 }
 
-// readBack counts records and the bytes of their payloads.
-func readBack(path string) (records, bytes uint64, err error) {
-	log, err := unified.OpenLog(path, 0)
+// readBack counts records and the bytes of their payloads, and how many records each device has.
+func readBack(paths []string) (records, bytes uint64, each []uint64, err error) {
+	log, err := unified.OpenLogSet(paths, nil)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, nil, err
 	}
 	defer log.Close()
-	if err := log.Seek(0); err != nil {
-		return 0, 0, err
+	info, err := log.Info()
+	if err != nil {
+		return 0, 0, nil, err
 	}
+	// From the oldest record on. Several lanes have no sequence numbers in common.
+	if info.Lanes == 1 {
+		err = log.Seek(info.Oldest)
+	} else {
+		err = log.SeekTime(0)
+	}
+	if err != nil {
+		return 0, 0, nil, err
+	}
+	each = make([]uint64, info.Devices)
 	var record unified.LogRecord
 	for {
 		more, err := log.Next(&record, 0)
 		if err != nil {
-			return 0, 0, err
+			return 0, 0, nil, err
 		}
 		if !more {
 			break
 		}
 		if record.Kind != unified.LogRecordKind || record.DstPort != 9999 {
-			return 0, 0, fmt.Errorf("record %d is of kind %d", record.Sequence, record.Kind)
+			return 0, 0, nil, fmt.Errorf("record %d is of kind %d", record.Sequence, record.Kind)
 		}
 		records++
+		each[record.Device]++
 		bytes += uint64(len(record.Payload()))
 	}
-	info, err := log.Info()
-	if err == nil && info.End != records {
+	if info, err = log.Info(); err == nil && info.End != records {
 		err = fmt.Errorf("the log ends at %d, %d records were read", info.End, records)
 	}
-	return records, bytes, err
+	return records, bytes, each, err
 }
 
 func run() error {
 	if len(os.Args) != 4 {
-		return fmt.Errorf("usage: record IFACE FILE COUNT")
+		return fmt.Errorf("usage: record IFACE FILE[,FILE...] COUNT")
 	}
 	count, err := strconv.ParseUint(os.Args[3], 10, 64)
 	if err != nil {
 		return err
 	}
-	stored, err := record(os.Args[1], os.Args[2], count)
+	paths := strings.Split(os.Args[2], ",")
+	stored, err := record(os.Args[1], paths, count)
 	if err != nil {
 		return err
 	}
-	records, bytes, err := readBack(os.Args[2])
+	records, bytes, each, err := readBack(paths)
 	if err != nil {
 		return err
 	}
 	fmt.Printf("Stored %d, read back %d with %d bytes\n", stored, records, bytes)
+	for device, records := range each {
+		fmt.Printf("Device %d: %d records\n", device, records)
+	}
 	return nil
 }
 

@@ -2,8 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::Ordering;
-
 use super::slab::Answer;
 use super::{DOORBELL_DATA, Engine, Turn};
 use crate::error::{Error, Result};
