@@ -145,15 +145,17 @@ impl SetReader {
 
     /// Goes to the oldest records.
     fn rewind(&mut self) {
-        self.restart(|_, _, _| Ok(true))
+        self.restart(|_, _, _| Ok(true), |_| false)
             .expect("nothing is read for that");
     }
 
-    /// Starts all lanes anew. Of each lane and device, the newest segments are read: back to the first that is not `needed`, which
-    /// gets the device, the segment, and the one after it.
+    /// Starts all lanes anew, with the segments that are `needed`: that gets the device, the segment, and the one after it. Of
+    /// each lane and device, the newest are asked about first. Before one in order that is `enough`, only those that are not in
+    /// order may be needed.
     fn restart(
         &mut self,
         mut needed: impl FnMut(&mut Leg, &Segment, Option<Segment>) -> Result<bool>,
+        enough: impl Fn(&Segment) -> bool,
     ) -> Result<()> {
         self.lanes.clear();
         self.held = None;
@@ -166,19 +168,15 @@ impl SetReader {
                 by_lane.entry(segment.lane).or_default().push(*segment);
             }
             for (lane, segments) in by_lane {
-                let mut from = segments.len();
-                let mut after = None;
-                while from > 0 {
-                    let segment = segments[from - 1];
-                    if !needed(&mut self.legs[number], &segment, after)? {
-                        break;
-                    }
-                    after = Some(segment);
-                    from -= 1;
-                }
+                let (mut after, mut all) = (None, true);
                 let place = self.lane(lane);
-                for segment in &segments[from..] {
-                    self.lanes[place].add(number, segment, &self.legs);
+                for segment in segments.iter().rev() {
+                    if (all || !segment.in_order) && needed(&mut self.legs[number], segment, after)?
+                    {
+                        self.lanes[place].add(number, segment, &self.legs);
+                    }
+                    all &= !(segment.in_order && enough(segment));
+                    after = Some(*segment);
                 }
             }
         }
@@ -349,6 +347,7 @@ impl SetReader {
         self.restart_at(
             |segment| segment.first_sequence > sequence,
             |end| end.sequence > sequence,
+            |segment| segment.first_sequence <= sequence,
         )?;
         for lane in &mut self.lanes {
             lane.skip_to(sequence);
@@ -357,17 +356,21 @@ impl SetReader {
     }
 
     /// Starts anew with the segments that do not end before what is sought: those before one that begins after it, and then
-    /// those that reach it. Only the ends of the latter are read.
+    /// those that reach it. Only the ends of the latter are read, back to one in order before which all is older.
     fn restart_at(
         &mut self,
         is_after: impl Fn(&Segment) -> bool,
         reaches: impl Fn(End) -> bool,
+        enough: impl Fn(&Segment) -> bool,
     ) -> Result<()> {
-        self.restart(|leg, segment, after| {
-            // The newest one may grow.
-            Ok(after.is_none_or(|after| is_after(&after))
-                || leg.end_of(segment.generation)?.is_none_or(&reaches))
-        })
+        self.restart(
+            |leg, segment, after| {
+                // The newest one may grow.
+                Ok(after.is_none_or(|after| is_after(&after))
+                    || leg.end_of(segment.generation)?.is_none_or(&reaches))
+            },
+            enough,
+        )
     }
 
     pub fn seek_time(&mut self, timestamp: u64) -> Result<()> {
@@ -376,6 +379,7 @@ impl SetReader {
         self.restart_at(
             |segment| segment.base_time > timestamp,
             |end| end.time.saturating_add(UNIT_TIME) >= timestamp,
+            |segment| segment.base_time.saturating_add(UNIT_TIME) < timestamp,
         )?;
         let mut place = 0;
         while place < self.lanes.len() {

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::lanes::{LaneMark, read_table};
 use super::superblock::Superblock;
 use super::unit::{CONTENT, SegmentBody, SlotHeader, UnitHeader, kind};
 
@@ -15,6 +16,10 @@ pub struct Segment {
     pub base_time: u64,
     /// The slot that says so; 0: it is the segment's header.
     pub slot: u32,
+    /// It was begun for the lane's newest packets, as its header says: on this device, segments that were begun before and are
+    /// in order too have lower sequence numbers only. Others are written with packets that another device did not store, perhaps
+    /// long after they were begun.
+    pub in_order: bool,
 }
 
 /// What the slots of a place say. Grows with every slot that is looked at.
@@ -62,12 +67,18 @@ impl Found {
                 self.foreign = true;
                 continue;
             }
+            let of_lane = |marks: Vec<LaneMark>| marks.get(usize::from(unit.lane)).copied();
+            let in_order = header.kind == kind::SEGMENT
+                && read_table(bytes)
+                    .and_then(of_lane)
+                    .is_some_and(|mark| mark.next == unit.first_sequence);
             self.segment = Some(Segment {
                 generation: header.generation,
                 lane: unit.lane,
                 first_sequence: unit.first_sequence,
                 base_time: unit.base_time,
                 slot: number,
+                in_order,
             });
         }
     }

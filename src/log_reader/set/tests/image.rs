@@ -1,4 +1,4 @@
-//! Images of devices of a set, packed by the description in docs/record-format.md.
+//! Images of devices of a set, packed by the description in docs/record-format.md. The fuzz targets of sets use them too.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use crate::sys::crc::crc32c;
+use crate::unit_log::lanes::{LaneMark, table_bytes};
 use crate::unit_log::superblock::Superblock;
 use crate::unit_log::unit::{
     CONTENT, RecordHeader, SLOT_HEADER_LEN, SegmentBody, SlotHeader, UNIT_HEADER_LEN, UnitHeader,
@@ -44,12 +45,20 @@ pub struct Device {
     pub newest: u64,
     /// Of each lane, the generation of its segment and the next slot.
     open: BTreeMap<u16, (u64, u32)>,
+    /// What the headers of segments say about all lanes.
+    marks: Vec<LaneMark>,
 }
 
 impl Device {
     pub fn new(number: u16, devices: u16, lanes: u16, segments: u64) -> Device {
+        Device::with_slots(SLOT, number, devices, lanes, segments)
+    }
+
+    /// As `new`, with slots of so many bytes.
+    pub fn with_slots(slot: usize, number: u16, devices: u16, lanes: u16, segments: u64) -> Device {
         let slots = 2 + segments * u64::from(SLOTS);
-        let log = Superblock::new(SET, 1, 512, SLOT as u32, 0, slots, true).unwrap();
+        let blocks = slots * slot as u64 / 512;
+        let log = Superblock::new(SET, 1, 512, slot as u32, 0, blocks, true).unwrap();
         let log = Superblock {
             segment_slots: SLOTS,
             segments,
@@ -60,9 +69,10 @@ impl Device {
         };
         let mut device = Device {
             log,
-            bytes: vec![0; slots as usize * SLOT],
+            bytes: vec![0; slots as usize * slot],
             newest: 0,
             open: BTreeMap::new(),
+            marks: vec![LaneMark::default(); lanes.into()],
         };
         device.write_super();
         device
@@ -73,7 +83,11 @@ impl Device {
     }
 
     pub fn at(&self, generation: u64, slot: u32) -> usize {
-        self.log.slot_of(generation, slot) as usize * SLOT
+        self.log.slot_of(generation, slot) as usize * self.slot()
+    }
+
+    pub fn slot(&self) -> usize {
+        self.log.slot_size as usize
     }
 
     /// Where the lane's next unit goes.
@@ -85,6 +99,15 @@ impl Device {
     pub fn begin(&mut self, lane: u16, first: u64, skip: u64) {
         self.newest += 1 + skip;
         let generation = self.newest;
+        // The lane's next new packet, as far as this device knows.
+        let next = match self.marks.get_mut(usize::from(lane)) {
+            Some(mark) => {
+                mark.segment = generation;
+                mark.next = mark.next.max(first);
+                mark.next
+            }
+            None => first,
+        };
         let header = SlotHeader {
             kind: kind::SEGMENT,
             slots: 1,
@@ -94,7 +117,7 @@ impl Device {
         };
         let unit = UnitHeader {
             first_sequence: first,
-            base_time: time(lane, first),
+            base_time: time(lane, next),
             lane,
             data_offset: CONTENT as u16,
             ..UnitHeader::default()
@@ -110,9 +133,12 @@ impl Device {
                 .map_or(0, |(generation, _)| *generation),
         };
         let at = self.at(generation, 0);
-        self.bytes[at..at + SLOT].fill(0);
+        let slot = self.slot();
+        self.bytes[at..at + slot].fill(0);
         self.bytes[at..at + CONTENT].copy_from_slice(&unit.to_bytes(&header));
-        let body = body.to_bytes();
+        let single = self.log.devices == 1 && self.log.lanes == 1;
+        let marks = if single { &[] } else { &self.marks[..] };
+        let body = [&body.to_bytes()[..], &table_bytes(marks)].concat();
         self.bytes[at + CONTENT..at + CONTENT + body.len()].copy_from_slice(&body);
         self.open.insert(lane, (generation, 1));
     }
@@ -131,7 +157,8 @@ impl Device {
             stream.extend_from_slice(&record.to_bytes(crc32c(&packet)));
             stream.extend_from_slice(&packet);
         }
-        let slots = (stream.len() + UNIT_HEADER_LEN).div_ceil(SLOT - SLOT_HEADER_LEN) as u32;
+        let size = self.slot();
+        let slots = (stream.len() + UNIT_HEADER_LEN).div_ceil(size - SLOT_HEADER_LEN) as u32;
         assert!(slots <= 8, "too many packets for a unit");
         if self
             .place(lane)
@@ -165,14 +192,25 @@ impl Device {
                 };
                 out.extend_from_slice(&unit.to_bytes(&header));
             }
-            let room = (index as usize + 1) * SLOT - out.len();
+            let room = (index as usize + 1) * size - out.len();
             out.extend(stream.drain(..room.min(stream.len())).collect::<Vec<_>>());
-            out.resize((index as usize + 1) * SLOT, 0);
+            out.resize((index as usize + 1) * size, 0);
         }
         let at = self.at(generation, slot);
         self.bytes[at..at + out.len()].copy_from_slice(&out);
         self.open.insert(lane, (generation, slot + slots));
+        if let Some(mark) = self.marks.get_mut(usize::from(lane)) {
+            mark.next = mark.next.max(first + count);
+        }
         (generation, slot, slots)
+    }
+
+    /// As `put`, in a segment that another one has followed.
+    pub fn put_at(&mut self, place: (u64, u32), lane: u16, first: u64, count: u64) {
+        let newest = self.open.insert(lane, place);
+        let (generation, ..) = self.put(lane, first, count);
+        assert_eq!(generation, place.0, "there is no room");
+        self.open.extend(newest.map(|newest| (lane, newest)));
     }
 
     /// Breaks the header of a slot.
@@ -184,7 +222,8 @@ impl Device {
     /// As if a slot had never been written.
     pub fn lose(&mut self, generation: u64, slot: u32) {
         let at = self.at(generation, slot);
-        self.bytes[at..at + SLOT].fill(0);
+        let size = self.slot();
+        self.bytes[at..at + size].fill(0);
     }
 }
 

@@ -363,6 +363,50 @@ fn by_time_and_by_number() {
 }
 
 #[test]
+fn a_seek_finds_what_is_in_a_segment_before_one_that_is_not_needed() {
+    // The first segment has the newest packets. The others have old ones, which another device did not store.
+    let mut set = [Device::new(0, 2, 1, 20), Device::new(1, 2, 1, 20)];
+    for first in [0, 15, 20, 25] {
+        set[0].put(0, first, 5);
+    }
+    for first in [5, 10] {
+        set[0].begin(0, first, 0);
+        set[0].put(0, first, 5);
+    }
+    let (mut reader, _files) = open(&[&set[0], &set[1]]);
+    for first in 0..=30 {
+        reader.seek(first).unwrap();
+        let found = all(&mut reader);
+        let records = found.records.get(&0).cloned().unwrap_or_default();
+        assert_eq!(records, (first..30).collect::<Vec<_>>());
+        assert_eq!(found.gaps, []);
+        reader.seek_time(time(0, first)).unwrap();
+        let found = all(&mut reader);
+        let records = found.records.get(&0).cloned().unwrap_or_default();
+        assert_eq!(records, (first..30).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_seek_finds_old_packets_that_were_stored_late() {
+    // A segment for what another device did not store stays open while those for new packets come and go.
+    let mut device = Device::new(0, 2, 1, 20);
+    device.put(0, 5, 5);
+    device.begin(0, 0, 0);
+    device.put(0, 0, 5);
+    let late = device.place(0).unwrap();
+    for first in [10, 20, 30, 40] {
+        device.begin(0, first, 0);
+        device.put(0, first, 5);
+    }
+    device.put_at(late, 0, 35, 5);
+    let (mut reader, _files) = open(&[&device]);
+    reader.seek(32).unwrap();
+    let found = all(&mut reader).records.remove(&0).unwrap();
+    assert_eq!(found, [32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44]);
+}
+
+#[test]
 fn a_device_alone_is_read_like_a_set() {
     let set = recorded(1, 2, 40, 4);
     let files = [file(&set[0]), file(&set[1])];
