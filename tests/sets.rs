@@ -680,3 +680,266 @@ fn a_device_that_does_not_answer_keeps_nobody_waiting() {
         }
     }
 }
+
+/// A file on a file system of its own, which can be frozen.
+fn freezable(name: &str, bytes: u64) -> Option<(SmallDisk, String)> {
+    let disk = SmallDisk::new(name, 2 * bytes)?;
+    let path = disk.dir.join("device").to_str().unwrap().to_string();
+    fs::write(&path, vec![0; bytes as usize]).unwrap();
+    run("sync", &["-f", &path]);
+    Some((disk, path))
+}
+
+/// Flushes often, and begins anew.
+fn flushing(packed: u32) -> PipelineConfig {
+    PipelineConfig {
+        pack_below: Some(packed),
+        flush_interval: Some(Duration::from_millis(20)),
+        existing: Existing::Replace,
+        ..recording()
+    }
+}
+
+fn wait_for_durable(pipeline: &Pipeline, count: u64) {
+    let until = Instant::now() + PATIENCE;
+    while pipeline.status().durable < count {
+        assert!(Instant::now() < until, "{count}: {:?}", pipeline.status());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// One device does not answer, and the other one fails what it is given instead. What counts as stored can be read, and the
+/// rest is counted.
+#[test]
+fn what_was_written_twice_and_failed_once_is_stored_or_counted() {
+    const TEST: &str = "what_was_written_twice_and_failed_once_is_stored_or_counted";
+    if !is_root(TEST) {
+        return;
+    }
+    const FLOWS: u32 = 16;
+    for packed in [1, u32::MAX] {
+        let Some((disk, stuck)) = freezable(TEST, 8 << 20) else {
+            return;
+        };
+        let fragile = Fragile::new(4 << 20);
+        let veth = network();
+        let mut config = config(&veth, QUEUES, &[&fragile.file, &stuck], 8 << 20);
+        config.device.file_size = 0;
+        let context = Arc::new(Context::open(&config).unwrap());
+        let pipeline = Pipeline::start(context.clone(), flushing(packed)).unwrap();
+        send(&veth, 0..FLOWS, 0..40);
+        wait_for_durable(&pipeline, u64::from(FLOWS * 40));
+        let frozen = Frozen::new(&disk);
+        send(&veth, FLOWS..2 * FLOWS, 0..60);
+        // It stores what it gets until the other one is found to be stuck.
+        fragile.fill();
+        wait_for("written twice", || pipeline.status().rescued > 0);
+        std::thread::sleep(Duration::from_secs(1));
+        drop(frozen);
+        let (status, result) = pipeline.stop();
+        assert!(result.is_ok() || status.failed > 0, "{status:?} {result:?}");
+        assert_eq!(status.submitted, u64::from(FLOWS * 100));
+        assert_eq!(status.stored + status.failed, status.submitted);
+        check_lanes(&context);
+        let stats = context.statistics().unwrap();
+        assert_eq!(stats.stored, status.stored, "{status:?}");
+        assert_eq!(stats.frames.in_flight, 0);
+        drop(context);
+        let found = packets_on(&images(&[&fragile.file, &stuck]));
+        assert!(
+            found.len() as u64 >= status.stored,
+            "{} are there: {status:?}",
+            found.len()
+        );
+    }
+}
+
+/// It is over at once, also while a device does not answer; what it was given is on the other one.
+#[test]
+fn a_recording_ends_while_a_device_does_not_answer() {
+    const TEST: &str = "a_recording_ends_while_a_device_does_not_answer";
+    if !is_root(TEST) {
+        return;
+    }
+    const FLOWS: u32 = 16;
+    for packed in [1, u32::MAX] {
+        let bytes = (2 + 100 * 16) * FRAME as u64;
+        let Some((disk, stuck)) = freezable(TEST, bytes) else {
+            return;
+        };
+        let veth = network();
+        let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "ends");
+        let config = config(&veth, QUEUES, &[file.path(), &stuck], bytes);
+        let context = Arc::new(Context::open(&config).unwrap());
+        let pipeline = Pipeline::start(context.clone(), flushing(packed)).unwrap();
+        send(&veth, 0..FLOWS, 0..20);
+        wait_for_durable(&pipeline, u64::from(FLOWS * 20));
+        let frozen = Frozen::new(&disk);
+        send(&veth, FLOWS..2 * FLOWS, 0..40);
+        let begin = Instant::now();
+        let ended = std::thread::spawn(move || pipeline.stop());
+        wait_for("it is stopped", || ended.is_finished());
+        let (status, result) = ended.join().unwrap();
+        result.unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(15));
+        assert_eq!(
+            (status.error, status.failed, status.durable),
+            (0, 0, u64::from(FLOWS * 60)),
+            "{status:?}"
+        );
+        let device = context.device(1, None).unwrap().1;
+        assert!(!device.out, "nobody tries it any more");
+        drop(frozen);
+        drop(context);
+        let found = packets_on(&images(&[file.path(), &stuck]));
+        let counts = [20, 40].map(|count| [count; FLOWS as usize]);
+        check_all_there_once_or_twice(&found, counts.as_flattened());
+        check_reader(&[file.path(), &stuck], &found, true);
+    }
+}
+
+/// No device answers, and later one does: it stores what the others were given. Nothing is lost, and nothing has failed.
+#[test]
+fn one_of_several_that_do_not_answer_is_enough_when_it_does() {
+    const TEST: &str = "one_of_several_that_do_not_answer_is_enough_when_it_does";
+    if !is_root(TEST) {
+        return;
+    }
+    const FLOWS: u32 = 16;
+    for (drive, turned) in [(Drive::Inline, false), (Drive::Thread, true)] {
+        let (Some((disk, first)), Some((other, second))) = (
+            freezable("no-answer-a", 8 << 20),
+            freezable("no-answer-b", 8 << 20),
+        ) else {
+            return;
+        };
+        let veth = network();
+        let config = Config {
+            drive,
+            ..config(&veth, QUEUES, &[&first, &second], 8 << 20)
+        };
+        let context = Arc::new(Context::open(&config).unwrap());
+        let pipeline = Pipeline::start(context.clone(), flushing(1)).unwrap();
+        send(&veth, 0..FLOWS, 0..40);
+        wait_for_durable(&pipeline, u64::from(FLOWS * 40));
+        let (frozen, still) = (Frozen::new(&disk), Frozen::new(&other));
+        send(&veth, FLOWS..2 * FLOWS, 0..40);
+        std::thread::sleep(Duration::from_secs(4));
+        let status = pipeline.status();
+        assert_eq!((status.error, status.failed), (0, 0), "{status:?}");
+        let (thaws, still) = match turned {
+            false => (frozen, still),
+            true => (still, frozen),
+        };
+        drop(thaws);
+        wait_for_durable(&pipeline, u64::from(FLOWS * 80));
+        send(&veth, 2 * FLOWS..3 * FLOWS, 0..40);
+        wait_for_durable(&pipeline, u64::from(FLOWS * 120));
+        drop(still);
+        wait_for("it lets the frames go", || {
+            context.statistics().unwrap().frames.in_flight == 0
+        });
+        let (status, result) = pipeline.stop();
+        result.unwrap();
+        assert_eq!((status.error, status.failed), (0, 0), "{status:?}");
+        check_lanes(&context);
+        drop(context);
+        let found = packets_on(&images(&[&first, &second]));
+        let counts = [40; 3 * FLOWS as usize];
+        check_all_there_once_or_twice(&found, &counts);
+        check_reader(&[&first, &second], &found, true);
+    }
+}
+
+/// The device that takes over does not answer either, and a third one does.
+#[test]
+fn a_second_device_that_does_not_answer_is_left_for_a_third() {
+    const TEST: &str = "a_second_device_that_does_not_answer_is_left_for_a_third";
+    if !is_root(TEST) {
+        return;
+    }
+    const FLOWS: u32 = 16;
+    for packed in [1, u32::MAX] {
+        let (Some((disk, first)), Some((other, second))) = (
+            freezable("taken-over-a", 8 << 20),
+            freezable("taken-over-b", 8 << 20),
+        ) else {
+            return;
+        };
+        let veth = network();
+        let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "third");
+        // One lane, whose home is the first device; the second one is the next best.
+        run("ethtool", &["-L", &veth.host, "rx", "1"]);
+        let paths = [first.as_str(), second.as_str(), file.path()];
+        let config = config(&veth, 1, &paths, 8 << 20);
+        let context = Arc::new(Context::open(&config).unwrap());
+        let pipeline = Pipeline::start(context.clone(), flushing(packed)).unwrap();
+        send(&veth, 0..FLOWS, 0..40);
+        wait_for_durable(&pipeline, u64::from(FLOWS * 40));
+        let (frozen, still) = (Frozen::new(&disk), Frozen::new(&other));
+        send(&veth, FLOWS..2 * FLOWS, 0..60);
+        wait_for_durable(&pipeline, u64::from(FLOWS * 100));
+        let status = pipeline.status();
+        assert_eq!((status.error, status.failed), (0, 0), "{status:?}");
+        let held = context.statistics().unwrap().frames.in_flight;
+        assert!(held > 0, "the devices may still read them");
+        drop((frozen, still));
+        wait_for("they let the frames go", || {
+            context.statistics().unwrap().frames.in_flight == 0
+        });
+        let (status, result) = pipeline.stop();
+        result.unwrap();
+        assert_eq!((status.error, status.failed), (0, 0), "{status:?}");
+        check_lanes(&context);
+        drop(context);
+        let found = packets_on(&images(&paths));
+        let counts = [40, 60].map(|count| [count; FLOWS as usize]);
+        check_all_there_once_or_twice(&found, counts.as_flattened());
+        check_reader(&paths, &found, true);
+    }
+}
+
+/// Writes that were durable at once are not reported as lost when their device fails, and no device stays out when the
+/// recording has ended.
+#[test]
+fn what_was_durable_at_once_is_not_reported_as_lost() {
+    if !is_root("what_was_durable_at_once_is_not_reported_as_lost") {
+        return;
+    }
+    const FLOWS: u32 = 16;
+    let fragile = Fragile::new(4 << 20);
+    let veth = network();
+    run("ethtool", &["-L", &veth.host, "rx", "1"]);
+    let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "at-once");
+    let mut config = Config {
+        frame_count: 4096,
+        ..config(&veth, 1, &[&fragile.file, file.path()], 16 << 20)
+    };
+    config.device.file_size = 0;
+    let context = Arc::new(Context::open(&config).unwrap());
+    let fua = PipelineConfig {
+        fua: true,
+        ..PipelineConfig {
+            flush_interval: None,
+            ..flushing(1)
+        }
+    };
+    let pipeline = Pipeline::start(context.clone(), fua).unwrap();
+    send(&veth, 0..FLOWS, 0..10);
+    wait_for_durable(&pipeline, u64::from(FLOWS * 10));
+    fragile.fill();
+    let mut sent = 10;
+    while pipeline.status().rescued == 0 {
+        assert!(sent < 300, "{:?}", pipeline.status());
+        send(&veth, 0..FLOWS, sent..sent + 5);
+        sent += 5;
+    }
+    wait_for_durable(&pipeline, u64::from(FLOWS * sent));
+    // It is tried after a second.
+    assert!(context.device(0, None).unwrap().1.out);
+    let (status, result) = pipeline.stop();
+    result.unwrap();
+    assert_eq!((status.failed, status.unflushed), (0, 0), "{status:?}");
+    assert!(!context.device(0, None).unwrap().1.out);
+    check_lanes(&context);
+}

@@ -21,6 +21,8 @@ pub(super) struct Filling {
     pub since: Option<Instant>,
     /// Frames that were submitted.
     pub submitted: u64,
+    /// Counts frames without packets that were submitted.
+    pub serial: u64,
     /// Packets since the engine was last told.
     pub unpublished: usize,
     pub bound: bool,

@@ -258,6 +258,11 @@ impl<'a> Packets<'a> {
     }
 
     fn flush(&mut self, covers: u64) -> Result<()> {
+        if let Some(set) = &self.progress.set {
+            for (device, times) in (0..set.devices()).zip(&self.progress.times_out) {
+                times.store(set.times_out(device as u8), Ordering::Relaxed);
+            }
+        }
         self.count_unflushed();
         for (covered, unflushed) in self.progress.covered.iter().zip(&self.progress.unflushed) {
             covered.store(unflushed.load(Ordering::Relaxed), Ordering::Relaxed);

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::packets::{PREFETCH, Packets};
 use super::write_target::WriteTarget;
-use super::{BATCH, Progress, SEGMENT, SUPERBLOCK, WINDOW};
+use super::{BATCH, Progress, SEGMENT, SERIAL, SERIAL_SHIFT, SUPERBLOCK, WINDOW};
 use crate::error::{Error, Result};
 use crate::lane::{FrameRun, RxSideGuard};
 use crate::net::rx::Received;
@@ -364,6 +364,8 @@ impl<'a> Packets<'a> {
         let progress = self.progress;
         progress.superblocks.fetch_add(1, Ordering::AcqRel);
         self.filling.submitted += 1;
+        self.filling.serial += 1;
+        write.user_data |= self.filling.serial << SERIAL_SHIFT & SERIAL;
         self.queue_run(rx_side, 0, &write).inspect_err(|_| {
             progress.superblocks.fetch_sub(1, Ordering::AcqRel);
             self.release(write.first..write.first + write.frames);
@@ -404,7 +406,7 @@ impl<'a> Packets<'a> {
         let rx_side = self.lane.lock_rx_side()?;
         let (rx_side, frame) = self.take_frame(rx_side)?;
         let write = self.units().checkpoint(frame);
-        let mark = SUPERBLOCK | self.progress.failed.get();
+        let mark = SUPERBLOCK | self.progress.failed.get() & !SERIAL;
         let mut rx_side = self.submit_marked(rx_side, write, mark)?;
         self.lane.kick(&mut rx_side);
         Ok(())

@@ -89,8 +89,8 @@ impl Engine {
     }
 
     /// Finds commands that were in flight at the look before, and whose device has answered nothing since then, or only
-    /// commands that were begun later. They stay in flight, and are reported once. A flush of all devices does not wait for
-    /// them.
+    /// commands that were begun later. They stay in flight, and are reported at every look. A flush of all devices does not
+    /// wait for such a device, unless all others are left out.
     pub(super) fn look_for_stuck(&mut self, turn: &mut Turn) -> Result<()> {
         for index in self.slab.indices_in_use() {
             let slot = self.slab.at_mut(index);
@@ -102,20 +102,24 @@ impl Engine {
                 continue;
             }
             let (number, answer) = (slot.target, slot.answer());
+            if slot.group.is_some() {
+                let shared = &self.shared;
+                let mut others = (0..self.targets.len() as u8).filter(|other| *other != number);
+                if !others.any(|other| !shared.is_out(other)) {
+                    continue;
+                }
+            }
             if let Some(group) = slot.group.take() {
                 slot.orphan = true;
                 let outcome = Outcome::status(status::HOST_PATH_ERROR);
                 self.end_part(group, answer, outcome, turn)?;
                 continue;
             }
-            if slot.reported {
-                continue;
-            }
-            slot.reported = true;
             self.shared.report(Stuck {
                 user_data: slot.user_data,
                 device: number,
                 offset: slot.offset,
+                lba: slot.command.lba,
                 frames: match slot.frame {
                     true => u32::from(slot.more_frames) + 1,
                     false => 0,

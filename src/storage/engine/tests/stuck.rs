@@ -79,3 +79,51 @@ fn what_is_answered_is_not_stuck() {
     rig.engine.pump(true).unwrap();
     assert_eq!(rig.shared.take_stuck(), []);
 }
+
+/// A flush of all devices does not wait for one that does not answer, unless there is no other one. What is not submitted is not
+/// answered.
+#[test]
+fn a_flush_waits_only_for_the_last_device() {
+    for out in [false, true] {
+        let mut rig = rig("last");
+        rig.shared.set_out(1, out);
+        let mut sqe = command::flush();
+        sqe.flags = entry_flags::ALL_DEVICES;
+        rig.push(sqe);
+        let _ = rig.sq.publish();
+        for _ in 0..3 {
+            rig.engine.pump(false).unwrap();
+            rig.shared.look_for_stuck();
+        }
+        rig.engine.pump(false).unwrap();
+        assert_eq!(rig.engine.groups[0].is_some(), out);
+        let done = rig.take(1);
+        let expected = if out { 0 } else { status::HOST_PATH_ERROR };
+        assert_eq!(done[0].status as u16, expected);
+        while rig.engine.in_flight() > 0 {
+            rig.engine.pump(true).unwrap();
+        }
+    }
+}
+
+/// What is stuck is reported again until it is answered: nobody may have been able to help when it was found.
+#[test]
+fn what_is_stuck_is_reported_until_it_is_answered() {
+    let mut rig = rig("again");
+    write_to(&mut rig, 0, 7);
+    let _ = rig.sq.publish();
+    rig.engine.pump(false).unwrap();
+    for look in 0..4 {
+        rig.shared.look_for_stuck();
+        rig.engine.pump(false).unwrap();
+        let found: Vec<_> = rig
+            .shared
+            .take_stuck()
+            .iter()
+            .map(|stuck| (stuck.user_data, stuck.device, stuck.lba))
+            .collect();
+        let expected = if look == 0 { vec![] } else { vec![(7, 0, 7)] };
+        assert_eq!(found, expected, "look {look}");
+    }
+    assert_eq!(rig.take(1)[0].status, 0);
+}
