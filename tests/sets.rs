@@ -943,3 +943,75 @@ fn what_was_durable_at_once_is_not_reported_as_lost() {
     assert!(!context.device(0, None).unwrap().1.out);
     check_lanes(&context);
 }
+
+/// A pipeline is ended in the time that it gets, also if what it has written is not answered.
+#[test]
+fn a_pipeline_ends_in_time_while_no_device_answers() {
+    const TEST: &str = "a_pipeline_ends_in_time_while_no_device_answers";
+    if !is_root(TEST) {
+        return;
+    }
+    for drive in [Drive::Inline, Drive::Thread] {
+        let Some((disk, stuck)) = freezable(TEST, 8 << 20) else {
+            return;
+        };
+        let veth = network();
+        let config = Config {
+            drive,
+            ..config(&veth, QUEUES, &[&stuck], 8 << 20)
+        };
+        let context = Arc::new(Context::open(&config).unwrap());
+        let pipeline = Pipeline::start(context.clone(), flushing(1)).unwrap();
+        let frozen = Frozen::new(&disk);
+        send(&veth, 0..16, 0..10);
+        wait_for("submitted", || pipeline.status().submitted == 160);
+        assert_eq!(pipeline.status().completed, 0);
+        let begin = Instant::now();
+        let ended = std::thread::spawn(move || pipeline.end(begin + Duration::from_secs(1)));
+        wait_for("it has ended", || ended.is_finished());
+        ended.join().unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(15));
+        drop(frozen);
+        drop(context);
+    }
+}
+
+/// Many frames wait for a device that does not answer, and none is free: they are stored on the other one, and recording goes
+/// on.
+#[test]
+fn few_frames_are_enough_while_a_device_does_not_answer() {
+    const TEST: &str = "few_frames_are_enough_while_a_device_does_not_answer";
+    if !is_root(TEST) {
+        return;
+    }
+    for packed in [1, u32::MAX] {
+        let Some((disk, stuck)) = freezable(TEST, 64 << 20) else {
+            return;
+        };
+        let veth = network();
+        run("ethtool", &["-L", &veth.host, "rx", "1"]);
+        let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "few");
+        let config = Config {
+            frame_count: 4096,
+            ..config(&veth, 1, &[&stuck, file.path()], 64 << 20)
+        };
+        let context = Arc::new(Context::open(&config).unwrap());
+        let pipeline = Pipeline::start(context.clone(), flushing(packed)).unwrap();
+        send(&veth, 0..16, 0..10);
+        wait_for_durable(&pipeline, 160);
+        let frozen = Frozen::new(&disk);
+        send(&veth, 16..80, 0..500);
+        wait_for("it is durable", || {
+            let status = pipeline.status();
+            status.rescued > 0 && status.durable == status.submitted
+        });
+        drop(frozen);
+        let (status, result) = pipeline.stop();
+        result.unwrap();
+        assert_eq!((status.error, status.failed), (0, 0), "{status:?}");
+        wait_for("it lets the frames go", || {
+            context.statistics().unwrap().frames.in_flight == 0
+        });
+        check_lanes(&context);
+    }
+}

@@ -140,6 +140,7 @@ impl<'a> Packets<'a> {
             }
             let _ = self.lane.submit_pending();
         }
+        self.give_spare_back();
         if let Ok(mut rx_side) = self.lane.lock_rx_side() {
             rx_side.fill_at_most(u32::MAX);
             self.lane.keep_for_runs(&mut rx_side, 0);

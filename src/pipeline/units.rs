@@ -47,6 +47,7 @@ impl<'a> Packets<'a> {
         let mut number = progress.submitted.load(Ordering::Acquire) + self.filling.unsubmitted;
         self.completed = progress.completed.load(Ordering::Acquire);
         self.weigh(&mut rx_side);
+        self.keep_spare(&mut rx_side)?;
         let log = self.units();
         log.look_at_clock();
         let most = log.most_outstanding().min(WINDOW - 1);
@@ -149,7 +150,21 @@ impl<'a> Packets<'a> {
         let frames = self.frames_of_lane() / RESERVED;
         self.lane.keep_for_runs(&mut rx_side, frames);
         self.weigh(&mut rx_side);
+        self.keep_spare(&mut rx_side)
+    }
+
+    /// With several devices: keeps a frame for the case that one fails.
+    fn keep_spare(&mut self, rx_side: &mut RxSideGuard<'_>) -> Result<()> {
+        if self.filling.spare.is_none() && self.has_many_devices() {
+            let frame = self.lane.allocate_run(rx_side, 1)?;
+            self.filling.spare = frame.map(|(frame, _)| frame);
+        }
         Ok(())
+    }
+
+    pub(super) fn give_spare_back(&mut self) {
+        let spare = self.filling.spare.take();
+        self.release(spare.map_or(0..0, |frame| frame..frame + 1));
     }
 
     /// As `weigh`, while no packets come.
@@ -346,6 +361,11 @@ impl<'a> Packets<'a> {
         loop {
             let done = self.frames_done();
             if let Some((frame, _)) = self.lane.allocate_run(&mut rx_side, 1)? {
+                return Ok((rx_side, frame));
+            }
+            if self.units().is_rescuing()
+                && let Some(frame) = self.filling.spare.take()
+            {
                 return Ok((rx_side, frame));
             }
             rx_side = self.wait_for_frames(rx_side, done)?;

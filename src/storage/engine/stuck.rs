@@ -111,6 +111,7 @@ impl Engine {
             }
             if let Some(group) = slot.group.take() {
                 slot.orphan = true;
+                self.targets[number as usize].orphans += 1;
                 let outcome = Outcome::status(status::HOST_PATH_ERROR);
                 self.end_part(group, answer, outcome, turn)?;
                 continue;

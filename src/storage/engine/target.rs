@@ -53,6 +53,8 @@ pub(super) struct Target {
     pub operating: u32,
     /// Commands that it has, or that are to be given to it.
     pub slots: usize,
+    /// Flushes that it does not answer, and for which nobody waits any more.
+    pub orphans: usize,
     /// Entries that wait until it has fewer: others go on to other devices.
     pub waiting: VecDeque<Entry>,
     /// Operations that ended since the engine last looked for those without an answer; and whether one of them was begun after
@@ -130,6 +132,7 @@ impl Target {
             pattern: AccessPattern::default(),
             operating: 0,
             slots: 0,
+            orphans: 0,
             waiting: VecDeque::new(),
             answers: 0,
             young_answers: false,

@@ -127,3 +127,41 @@ fn what_is_stuck_is_reported_until_it_is_answered() {
     }
     assert_eq!(rig.take(1)[0].status, 0);
 }
+
+/// A device that answers its writes but not its flushes: they do not fill the engine.
+#[test]
+fn flushes_without_an_answer_do_not_pile_up() {
+    let mut rig = rig("flushes");
+    let flush = |rig: &mut Rig| {
+        let mut sqe = command::flush();
+        sqe.flags = entry_flags::ALL_DEVICES;
+        rig.push(sqe);
+        let _ = rig.sq.publish();
+        rig.engine.pump(false).unwrap();
+    };
+    let answer = |rig: &mut Rig| {
+        let done = rig.cq.pop().unwrap().expect("it has ended");
+        rig.cq.release();
+        (
+            done.status as u16,
+            done.flags >> CQE_DEVICE_SHIFT & u32::from(u8::MAX),
+        )
+    };
+    flush(&mut rig);
+    assert!(rig.cq.pop().unwrap().is_none(), "device 0 has it");
+    for _ in 0..2 {
+        rig.shared.look_for_stuck();
+        rig.engine.pump(false).unwrap();
+    }
+    assert_eq!(answer(&mut rig), (status::HOST_PATH_ERROR, 0));
+    for _ in 0..100 {
+        flush(&mut rig);
+        assert_eq!(answer(&mut rig), (status::HOST_PATH_ERROR, 0));
+        assert_eq!(rig.engine.in_flight(), 1);
+    }
+    while rig.engine.in_flight() > 0 {
+        rig.engine.pump(true).unwrap();
+    }
+    flush(&mut rig);
+    assert_eq!(rig.take(1)[0].status, 0, "it answers");
+}
