@@ -26,7 +26,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use completions::completions;
 use failover::Rescues;
@@ -43,10 +43,12 @@ use crate::log::{self, Level};
 use crate::recorder::{Existing, LogSet};
 use crate::storage::device::MAX_DEVICES;
 use crate::sys::event::{Doorbell, block_signals};
-use crate::sys::thread::join_or_leave;
+use crate::sys::thread::join_until;
 
 /// Packets, or completions, taken at once.
 const BATCH: usize = 256;
+/// A pipeline waits at most this long until its threads, which have nothing left to do, have left the process.
+const LONGEST_EXIT: Duration = Duration::from_secs(1);
 /// A stop is noticed after at most this time.
 const TICK: Duration = Duration::from_millis(50);
 /// Bits in `user_data` above every write's number: a flush (with the number that it covers) and a superblock (with the
@@ -59,6 +61,9 @@ const SEGMENT: u64 = 1 << 61;
 const TRY: u64 = 1 << 60;
 /// The same: a part of a run (whose number it has) that is written to another device.
 const RESCUE: u64 = 1 << 59;
+/// The same: seven bits that tell apart what else would look the same.
+const SERIAL: u64 = 0x7f << SERIAL_SHIFT;
+const SERIAL_SHIFT: u32 = 52;
 /// Most writes between the oldest that is not completed and the newest.
 const WINDOW: u64 = 1 << 20;
 
@@ -160,6 +165,8 @@ struct Progress {
     frames_done: AtomicU64,
     /// Superblocks, segments' headers and records of losses in flight.
     superblocks: AtomicU64,
+    /// Writes in flight that try a device.
+    trying: AtomicU64,
     /// Failed writes that the superblock on the device covers.
     failures_covered: AtomicU64,
     /// Flushes submitted and not completed: 0 or 1.
@@ -174,16 +181,20 @@ struct Progress {
     failed_runs: FailedRuns,
     /// Logs of version 2: those that it writes to.
     set: Option<Arc<LogSet>>,
+    /// The lanes that write to them, by their numbers in the context.
+    lanes: Range<usize>,
     /// Runs that their device does not answer: the packet thread writes them to another one.
     stuck_runs: FailedRuns,
     rescues: Rescues,
     /// Packets of units that were written again to another device.
     rescued: Counter,
-    /// A device failed the last flush: the others are to be flushed.
+    /// A device failed the last flush, or was left out of it unexpectedly: those that are left are to be flushed.
     flush_again: AtomicBool,
     /// Of each device: packets that it completed and no flush has covered, and those that the flush in flight covers.
     unflushed: [AtomicU64; MAX_DEVICES],
     covered: [AtomicU64; MAX_DEVICES],
+    /// How often each device had been taken out before the flush in flight.
+    times_out: [AtomicU64; MAX_DEVICES],
     /// Of devices that failed: packets that no flush had covered.
     unflushed_lost: Counter,
 }
@@ -228,6 +239,10 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         self.0.context.release_range(self.0.number as u32);
+        // Nobody tries them any more: the next ones who write here find out for themselves.
+        for device in 0..self.0.context.info().devices.len() {
+            self.0.lane().engine_shared().set_out(device as u8, false);
+        }
         self.0.lane().release_from_pipeline();
     }
 }
@@ -275,6 +290,7 @@ impl Pipeline {
         config: PipelineConfig,
     ) -> Result<Pipeline> {
         let moderation = moderation_of(&config)?;
+        let of_set = numbers.start as usize..numbers.end as usize;
         let mut claims = Vec::new();
         for number in numbers {
             let on = OnLane {
@@ -305,7 +321,9 @@ impl Pipeline {
         }
         let mut lanes = Vec::new();
         for (claim, target) in claims.into_iter().zip(targets) {
-            let lane = LanePipeline::start(claim, target, store.set(), &config, moderation)?;
+            let set = store.set();
+            let lane =
+                LanePipeline::start(claim, target, set, of_set.clone(), &config, moderation)?;
             lanes.push(lane);
         }
         Ok(Pipeline { lanes })
@@ -346,8 +364,9 @@ impl Pipeline {
 
 impl Drop for Pipeline {
     fn drop(&mut self) {
-        // All of them, before the first is waited for.
+        // All of them, before the first is waited for; and none is given back while another one may take a device out.
         self.lanes.iter().for_each(LanePipeline::tell_to_stop);
+        self.lanes.iter_mut().for_each(LanePipeline::join);
     }
 }
 
@@ -386,6 +405,7 @@ impl LanePipeline {
         claim: Claim,
         target: WriteTarget,
         set: Option<Arc<LogSet>>,
+        lanes: Range<usize>,
         config: &PipelineConfig,
         moderation: Duration,
     ) -> Result<LanePipeline> {
@@ -410,6 +430,7 @@ impl LanePipeline {
             flushes: Counter::default(),
             frames_done: AtomicU64::new(0),
             superblocks: AtomicU64::new(0),
+            trying: AtomicU64::new(0),
             failures_covered: AtomicU64::new(0),
             flushing: AtomicBool::new(false),
             flush_failed: AtomicI32::new(0),
@@ -418,12 +439,14 @@ impl LanePipeline {
             waiting: AtomicBool::new(false),
             failed_runs: FailedRuns::default(),
             set,
+            lanes,
             stuck_runs: FailedRuns::default(),
             rescues: Rescues::default(),
             rescued: Counter::default(),
             flush_again: AtomicBool::new(false),
             unflushed: Default::default(),
             covered: Default::default(),
+            times_out: Default::default(),
             unflushed_lost: Counter::default(),
         });
         let number = on.number;
@@ -478,6 +501,8 @@ impl LanePipeline {
                     progress.fail(error.errno());
                     progress.stop.store(true, Ordering::Release);
                 }
+                // The last thing that it touches: nobody waits for its end.
+                drop(on);
                 done(&progress).store(true, Ordering::Release);
             })
             .map_err(|e| {
@@ -569,13 +594,22 @@ impl LanePipeline {
             // The packet thread was never started, and the storage thread waits for its end.
             self.progress.packets_done.store(true, Ordering::Release);
         }
-        let progress = &self.progress;
+        let threads = &self.threads;
+        while !threads.iter().all(JoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // They are through with everything. The kernel keeps one that drove an engine until the writes have ended that it
+        // handed to workers, which may be long if a device does not answer.
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         for thread in self.threads.drain(..) {
-            let done = || {
-                progress.storage_done.load(Ordering::Acquire)
-                    && progress.packets_done.load(Ordering::Acquire)
-            };
-            join_or_leave(thread, done);
+            if !join_until(thread, now + LONGEST_EXIT) {
+                log::log(
+                    Level::Warn,
+                    format_args!(
+                        "a device does not answer what a pipeline has written: its thread ends when the device does"
+                    ),
+                );
+            }
         }
     }
 }

@@ -18,8 +18,10 @@ pub(super) struct Rescue {
     frames: u32,
     /// How the write that had no answer ended.
     old: Option<bool>,
-    /// How the other one ended.
+    /// Whether the packets are stored as far as the other one is concerned, which has ended.
     new: Option<bool>,
+    /// Their headers named another place before the old write ended: nobody knows what it wrote.
+    moved: bool,
 }
 
 impl Lane {
@@ -37,6 +39,7 @@ impl Lane {
             frames,
             old: None,
             new: None,
+            moved: false,
         });
         self.rescuing.store(true, Ordering::Relaxed);
         Ok(packets)
@@ -75,7 +78,7 @@ impl Lane {
         }
         drop(rescues);
         let mut completion = match rescue.new {
-            Some(new) => self.settle_both(&rescue, good || new, batch),
+            Some(new) => self.settle_both(&rescue, new || good && !rescue.moved, batch),
             None => Completion::default(),
         };
         completion.user_data = cqe.user_data;
@@ -84,21 +87,22 @@ impl Lane {
         Some(completion)
     }
 
-    /// How the other write of these frames ended. If the first one has ended too, the frames are settled: what became of them.
-    /// Taker's thread.
-    pub(crate) fn rescued(&self, first: u32, good: bool) -> Option<Completion> {
+    /// The other write of these frames has ended. `stored`: one of both has stored the packets. `moved`: their headers name
+    /// another place since then, and what the first one stores is none of them. If it has ended too, the frames are settled: what
+    /// became of them. Taker's thread.
+    pub(crate) fn rescued(&self, first: u32, stored: bool, moved: bool) -> Option<Completion> {
         let mut rescues = self.rescues.lock();
         let place = rescues
             .iter()
             .position(|one| one.first == first && one.new.is_none())?;
-        rescues[place].new = Some(good);
+        (rescues[place].new, rescues[place].moved) = (Some(stored), moved);
         let rescue = rescues[place];
-        let old = rescue.old?;
+        let old = rescue.old? && !moved;
         rescues.swap_remove(place);
         self.rescuing.store(!rescues.is_empty(), Ordering::Relaxed);
         drop(rescues);
         let mut batch = Batch::default();
-        let completion = self.settle_both(&rescue, old || good, &mut batch);
+        let completion = self.settle_both(&rescue, stored || old, &mut batch);
         self.give_back(batch);
         Some(completion)
     }

@@ -4,11 +4,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::failover::{Decided, Stall, answered, end_rescues, part_ended, take_out, tried};
 use super::runs::{FailedRun, not_submitted};
 use super::window::Window;
-use super::{BATCH, FLUSH, Progress, RESCUE, SEGMENT, SUPERBLOCK, TICK, TRY};
+use super::{BATCH, FLUSH, Progress, RESCUE, SEGMENT, SERIAL, SUPERBLOCK, TICK, TRY};
 use crate::context::Context;
 use crate::error::Result;
 use crate::lane::{Completion, Lane, Ready};
@@ -17,11 +18,15 @@ use crate::recorder::LogSet;
 use crate::storage::command::status;
 use crate::storage::device::MAX_DEVICES;
 
+/// At the end, a device that is tried is waited for at most so long.
+const LONGEST_TRY: Duration = Duration::from_millis(500);
+
 /// The storage thread.
 pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -> Result<()> {
     let mut batch = [Completion::default(); BATCH];
     let mut window = Window::new();
     let mut stall = Stall::new();
+    let mut through: Option<Instant> = None;
     loop {
         let count = lane.completions(&mut batch)?;
         let mut decided = Decided::default();
@@ -29,7 +34,7 @@ pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -
         for completion in &batch[..count] {
             let good = completion.status == status::SUCCESS;
             if completion.held {
-                answered(progress, completion, &mut window, &mut decided);
+                answered(context, progress, completion, &mut window, &mut decided);
                 continue;
             }
             decided.frames += u64::from(completion.frames);
@@ -40,7 +45,7 @@ pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -
                 flushed(context, progress, completion);
             } else if completion.user_data & SUPERBLOCK != 0 {
                 if good {
-                    let covers = completion.user_data & !SUPERBLOCK;
+                    let covers = completion.user_data & !(SUPERBLOCK | SERIAL);
                     progress
                         .failures_covered
                         .fetch_max(covers, Ordering::Relaxed);
@@ -53,7 +58,7 @@ pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -
                         ),
                     );
                 }
-                if !stall.was_abandoned(completion.user_data) {
+                if !stall.was_abandoned(completion) {
                     progress.superblocks.fetch_sub(1, Ordering::AcqRel);
                 }
             } else if completion.user_data & SEGMENT != 0 {
@@ -67,9 +72,9 @@ pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -
                     );
                 }
                 if let Some(set) = &progress.set {
-                    set.mark_done(completion.user_data & !SEGMENT);
+                    set.mark_done(completion.user_data & !(SEGMENT | SERIAL));
                 }
-                if !stall.was_abandoned(completion.user_data) {
+                if !stall.was_abandoned(completion) {
                     progress.superblocks.fetch_sub(1, Ordering::AcqRel);
                 }
             } else if completion.user_data & TRY != 0 {
@@ -115,6 +120,7 @@ pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -
         }
         for run in given_up {
             decided.failed += u64::from(run.packets);
+            decided.frames += u64::from(run.frames);
             run.release(lane);
             window.complete(run.number, run.packets);
         }
@@ -122,7 +128,7 @@ pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -
             set.done(&of_devices);
             // Before `completed` is published: a flush that covers them counts them.
             for (total, fresh) in progress.unflushed.iter().zip(decided.unflushed) {
-                if fresh > 0 {
+                if fresh > 0 && !progress.fua {
                     total.fetch_add(fresh, Ordering::Relaxed);
                 }
             }
@@ -147,8 +153,13 @@ pub(super) fn completions(context: &Context, lane: &Lane, progress: &Progress) -
             && window.first() == progress.submitted.load(Ordering::Acquire)
             && !progress.flushing.load(Ordering::Acquire)
             && progress.superblocks.load(Ordering::Acquire) == 0
+            && progress.rescues.are_written()
         {
-            return Ok(());
+            // A device that is tried may not answer at all.
+            let since = through.get_or_insert_with(Instant::now);
+            if progress.trying.load(Ordering::Acquire) == 0 || since.elapsed() >= LONGEST_TRY {
+                return Ok(());
+            }
         }
         lane.wait(Ready::COMPLETIONS, Some(TICK))?;
     }
@@ -161,23 +172,31 @@ fn flushed(context: &Context, progress: &Progress, completion: &Completion) {
     let device = completion.device;
     progress.flushes.add(1);
     if completion.status == status::SUCCESS {
-        if progress.flush_failed.load(Ordering::Relaxed) == 0 {
-            progress.durable.fetch_max(covers, Ordering::AcqRel);
-        }
+        let mut all_covered = true;
         for (place, (total, covered)) in
             progress.unflushed.iter().zip(&progress.covered).enumerate()
         {
-            let out = |set: &Arc<LogSet>| place < set.devices() && set.is_out(place as u8);
-            if !progress.set.as_ref().is_some_and(out) {
-                let covered = covered.load(Ordering::Relaxed);
-                // Less, if the device has failed meanwhile and was counted.
-                let _ = total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| {
-                    Some(total.saturating_sub(covered))
-                });
+            let covered = covered.load(Ordering::Relaxed);
+            let before = progress.times_out[place].load(Ordering::Relaxed);
+            // Then the flush may have left it out. What was out before was counted, and `covered` is 0.
+            let left =
+                |set: &Arc<LogSet>| place < set.devices() && set.times_out(place as u8) != before;
+            if progress.set.as_ref().is_some_and(left) {
+                all_covered &= covered == 0;
+                continue;
             }
+            let _ = total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| {
+                Some(total.saturating_sub(covered))
+            });
+        }
+        if !all_covered {
+            // The next one covers it, or counts what it has as unflushed.
+            progress.flush_again.store(true, Ordering::Release);
+        } else if progress.flush_failed.load(Ordering::Relaxed) == 0 {
+            progress.durable.fetch_max(covers, Ordering::AcqRel);
         }
     } else if let Some(set) = progress.set.as_ref().filter(|set| set.has_other(device)) {
-        take_out(context, set, device, completion.status);
+        take_out(context, progress, set, device, completion.status);
         progress.flush_again.store(true, Ordering::Release);
     } else {
         progress.fail(libc::EIO);

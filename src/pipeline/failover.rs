@@ -17,7 +17,7 @@ use super::packets::Packets;
 use super::runs::FailedRun;
 use super::window::Window;
 use super::write_target::WriteTarget;
-use super::{FLUSH, Progress, RESCUE, SEGMENT, SUPERBLOCK, TRY};
+use super::{FLUSH, Progress, RESCUE, SEGMENT, SERIAL, SERIAL_SHIFT, SUPERBLOCK, TRY};
 use crate::context::Context;
 use crate::error::Result;
 use crate::lane::{Completion, Lane};
@@ -25,66 +25,135 @@ use crate::log::{self, Level};
 use crate::recorder::LogSet;
 use crate::storage::command::{status, status_text};
 use crate::storage::device::MAX_DEVICES;
+use crate::storage::engine::Stuck;
 use crate::unit_log::unit::{SlotHeader, UnitHeader};
 
 /// Time between two looks for writes without an answer.
 const LOOK: Duration = Duration::from_secs(1);
+/// A run that no other device takes is tried again after this time, then after twice as long, and so on.
+const AGAIN: Duration = Duration::from_secs(1);
+const LONGEST_AGAIN: Duration = Duration::from_secs(60);
 
 /// A unit that was not stored.
 struct Lost {
     frame: u32,
     slot: SlotHeader,
     unit: UnitHeader,
+    /// The one that its headers name.
     device: u8,
-    /// Its run's attempt, whose frames are still in flight; `None`: the packet thread holds them.
+    /// Of its run, whose frames are still in flight; `None`: the packet thread holds them.
     held: Option<Attempt>,
 }
 
-/// One of the writes of a run to another device. It may fall silent too.
+/// One time that a run is written elsewhere: the number of its first packet, and the how-manieth time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Attempt {
-    /// The number of the run's first packet. Less than `1 << ATTEMPT_SHIFT`.
-    run: u64,
-    /// Counts the attempts, modulo 64.
+    number: u64,
     count: u64,
 }
 
-const ATTEMPT_SHIFT: u32 = 53;
-const ATTEMPTS: u64 = 64;
-const _: () = assert!(ATTEMPTS << ATTEMPT_SHIFT == RESCUE);
-
 impl Attempt {
-    fn user_data(self) -> u64 {
-        RESCUE | self.count << ATTEMPT_SHIFT | self.run
+    /// In the `user_data` of a write.
+    fn read(user_data: u64) -> Attempt {
+        Attempt {
+            number: user_data & !(RESCUE | SERIAL),
+            count: (user_data & SERIAL) >> SERIAL_SHIFT,
+        }
     }
 
-    fn of(user_data: u64) -> Attempt {
-        Attempt {
-            run: user_data & ((1 << ATTEMPT_SHIFT) - 1),
-            count: user_data >> ATTEMPT_SHIFT & (ATTEMPTS - 1),
-        }
+    fn user_data(self) -> u64 {
+        RESCUE | self.count << SERIAL_SHIFT & SERIAL | self.number
+    }
+
+    fn is(self, rescue: &Rescue) -> bool {
+        self.user_data() == rescue.attempt().user_data()
     }
 }
 
 /// A run whose write has no answer, and which is written again.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Rescue {
     run: FailedRun,
-    /// The packet thread has submitted all parts of this attempt, and so many have not ended.
+    /// Keeps its place from being overwritten as long as the write without an answer may go there.
+    place: Option<u64>,
+    /// Attempts before this one, and parts of them that have not ended: a device did not answer those either.
+    attempts: u64,
+    left: u32,
+    /// The packet thread has begun the attempt, and so many parts of it have not ended.
     submitted: bool,
     pending: u32,
-    attempt: u64,
-    /// Parts of the attempts before, which have not ended.
-    late: u32,
     bad: bool,
-    /// The device that one of its parts was written to last.
+    /// The device that one of the parts was written to last, and the one that failed it; and the last one that ever did.
     device: Option<u8>,
+    failed_on: Option<u8>,
+    blamed: Option<u8>,
+    /// Its headers name another place than that of the write without an answer, which may have stored them so.
+    moved: bool,
+    /// Somebody wrote to its frames: there are no headers.
+    broken: bool,
+    /// Segments that parts were written to: not overwritten before those have ended.
+    places: Vec<u64>,
+    /// No other device takes it: when it is tried again, and the time until then.
+    waits: Option<Instant>,
+    delay: Duration,
     /// One of the writes was good: its packets are stored.
     stored: bool,
-    /// The new write has ended.
+    /// The write without an answer has ended after all; and whether it was good.
+    answered: Option<bool>,
+    /// There are no more attempts; and the lane was told.
     ended: bool,
-    /// Tells the segment of the old write, whose place is not used again before that has ended.
-    segment: Option<u64>,
+    told: bool,
+}
+
+impl Rescue {
+    fn new(run: FailedRun, place: Option<u64>) -> Rescue {
+        Rescue {
+            run,
+            place,
+            attempts: 0,
+            left: 0,
+            submitted: false,
+            pending: 0,
+            bad: false,
+            device: None,
+            failed_on: None,
+            blamed: None,
+            moved: false,
+            broken: false,
+            places: Vec::new(),
+            waits: None,
+            delay: AGAIN,
+            stored: false,
+            answered: None,
+            ended: false,
+            told: false,
+        }
+    }
+
+    fn attempt(&self) -> Attempt {
+        Attempt {
+            number: self.run.number,
+            count: self.attempts,
+        }
+    }
+
+    /// The packet thread is to try it again.
+    fn try_again(&mut self, progress: &Progress) {
+        self.left += self.pending;
+        self.pending = 0;
+        self.attempts += 1;
+        (self.submitted, self.bad, self.waits) = (false, false, None);
+        progress.stuck_runs.push(self.run);
+    }
+
+    /// Its packets are stored on a device.
+    fn store(&mut self, device: u8, window: &mut Window, decided: &mut Decided) {
+        self.stored = true;
+        let packets = u64::from(self.run.packets);
+        decided.stored += packets;
+        decided.unflushed[usize::from(device)] += packets;
+        window.complete(self.run.number, self.run.packets);
+    }
 }
 
 /// Runs that are written twice, by the number of their first packet.
@@ -102,31 +171,47 @@ impl Rescues {
         }
     }
 
-    /// A part of an attempt has ended.
-    fn part_ended(&self, attempt: Attempt, good: bool, device: Option<u8>) {
-        self.change(attempt.run, |rescue| {
-            if attempt.count != rescue.attempt {
-                rescue.late = rescue.late.saturating_sub(1);
+    /// Whether none is being written elsewhere. Their devices may still not have answered.
+    pub fn are_written(&self) -> bool {
+        !self.some.load(Ordering::Relaxed) || self.runs.lock().values().all(|rescue| rescue.told)
+    }
+
+    /// The packet thread begins an attempt of so many parts. `None`: there is nothing to write any more.
+    fn begin(&self, number: u64, parts: u32, broken: bool) -> Option<Attempt> {
+        let mut runs = self.runs.lock();
+        let rescue = runs.get_mut(&number)?;
+        (rescue.submitted, rescue.pending) = (true, parts);
+        rescue.bad |= broken;
+        rescue.broken |= broken;
+        Some(rescue.attempt())
+    }
+
+    /// Whether a part is to be written, in a segment of this mark: then its headers are about to change.
+    fn begins_part(&self, attempt: Attempt, mark: u64) -> bool {
+        let mut runs = self.runs.lock();
+        let rescue = runs.get_mut(&attempt.number);
+        let Some(rescue) = rescue.filter(|rescue| attempt.is(rescue) && !rescue.stored) else {
+            return false;
+        };
+        rescue.moved = true;
+        rescue.places.push(mark);
+        true
+    }
+
+    /// A part has ended, or was not written. `device`: the one that it was written to, if it was.
+    fn end_part(&self, attempt: Attempt, good: bool, device: Option<u8>) {
+        self.change(attempt.number, |rescue| {
+            if !attempt.is(rescue) {
+                // What became of it is of no interest: its headers have changed since.
+                rescue.left = rescue.left.saturating_sub(1);
                 return;
             }
             rescue.pending = rescue.pending.saturating_sub(1);
             rescue.bad |= !good;
             rescue.device = device.or(rescue.device);
-        });
-    }
-
-    /// The device that a run was written to instead does not answer either.
-    fn try_again(&self, progress: &Progress, attempt: Attempt) {
-        self.change(attempt.run, |rescue| {
-            let is_waiting = rescue.submitted && rescue.pending > 0 && !rescue.stored;
-            if attempt.count != rescue.attempt || !is_waiting {
-                return;
+            if !good {
+                rescue.failed_on = device.or(rescue.failed_on);
             }
-            rescue.late += rescue.pending;
-            rescue.attempt = (rescue.attempt + 1) % ATTEMPTS;
-            (rescue.pending, rescue.submitted) = (0, false);
-            (rescue.bad, rescue.device) = (false, None);
-            progress.stuck_runs.push(rescue.run);
         });
     }
 }
@@ -134,8 +219,8 @@ impl Rescues {
 /// What the storage thread knows of writes without an answer.
 pub(super) struct Stall {
     looked: Instant,
-    /// Writes that are no packets', for which nobody waits any more: their `user_data`.
-    abandoned: Vec<u64>,
+    /// Writes that are no packets', for which nobody waits any more: their `user_data` and device.
+    abandoned: Vec<(u64, u8)>,
 }
 
 /// What a batch of completions has decided.
@@ -158,8 +243,9 @@ impl Stall {
     }
 
     /// Whether nobody waits any more for this write, which has ended now.
-    pub fn was_abandoned(&mut self, user_data: u64) -> bool {
-        let place = self.abandoned.iter().position(|known| *known == user_data);
+    pub fn was_abandoned(&mut self, completion: &Completion) -> bool {
+        let this = (completion.user_data, completion.device);
+        let place = self.abandoned.iter().position(|known| *known == this);
         place
             .map(|place| self.abandoned.swap_remove(place))
             .is_some()
@@ -181,68 +267,124 @@ impl Stall {
         if self.looked.elapsed() >= LOOK {
             self.looked = Instant::now();
             shared.look_for_stuck();
+            wake_those_that_wait(progress, set);
         }
         for stuck in shared.take_stuck() {
-            take_out(context, set, stuck.device, status::HOST_PATH_ERROR);
             let number = stuck.user_data;
             // The engine reports before it completes: what was answered after all is in this batch.
             let answered =
                 |done: &Completion| (done.user_data, done.device) == (number, stuck.device);
-            if number & (FLUSH | TRY) != 0
-                || !set.has_other(stuck.device)
-                || batch.iter().any(answered)
-            {
+            // A device that is tried is out already, and a flush ends without it.
+            if number & (FLUSH | TRY) != 0 || batch.iter().any(answered) {
                 continue;
             }
             if number & RESCUE != 0 {
-                progress.rescues.try_again(progress, Attempt::of(number));
-                continue;
-            }
-            if number & (SUPERBLOCK | SEGMENT) != 0 {
-                if !self.abandoned.contains(&number) {
-                    progress.superblocks.fetch_sub(1, Ordering::AcqRel);
-                    self.abandoned.push(number);
+                leave(context, progress, set, &stuck);
+            } else if number & (SUPERBLOCK | SEGMENT) != 0 {
+                let this = (number, stuck.device);
+                if self.abandoned.contains(&this) {
+                    continue;
                 }
-                continue;
+                take_out(
+                    context,
+                    progress,
+                    set,
+                    stuck.device,
+                    status::HOST_PATH_ERROR,
+                );
+                if set.has_other(stuck.device) {
+                    progress.superblocks.fetch_sub(1, Ordering::AcqRel);
+                    self.abandoned.push(this);
+                }
+            } else {
+                begin_rescue(context, lane, progress, set, window, &stuck)?;
             }
-            if progress.rescues.runs.lock().contains_key(&number) {
-                continue;
-            }
-            let known = number < progress.submitted.load(Ordering::Acquire);
-            let frame = context.info().frames().locate(stuck.offset);
-            let (Some((first, _)), true, false) = (frame, known, window.is_complete(number)) else {
-                continue;
-            };
-            let run = FailedRun {
-                number,
-                packets: lane.hold_for_rescue(first, stuck.frames)?,
-                first,
-                frames: stuck.frames,
-                device: stuck.device,
-                status: status::HOST_PATH_ERROR,
-            };
-            let rescue = Rescue {
-                run,
-                submitted: false,
-                pending: 0,
-                attempt: 0,
-                late: 0,
-                bad: false,
-                device: None,
-                stored: false,
-                ended: false,
-                segment: None,
-            };
-            progress.rescues.runs.lock().insert(number, rescue);
-            progress.rescues.some.store(true, Ordering::Relaxed);
-            progress.stuck_runs.push(run);
         }
         Ok(())
     }
 }
 
+/// Has a run that its device does not answer written to another one, if there is one. It is reported again otherwise.
+fn begin_rescue(
+    context: &Context,
+    lane: &Lane,
+    progress: &Progress,
+    set: &LogSet,
+    window: &Window,
+    stuck: &Stuck,
+) -> Result<()> {
+    let number = stuck.user_data;
+    let mut runs = progress.rescues.runs.lock();
+    if runs.contains_key(&number) {
+        return Ok(());
+    }
+    let known = number < progress.submitted.load(Ordering::Acquire);
+    let frame = context.info().frames().locate(stuck.offset);
+    let (Some((first, _)), true, false) = (frame, known, window.is_complete(number)) else {
+        return Ok(());
+    };
+    take_out(
+        context,
+        progress,
+        set,
+        stuck.device,
+        status::HOST_PATH_ERROR,
+    );
+    if !set.has_other(stuck.device) {
+        return Ok(());
+    }
+    let run = FailedRun {
+        number,
+        packets: lane.hold_for_rescue(first, stuck.frames)?,
+        first,
+        frames: stuck.frames,
+        device: stuck.device,
+        status: status::HOST_PATH_ERROR,
+    };
+    let place = set.keep_place(stuck.device, stuck.lba);
+    runs.insert(number, Rescue::new(run, place));
+    progress.rescues.some.store(true, Ordering::Relaxed);
+    progress.stuck_runs.push(run);
+    Ok(())
+}
+
+/// The device that took over does not answer either: a third one is tried, if there is one.
+fn leave(context: &Context, progress: &Progress, set: &LogSet, stuck: &Stuck) {
+    let attempt = Attempt::read(stuck.user_data);
+    let mut runs = progress.rescues.runs.lock();
+    let rescue = runs.get_mut(&attempt.number);
+    let Some(rescue) = rescue.filter(|rescue| attempt.is(rescue) && !rescue.ended) else {
+        return;
+    };
+    take_out(
+        context,
+        progress,
+        set,
+        stuck.device,
+        status::HOST_PATH_ERROR,
+    );
+    if set.has_other(stuck.device) && !rescue.stored {
+        rescue.try_again(progress);
+    }
+}
+
+/// Runs that no device has taken are tried again.
+fn wake_those_that_wait(progress: &Progress, set: &LogSet) {
+    if !progress.rescues.some.load(Ordering::Relaxed) {
+        return;
+    }
+    let now = Instant::now();
+    for rescue in progress.rescues.runs.lock().values_mut() {
+        if rescue.waits.is_some_and(|until| now >= until) && set.has_other(rescue.run.device) {
+            rescue.delay = (rescue.delay * 2).min(LONGEST_AGAIN);
+            rescue.try_again(progress);
+        }
+    }
+}
+
 /// The write of a run has ended that had no answer for long.
 pub(super) fn answered(
+    context: &Context,
     progress: &Progress,
     completion: &Completion,
     window: &mut Window,
@@ -253,39 +395,66 @@ pub(super) fn answered(
         return;
     };
     let run = rescue.run;
+    let good = completion.status == status::SUCCESS;
+    rescue.answered = Some(good);
     if let Some(set) = &progress.set {
         set.not_submitted(run.device, run.frames);
+        if let Some(place) = rescue.place.take() {
+            set.mark_done(place);
+        }
     }
-    if completion.status == status::SUCCESS && !rescue.stored {
-        rescue.stored = true;
-        decided.stored += u64::from(run.packets);
-        decided.unflushed[usize::from(run.device)] += u64::from(run.packets);
-        window.complete(run.number, run.packets);
+    // Nobody knows which headers it has written if they have changed.
+    if good && !rescue.stored && !rescue.moved {
+        rescue.store(run.device, window, decided);
     }
-    decided.frames += u64::from(completion.frames);
-    if rescue.ended {
-        both_ended(progress, rescue);
+    if rescue.told {
+        both_ended(context, progress, rescue, completion, window, decided);
         runs.remove(&run.number);
     }
 }
 
-/// Both writes of a run have ended: its frames were given back.
-fn both_ended(progress: &Progress, rescue: &Rescue) {
-    if !rescue.stored {
-        progress.failed_runs.give_up(rescue.run);
+/// Both writes of a run have ended, and its frames were settled.
+fn both_ended(
+    context: &Context,
+    progress: &Progress,
+    rescue: &Rescue,
+    settled: &Completion,
+    window: &mut Window,
+    decided: &mut Decided,
+) {
+    let run = rescue.run;
+    if settled.frame.is_none() {
+        decided.frames += u64::from(settled.frames);
+        if !rescue.stored {
+            decided.failed += u64::from(run.packets);
+            window.complete(run.number, run.packets);
+        }
+        return;
     }
-    if let (Some(set), Some(segment)) = (&progress.set, rescue.segment) {
-        set.mark_done(segment);
+    // The frames came back, and are written as those of other writes that failed.
+    if rescue.answered == Some(true) {
+        take_in(context, progress, run.device);
     }
+    progress.failed_runs.push(match rescue.blamed {
+        Some(device) => FailedRun {
+            device,
+            status: status::WRITE_FAULT,
+            ..run
+        },
+        // It is no device's fault.
+        None => FailedRun {
+            status: status::SUCCESS,
+            ..run
+        },
+    });
 }
 
 /// A part of a run was written to another device.
 pub(super) fn part_ended(progress: &Progress, completion: &Completion) {
+    let attempt = Attempt::read(completion.user_data);
     let good = completion.status == status::SUCCESS;
-    let attempt = Attempt::of(completion.user_data);
-    progress
-        .rescues
-        .part_ended(attempt, good, Some(completion.device));
+    let rescues = &progress.rescues;
+    rescues.end_part(attempt, good, Some(completion.device));
 }
 
 /// Ends what was written again as a whole.
@@ -302,39 +471,27 @@ pub(super) fn end_rescues(
     let Some(set) = &progress.set else {
         return;
     };
+    let nobody_writes = progress.packets_done.load(Ordering::Acquire);
     let mut runs = progress.rescues.runs.lock();
     let mut done = Vec::new();
     for rescue in runs.values_mut() {
-        if !rescue.submitted || rescue.pending > 0 || rescue.ended {
+        if rescue.ended {
+        } else if rescue.submitted && rescue.pending == 0 && rescue.waits.is_none() {
+            end_attempt(context, progress, set, rescue, window, decided);
+        } else if !rescue.submitted && nobody_writes {
+            rescue.ended = true;
+        }
+        if rescue.waits.is_some() && (rescue.answered.is_some() || nobody_writes) {
+            (rescue.waits, rescue.ended) = (None, true);
+        }
+        if !rescue.ended || rescue.left > 0 || rescue.told {
             continue;
         }
-        let run = rescue.run;
-        if rescue.bad {
-            // `None`: no device has room for it. Then only its own one can store it.
-            if let Some(device) = rescue.device.take() {
-                take_out(context, set, device, status::WRITE_FAULT);
-                if set.has_other(device) && !rescue.stored {
-                    (rescue.submitted, rescue.bad) = (false, false);
-                    progress.stuck_runs.push(run);
-                    continue;
-                }
-            }
-        } else if !rescue.stored {
-            rescue.stored = true;
-            decided.stored += u64::from(run.packets);
-            let device = usize::from(rescue.device.unwrap_or(run.device));
-            decided.unflushed[device] += u64::from(run.packets);
-            window.complete(run.number, run.packets);
-        }
-        if rescue.late > 0 {
-            // Those may still read the frames.
-            continue;
-        }
-        rescue.ended = true;
-        if let Some(settled) = lane.rescued(run.first, !rescue.bad) {
-            decided.frames += u64::from(settled.frames);
-            both_ended(progress, rescue);
-            done.push(run.number);
+        rescue.told = true;
+        rescue.places.drain(..).for_each(|mark| set.mark_done(mark));
+        if let Some(settled) = lane.rescued(rescue.run.first, rescue.stored, rescue.moved) {
+            both_ended(context, progress, rescue, &settled, window, decided);
+            done.push(rescue.run.number);
         }
     }
     for number in done {
@@ -346,12 +503,45 @@ pub(super) fn end_rescues(
         .store(!runs.is_empty(), Ordering::Relaxed);
 }
 
+/// All parts of an attempt have ended.
+fn end_attempt(
+    context: &Context,
+    progress: &Progress,
+    set: &LogSet,
+    rescue: &mut Rescue,
+    window: &mut Window,
+    decided: &mut Decided,
+) {
+    let run = rescue.run;
+    if !rescue.bad && !rescue.stored {
+        rescue.store(rescue.device.unwrap_or(run.device), window, decided);
+    }
+    let failed_on = rescue.failed_on.take();
+    if let Some(device) = failed_on {
+        take_out(context, progress, set, device, status::WRITE_FAULT);
+        rescue.blamed = failed_on;
+    }
+    if rescue.stored || rescue.broken || rescue.answered.is_some() {
+        rescue.ended = true;
+    } else if failed_on.is_some_and(|device| set.has_other(device)) {
+        rescue.try_again(progress);
+    } else {
+        rescue.waits = Some(Instant::now() + rescue.delay);
+    }
+}
+
 /// Nothing more is written to a device. Says so once.
-pub(super) fn take_out(context: &Context, set: &LogSet, device: u8, status: u16) {
+pub(super) fn take_out(
+    context: &Context,
+    progress: &Progress,
+    set: &LogSet,
+    device: u8,
+    status: u16,
+) {
     if !set.has_other(device) || !set.take_out(device) {
         return;
     }
-    for lane in context.lanes() {
+    for lane in &context.lanes()[progress.lanes.clone()] {
         lane.engine_shared().set_out(device, true);
     }
     let about = &context.info().devices[usize::from(device)];
@@ -371,10 +561,24 @@ pub(super) fn tried(context: &Context, progress: &Progress, completion: &Complet
     let Some(set) = &progress.set else {
         return;
     };
+    progress.trying.fetch_sub(1, Ordering::AcqRel);
     let device = (completion.user_data & !TRY) as u8;
     let good = completion.status == status::SUCCESS && !completion.spilled;
-    if set.tried(device, good) {
-        for lane in context.lanes() {
+    match good {
+        true => take_in(context, progress, device),
+        false => {
+            set.tried(device, false);
+        }
+    }
+}
+
+/// A device works: it is used again if it was out.
+fn take_in(context: &Context, progress: &Progress, device: u8) {
+    let Some(set) = &progress.set else {
+        return;
+    };
+    if set.tried(device, true) {
+        for lane in &context.lanes()[progress.lanes.clone()] {
             lane.engine_shared().set_out(device, false);
         }
         let about = &context.info().devices[usize::from(device)];
@@ -417,6 +621,7 @@ impl<'a> Packets<'a> {
         };
         let mut write = log.try_device(frame, device);
         write.user_data = TRY | u64::from(device);
+        self.progress.trying.fetch_add(1, Ordering::AcqRel);
         match self.queue_run(rx_side, 0, &write) {
             Ok(mut rx_side) => {
                 self.filling.submitted += 1;
@@ -424,6 +629,7 @@ impl<'a> Packets<'a> {
                 Ok(())
             }
             Err(error) => {
+                self.progress.trying.fetch_sub(1, Ordering::AcqRel);
                 self.release(frame..frame + 1);
                 Err(error)
             }
@@ -434,58 +640,49 @@ impl<'a> Packets<'a> {
     pub(super) fn rescue(&mut self, failed: &[FailedRun], in_flight: bool) -> Result<()> {
         let mut lost = Vec::new();
         for run in failed {
-            if let Some(set) = self.set() {
-                take_out(self.context, set, run.device, run.status);
+            // One that does not answer was taken out when that was noticed, and may have answered since.
+            if !in_flight
+                && run.status != status::SUCCESS
+                && let Some(set) = self.set()
+            {
+                take_out(self.context, self.progress, set, run.device, run.status);
             }
             let begin = lost.len();
-            let mut held = None;
-            if in_flight {
-                self.progress.rescues.change(run.number, |rescue| {
-                    held = Some(Attempt {
-                        run: run.number,
-                        count: rescue.attempt,
-                    });
-                });
-            }
+            let mut broken = false;
             let mut frame = run.first;
             while frame < run.first + run.frames {
                 let Some((slot, unit)) = self.units().unit_in(frame) else {
                     // Somebody wrote to the frame: what it holds is no packet any more.
-                    if in_flight {
-                        self.progress
-                            .rescues
-                            .change(run.number, |rescue| rescue.bad = true);
-                    } else {
-                        self.progress.failed_runs.give_up(FailedRun {
-                            first: frame,
-                            frames: run.first + run.frames - frame,
-                            ..*run
-                        });
-                    }
+                    broken = true;
                     break;
                 };
+                let device = self.set().and_then(|set| set.device_of(slot.tag));
                 lost.push(Lost {
                     frame,
                     slot,
                     unit,
-                    device: run.device,
-                    held,
+                    device: device.unwrap_or(run.device),
+                    held: None,
                 });
                 frame += u32::from(slot.slots);
             }
-            let parts = (lost.len() - begin) as u32;
-            let generation = lost.get(begin).map(|lost: &Lost| lost.slot.generation);
-            self.progress.rescues.change(run.number, |rescue| {
-                (rescue.submitted, rescue.pending) = (in_flight, parts);
-                // A run lies in one segment.
-                if let (None, Some(set), Some(generation)) =
-                    (rescue.segment, &self.progress.set, generation)
-                {
-                    let segment = LogSet::mark(run.device, generation);
-                    set.mark_submitted(segment);
-                    rescue.segment = Some(segment);
+            if in_flight {
+                let parts = (lost.len() - begin) as u32;
+                let held = self.progress.rescues.begin(run.number, parts, broken);
+                match held {
+                    Some(_) => lost[begin..].iter_mut().for_each(|one| one.held = held),
+                    None => lost.truncate(begin),
                 }
-            });
+            } else if broken {
+                let written: u32 = lost[begin..].iter().map(|one| one.unit.records).sum();
+                self.progress.failed_runs.give_up(FailedRun {
+                    number: run.number + u64::from(written),
+                    packets: run.packets.saturating_sub(written),
+                    first: frame,
+                    frames: run.first + run.frames - frame,
+                    ..*run
+                });
+            }
         }
         lost.sort_by_key(|lost| lost.unit.first_sequence);
         // Another one may be under way, which waits for something.
@@ -501,13 +698,29 @@ impl<'a> Packets<'a> {
     fn store_all_elsewhere(&mut self, lost: &[Lost]) -> Result<()> {
         for (place, one) in lost.iter().enumerate() {
             if let Err(error) = self.store_elsewhere(one) {
-                for rest in lost[place..].iter().filter(|rest| rest.held.is_none()) {
-                    self.release(rest.frame..rest.frame + u32::from(rest.slot.slots));
-                }
+                // The storage thread waits for all of them.
+                lost[place..].iter().for_each(|rest| self.give_up(rest));
                 return Err(error);
             }
         }
         Ok(())
+    }
+
+    fn give_up(&mut self, lost: &Lost) {
+        match lost.held {
+            Some(attempt) => self.progress.rescues.end_part(attempt, false, None),
+            None => {
+                let number = self.units().number_of(lost.unit.first_sequence);
+                self.progress.failed_runs.give_up(FailedRun {
+                    number,
+                    packets: lost.unit.records,
+                    first: lost.frame,
+                    frames: lost.slot.slots.into(),
+                    device: lost.device,
+                    status: status::WRITE_FAULT,
+                });
+            }
+        }
     }
 
     fn store_elsewhere(&mut self, lost: &Lost) -> Result<()> {
@@ -526,30 +739,35 @@ impl<'a> Packets<'a> {
             (rx_side, room) = self.begin_segment(rx_side, unit.first_sequence)?;
             room &= self.set().is_some_and(|set| set.has_other(*device));
         }
-        let mut write = match (room, held) {
-            (true, _) => self.units().move_unit(*frame, slot, unit),
-            // No device takes it: the spill does, or it has failed.
-            (false, None) => self.units().write_in_place(*device, *frame, slot, unit),
-            // Or its own device answers at last.
-            (false, Some(attempt)) => {
-                self.progress.rescues.part_ended(*attempt, false, None);
-                return Ok(());
+        let Some(attempt) = held else {
+            let write = match room {
+                true => self.units().move_unit(*frame, slot, unit),
+                // No device takes it: the spill does, or it has failed.
+                false => self.units().write_in_place(*device, *frame, slot, unit),
+            };
+            self.queue_run(rx_side, 0, &write)?;
+            if room {
+                self.progress.rescued.add(unit.records.into());
             }
+            return Ok(());
         };
-        match held {
-            None => {
-                self.filling.submitted += u64::from(slots);
-                self.queue_run(rx_side, 0, &write)?;
-            }
-            Some(attempt) => {
-                write.user_data = attempt.user_data();
-                let lane = self.lane;
-                self.queue(rx_side, 0, |rx_side| lane.queue_rescue(rx_side, &write))?;
-            }
+        let rescues = &self.progress.rescues;
+        if !room {
+            // No device takes it now.
+            rescues.end_part(*attempt, false, None);
+            return Ok(());
         }
-        if room {
-            self.progress.rescued.add(unit.records.into());
+        let (mark, set) = (self.units().mark(), self.units().set().clone());
+        if !rescues.begins_part(*attempt, mark) {
+            rescues.end_part(*attempt, true, None);
+            return Ok(());
         }
+        set.mark_submitted(mark);
+        let mut write = self.units().move_unit(*frame, slot, unit);
+        write.user_data = attempt.user_data();
+        let lane = self.lane;
+        self.queue(rx_side, 0, |rx_side| lane.queue_rescue(rx_side, &write))?;
+        self.progress.rescued.add(unit.records.into());
         Ok(())
     }
 

@@ -21,6 +21,10 @@ pub(super) struct Filling {
     pub since: Option<Instant>,
     /// Frames that were submitted.
     pub submitted: u64,
+    /// Kept for the header of a segment of units that a device has failed: they hold all frames, perhaps.
+    pub spare: Option<u32>,
+    /// Counts frames without packets that were submitted.
+    pub serial: u64,
     /// Packets since the engine was last told.
     pub unpublished: usize,
     pub bound: bool,

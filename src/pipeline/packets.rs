@@ -140,6 +140,7 @@ impl<'a> Packets<'a> {
             }
             let _ = self.lane.submit_pending();
         }
+        self.give_spare_back();
         if let Ok(mut rx_side) = self.lane.lock_rx_side() {
             rx_side.fill_at_most(u32::MAX);
             self.lane.keep_for_runs(&mut rx_side, 0);
@@ -258,6 +259,11 @@ impl<'a> Packets<'a> {
     }
 
     fn flush(&mut self, covers: u64) -> Result<()> {
+        if let Some(set) = &self.progress.set {
+            for (device, times) in (0..set.devices()).zip(&self.progress.times_out) {
+                times.store(set.times_out(device as u8), Ordering::Relaxed);
+            }
+        }
         self.count_unflushed();
         for (covered, unflushed) in self.progress.covered.iter().zip(&self.progress.unflushed) {
             covered.store(unflushed.load(Ordering::Relaxed), Ordering::Relaxed);

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::packets::{PREFETCH, Packets};
 use super::write_target::WriteTarget;
-use super::{BATCH, Progress, SEGMENT, SUPERBLOCK, WINDOW};
+use super::{BATCH, Progress, SEGMENT, SERIAL, SERIAL_SHIFT, SUPERBLOCK, WINDOW};
 use crate::error::{Error, Result};
 use crate::lane::{FrameRun, RxSideGuard};
 use crate::net::rx::Received;
@@ -47,6 +47,7 @@ impl<'a> Packets<'a> {
         let mut number = progress.submitted.load(Ordering::Acquire) + self.filling.unsubmitted;
         self.completed = progress.completed.load(Ordering::Acquire);
         self.weigh(&mut rx_side);
+        self.keep_spare(&mut rx_side)?;
         let log = self.units();
         log.look_at_clock();
         let most = log.most_outstanding().min(WINDOW - 1);
@@ -149,7 +150,21 @@ impl<'a> Packets<'a> {
         let frames = self.frames_of_lane() / RESERVED;
         self.lane.keep_for_runs(&mut rx_side, frames);
         self.weigh(&mut rx_side);
+        self.keep_spare(&mut rx_side)
+    }
+
+    /// With several devices: keeps a frame for the case that one fails.
+    fn keep_spare(&mut self, rx_side: &mut RxSideGuard<'_>) -> Result<()> {
+        if self.filling.spare.is_none() && self.has_many_devices() {
+            let frame = self.lane.allocate_run(rx_side, 1)?;
+            self.filling.spare = frame.map(|(frame, _)| frame);
+        }
         Ok(())
+    }
+
+    pub(super) fn give_spare_back(&mut self) {
+        let spare = self.filling.spare.take();
+        self.release(spare.map_or(0..0, |frame| frame..frame + 1));
     }
 
     /// As `weigh`, while no packets come.
@@ -348,6 +363,11 @@ impl<'a> Packets<'a> {
             if let Some((frame, _)) = self.lane.allocate_run(&mut rx_side, 1)? {
                 return Ok((rx_side, frame));
             }
+            if self.units().is_rescuing()
+                && let Some(frame) = self.filling.spare.take()
+            {
+                return Ok((rx_side, frame));
+            }
             rx_side = self.wait_for_frames(rx_side, done)?;
         }
     }
@@ -364,6 +384,8 @@ impl<'a> Packets<'a> {
         let progress = self.progress;
         progress.superblocks.fetch_add(1, Ordering::AcqRel);
         self.filling.submitted += 1;
+        self.filling.serial += 1;
+        write.user_data |= self.filling.serial << SERIAL_SHIFT & SERIAL;
         self.queue_run(rx_side, 0, &write).inspect_err(|_| {
             progress.superblocks.fetch_sub(1, Ordering::AcqRel);
             self.release(write.first..write.first + write.frames);
@@ -404,7 +426,7 @@ impl<'a> Packets<'a> {
         let rx_side = self.lane.lock_rx_side()?;
         let (rx_side, frame) = self.take_frame(rx_side)?;
         let write = self.units().checkpoint(frame);
-        let mark = SUPERBLOCK | self.progress.failed.get();
+        let mark = SUPERBLOCK | self.progress.failed.get() & !SERIAL;
         let mut rx_side = self.submit_marked(rx_side, write, mark)?;
         self.lane.kick(&mut rx_side);
         Ok(())

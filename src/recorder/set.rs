@@ -32,7 +32,7 @@ const UNEVEN: f64 = 2.0;
 /// A device that has failed is tried again after this time.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// Where the device's number begins in a mark.
-const MARK_DEVICE: u32 = 52;
+const MARK_DEVICE: u32 = 48;
 
 /// Where a recording is stored, and what to do with an earlier one there.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +67,8 @@ struct Leg {
     backlog: AtomicU64,
     /// It has failed: nothing is begun here until it answers again.
     out: AtomicBool,
+    /// How often it was taken out.
+    outs: AtomicU64,
     /// When it was last tried; `None`: that has not ended yet.
     tried: Mutex<Option<Instant>>,
 }
@@ -244,6 +246,7 @@ impl LogSet {
                 state: Mutex::new(state),
                 backlog: AtomicU64::new(0),
                 out: AtomicBool::new(false),
+                outs: AtomicU64::new(0),
                 tried: Mutex::new(Some(Instant::now())),
             });
         }
@@ -385,8 +388,24 @@ impl LogSet {
     /// A device has failed: nothing more is begun there. `true` if that is new.
     pub fn take_out(&self, device: u8) -> bool {
         let leg = &self.legs[device as usize];
-        *leg.tried.lock() = Some(Instant::now());
-        !leg.out.swap(true, Ordering::Relaxed)
+        let is_new = !leg.out.swap(true, Ordering::AcqRel);
+        if is_new {
+            leg.outs.fetch_add(1, Ordering::AcqRel);
+            // Later failures tell nothing new: least of all that a try has ended which is still under way.
+            *leg.tried.lock() = Some(Instant::now());
+        }
+        is_new
+    }
+
+    /// How often a device was taken out.
+    pub fn times_out(&self, device: u8) -> u64 {
+        self.legs[device as usize].outs.load(Ordering::Acquire)
+    }
+
+    /// The device whose log has this tag.
+    pub fn device_of(&self, tag: u32) -> Option<u8> {
+        let of = |(_, leg): &(u8, &Leg)| leg.log.tag() == tag;
+        (0u8..).zip(&self.legs).find(of).map(|(device, _)| device)
     }
 
     /// A device that is out and is to be tried now. The caller tells `tried` what became of it.
@@ -429,6 +448,18 @@ impl LogSet {
         self.change_marks(mark, |marked| marked.saturating_sub(1));
     }
 
+    /// Keeps the segment that a block is in from being overwritten, until `mark_done` gets what this returns. `None`: there is
+    /// no segment.
+    pub fn keep_place(&self, device: u8, lba: u64) -> Option<u64> {
+        let log = &self.legs.get(usize::from(device))?.log;
+        let blocks = u64::from(log.slot_size / log.block_size);
+        let slot = lba.checked_sub(log.lba_of_slot(log.slot_of(1, 0)))? / blocks;
+        let place = slot / u64::from(log.segment_slots);
+        let mark = LogSet::mark(device, place + 1);
+        self.mark_submitted(mark);
+        Some(mark)
+    }
+
     fn change_marks(&self, mark: u64, change: impl FnOnce(u32) -> u32) {
         let (device, generation) = ((mark >> MARK_DEVICE) as u8, mark & ((1 << MARK_DEVICE) - 1));
         if usize::from(device) < self.legs.len() {
@@ -436,7 +467,7 @@ impl LogSet {
         }
     }
 
-    /// A number for the writes of a segment that are no packets'. Less than `1 << 60`.
+    /// A number for the writes of a segment that are no packets'. Less than `1 << 52`.
     pub fn mark(device: u8, generation: u64) -> u64 {
         u64::from(device) << MARK_DEVICE | generation & ((1 << MARK_DEVICE) - 1)
     }
@@ -708,4 +739,99 @@ fn check_sizes(disk: &Disk, old: &Superblock, new: &Superblock) -> Result<()> {
             new.block_size
         ),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A log of four segments on each of two devices.
+    fn set(start_lba: u64) -> LogSet {
+        let leg = |device: u16| {
+            let log = Superblock::new(5, 1, 512, 2048, start_lba, 1 << 20, true).unwrap();
+            let superblock = Superblock {
+                device,
+                devices: 2,
+                segments: 4,
+                segment_slots: 16,
+                ..log
+            };
+            Leg {
+                log: superblock,
+                state: Mutex::new(LegState {
+                    superblock,
+                    newest: 0,
+                    checkpointed: 0,
+                    used: BTreeMap::new(),
+                    of_lanes: vec![0],
+                }),
+                backlog: AtomicU64::new(0),
+                out: AtomicBool::new(false),
+                outs: AtomicU64::new(0),
+                tried: Mutex::new(None),
+            }
+        };
+        LogSet {
+            legs: vec![leg(0), leg(1)],
+            first: vec![0],
+            next: vec![AtomicU64::new(0)],
+            losses: Mutex::new(SetLosses {
+                before: Losses::default(),
+                of_lanes: vec![Losses::default()],
+            }),
+        }
+    }
+
+    fn begin(set: &LogSet) -> (u8, u64) {
+        match set.begin_segment(0, 0) {
+            Granted::Segment(segment) => (segment.device, segment.generation),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A write without an answer may still go to its segment, which the lane has given back since: it is not overwritten.
+    #[test]
+    fn the_place_of_a_write_without_an_answer_is_kept() {
+        for start_lba in [0, 1000] {
+            let set = set(start_lba);
+            set.take_out(1);
+            assert_eq!(begin(&set), (0, 1));
+            assert_eq!(begin(&set), (0, 2));
+            for slot in [0, 15] {
+                let mark = set.keep_place(0, set.log(0).lba_of(2, slot)).unwrap();
+                assert_eq!(mark, LogSet::mark(0, 2));
+            }
+            (1..=2).for_each(|generation| set.release(0, generation));
+            for generation in [3, 4, 5, 7, 8, 9] {
+                assert_eq!(begin(&set), (0, generation), "6 is the place of 2");
+                set.release(0, generation);
+            }
+            set.mark_done(LogSet::mark(0, 2));
+            assert_eq!(begin(&set), (0, 11), "one of the two is still there");
+            set.mark_done(LogSet::mark(0, 2));
+            for generation in [12, 13, 14] {
+                assert_eq!(begin(&set), (0, generation));
+            }
+            assert_eq!(set.keep_place(0, start_lba), None, "a superblock");
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_tried_is_not_tried_again_before_that_has_ended() {
+        let set = set(0);
+        assert!(set.take_out(1) && !set.take_out(1));
+        assert_eq!(set.wants_try(), None);
+        let due = || *set.legs[1].tried.lock() = Some(Instant::now() - TRY_AGAIN);
+        due();
+        assert_eq!(set.wants_try(), Some(1));
+        // More of its writes fail meanwhile.
+        assert!(!set.take_out(1));
+        assert!(set.legs[1].tried.lock().is_none());
+        assert!(!set.tried(1, false));
+        due();
+        assert_eq!(set.wants_try(), Some(1));
+        assert!(set.tried(1, true) && !set.is_out(1));
+        assert_eq!((set.times_out(0), set.times_out(1)), (0, 1));
+        assert_eq!(set.device_of(set.log(1).tag()), Some(1));
+    }
 }

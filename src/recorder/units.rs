@@ -340,6 +340,10 @@ impl UnitRecorder {
         begins
     }
 
+    pub fn is_rescuing(&self) -> bool {
+        self.rescuing
+    }
+
     /// Goes back to the segment of the packets that come in.
     pub fn end_rescue(&mut self) {
         if self.rescuing {

@@ -4,12 +4,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::unix::thread::JoinHandleExt;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-/// Between two looks at a thread that is to end.
-const TICK: Duration = Duration::from_millis(100);
-/// The kernel may keep a thread this long that has run its last line.
-const PATIENCE: Duration = Duration::from_secs(1);
+use std::time::Duration;
 
 /// Binds a thread to a CPU. `EINVAL` if there is no such CPU, or if this process may not use it.
 pub fn pin<T>(thread: &JoinHandle<T>, cpu: u32) -> io::Result<()> {
@@ -33,30 +28,56 @@ pub fn pin<T>(thread: &JoinHandle<T>, cpu: u32) -> io::Result<()> {
     }
 }
 
-/// Waits for a thread. If all of it `is_over`, and the kernel does not let it go, it is left to itself and ends when it can:
-/// `false`. (A thread that gave io_uring a write to a file system that does not answer.)
-pub fn join_or_leave(thread: JoinHandle<()>, is_over: impl Fn() -> bool) -> bool {
-    let id = thread.into_pthread_t();
-    let mut over: Option<Instant> = None;
-    loop {
-        let until = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            + TICK;
-        let until = libc::timespec {
-            tv_sec: until.as_secs() as libc::time_t,
-            tv_nsec: until.subsec_nanos().into(),
-        };
-        // SAFETY: the handle was taken above, so nobody else joins or detaches its thread, and neither has happened: both end
-        // the loop. No result is asked for, and the time lives until the return.
-        let errno = unsafe { libc::pthread_timedjoin_np(id, std::ptr::null_mut(), &until) };
-        if errno != libc::ETIMEDOUT {
-            return true;
-        }
-        if is_over() && over.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
-            // SAFETY: as above.
-            unsafe { libc::pthread_detach(id) };
-            return false;
-        }
+unsafe extern "C" {
+    // Not in the crate `libc`.
+    fn pthread_timedjoin_np(
+        thread: libc::pthread_t,
+        value: *mut *mut libc::c_void,
+        until: *const libc::timespec,
+    ) -> libc::c_int;
+}
+
+/// Waits until a thread has left the process, at most until a time of CLOCK_REALTIME. `false`: it has not, and runs on alone. What
+/// it returns is lost.
+///
+/// A thread that has submitted to an io_uring leaves only when the kernel's workers have ended its writes.
+pub fn join_until<T>(thread: JoinHandle<T>, until: Duration) -> bool {
+    let thread = thread.into_pthread_t();
+    let until = libc::timespec {
+        tv_sec: until.as_secs() as libc::time_t,
+        tv_nsec: until.subsec_nanos().into(),
+    };
+    // SAFETY: the handle was consumed, and so the thread was neither joined nor detached; a null pointer asks for no value; the
+    // time is valid until the return.
+    if unsafe { pthread_timedjoin_np(thread, std::ptr::null_mut(), &until) } == 0 {
+        return true;
+    }
+    // SAFETY: as above: it was not joined.
+    unsafe { libc::pthread_detach(thread) };
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+    use std::time::SystemTime;
+
+    #[test]
+    fn a_thread_that_does_not_end_is_left_alone() {
+        let now = || SystemTime::UNIX_EPOCH.elapsed().unwrap();
+        assert!(join_until(
+            std::thread::spawn(|| {}),
+            now() + Duration::from_secs(20)
+        ));
+        let (end, waits) = channel::<()>();
+        let (tell, told) = channel();
+        let thread = std::thread::spawn(move || {
+            let _ = waits.recv();
+            tell.send(1).unwrap();
+        });
+        assert!(!join_until(thread, now() + Duration::from_millis(20)));
+        drop(end);
+        assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(1));
     }
 }

@@ -177,7 +177,9 @@ impl Engine {
     pub(super) fn free_slot(&mut self, index: u16) {
         let slot = self.slab.at_mut(index);
         let home = std::mem::take(&mut slot.home);
-        self.targets[slot.target as usize].slots -= 1;
+        let target = &mut self.targets[slot.target as usize];
+        target.slots -= 1;
+        target.orphans -= usize::from(slot.orphan);
         self.bounce.take_back(slot);
         if let Some(table) = slot.table.take() {
             self.ring.release(table);

@@ -43,7 +43,8 @@ fn is_worse(one: &Outcome, other: &Outcome) -> bool {
 }
 
 impl Engine {
-    /// Begins a flush of each device, but for those that are left out. `false` if too many flushes are in flight.
+    /// Begins a flush of each device, but for those that are left out. One that does not answer an earlier flush fails this one
+    /// at once: it would only take one slot after the other. `false` if too many flushes are in flight.
     pub(super) fn start_group(&mut self, entry: &Entry, turn: &mut Turn) -> Result<bool> {
         let Entry { sqe, submitted } = entry;
         let all = self.targets.len() as u8;
@@ -53,6 +54,12 @@ impl Engine {
         if devices.is_empty() {
             devices.extend(0..all);
         }
+        let answers = |device: &u8| self.targets[*device as usize].orphans == 0;
+        let hung = devices.iter().copied().find(|device| !answers(device));
+        if devices.iter().any(answers) {
+            devices.retain(|device| answers(device));
+        }
+        let hung = hung.filter(|hung| !devices.contains(hung));
         let free = self.groups.iter().position(Option::is_none);
         let Some(number) = free.filter(|_| self.slab.spare() + 1 >= devices.len()) else {
             return Ok(false);
@@ -85,10 +92,15 @@ impl Engine {
             self.slab.times[index as usize] = *submitted;
             slots.push(index);
         }
+        let answer = self.slab.at(slots[0]).answer();
+        let (target, worst) = match hung {
+            None => (answer.target, Outcome::default()),
+            Some(device) => (device, Outcome::status(status::HOST_PATH_ERROR)),
+        };
         self.groups[number] = Some(Group {
             waiting: devices.len() as u8,
-            answer: self.slab.at(slots[0]).answer(),
-            worst: Outcome::default(),
+            answer: Answer { target, ..answer },
+            worst,
             submitted: *submitted,
         });
         for (place, (target, index)) in devices.into_iter().zip(slots.clone()).enumerate() {

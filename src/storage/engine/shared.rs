@@ -21,6 +21,8 @@ pub struct Stuck {
     pub device: u8,
     /// Of its data, in the data buffers.
     pub offset: u64,
+    /// Its first block.
+    pub lba: u64,
     /// Frames that travel with it; 0: none.
     pub frames: u32,
 }
@@ -88,7 +90,7 @@ impl EngineShared {
         self.stuck.lock().push(stuck);
     }
 
-    /// What was found, each once.
+    /// What was found; each at every look until it is answered.
     pub fn take_stuck(&self) -> Vec<Stuck> {
         std::mem::take(&mut *self.stuck.lock())
     }

@@ -44,8 +44,6 @@ pub(super) struct Slot {
     pub group: Option<u8>,
     /// Times that the engine has looked for commands without an answer while this was in flight.
     pub looks: u8,
-    /// It was found to have no answer.
-    pub reported: bool,
     /// Its completion was posted, or is nobody's: it only waits for its device.
     pub orphan: bool,
     /// Not counted as a command, since it has no completion of its own.

@@ -58,8 +58,6 @@ const OVERTAKEN: u8 = 3;
 const MOST_USUAL: u8 = 2;
 /// So many looks with answers make a device a look faster.
 const FORGET: u8 = 16;
-/// What is stuck is reported again after so many looks.
-const AGAIN: u8 = 4;
 /// Most entries that wait for a device, in lengths of the SQ ring.
 pub(super) const MOST_WAITING: usize = 4;
 
@@ -135,8 +133,8 @@ impl Engine {
     }
 
     /// Finds commands that were in flight at the look before, and whose device has answered nothing since then (and usually
-    /// does), or only commands that were begun later. They stay in flight, and are reported now and then. A flush of all devices does not wait for
-    /// them.
+    /// does), or only commands that were begun later. They stay in flight, and are reported at every look. A flush of all
+    /// devices does not wait for such a device, unless all others are left out.
     pub(super) fn look_for_stuck(&mut self, turn: &mut Turn) -> Result<()> {
         for target in &mut self.targets {
             let answers = target.device.answers.load(Ordering::Relaxed);
@@ -147,25 +145,30 @@ impl Engine {
             let target = &self.targets[slot.target as usize];
             let silent = slot.looks > 0 && target.silence.is_unusual();
             let overtaken = slot.looks >= OVERTAKEN && target.young_answers;
-            slot.looks = slot.looks.checked_add(1).unwrap_or(u8::MAX - 3);
+            slot.looks = slot.looks.saturating_add(1);
             if !(silent || overtaken) || slot.orphan || target.operating == 0 {
                 continue;
             }
             let (number, answer) = (slot.target, slot.answer());
+            if slot.group.is_some() {
+                let shared = &self.shared;
+                let mut others = (0..self.targets.len() as u8).filter(|other| *other != number);
+                if !others.any(|other| !shared.is_out(other)) {
+                    continue;
+                }
+            }
             if let Some(group) = slot.group.take() {
                 slot.orphan = true;
+                self.targets[number as usize].orphans += 1;
                 let outcome = Outcome::status(status::HOST_PATH_ERROR);
                 self.end_part(group, answer, outcome, turn)?;
-                continue;
-            }
-            // Again, if what it was reported to could do nothing about it.
-            if !slot.looks.is_multiple_of(AGAIN) && std::mem::replace(&mut slot.reported, true) {
                 continue;
             }
             self.shared.report(Stuck {
                 user_data: slot.user_data,
                 device: number,
                 offset: slot.offset,
+                lba: slot.command.lba,
                 frames: match slot.frame {
                     true => u32::from(slot.more_frames) + 1,
                     false => 0,

@@ -54,6 +54,8 @@ pub(super) struct Target {
     pub operating: u32,
     /// Commands that it has, or that are to be given to it.
     pub slots: usize,
+    /// Flushes that it does not answer, and for which nobody waits any more.
+    pub orphans: usize,
     /// Entries that wait until it has fewer: others go on to other devices.
     pub waiting: VecDeque<Entry>,
     /// How long the device has not answered.
@@ -131,6 +133,7 @@ impl Target {
             pattern: AccessPattern::default(),
             operating: 0,
             slots: 0,
+            orphans: 0,
             waiting: VecDeque::new(),
             silence: Silence::default(),
             young_answers: false,

@@ -112,3 +112,89 @@ fn a_silence_is_measured_by_those_before() {
     slow.look(59, true);
     assert!(slow.is_unusual());
 }
+
+/// A flush of all devices does not wait for one that does not answer, unless there is no other one. What is not submitted is not
+/// answered.
+#[test]
+fn a_flush_waits_only_for_the_last_device() {
+    for out in [false, true] {
+        let mut rig = rig("last");
+        rig.shared.set_out(1, out);
+        let mut sqe = command::flush();
+        sqe.flags = entry_flags::ALL_DEVICES;
+        rig.push(sqe);
+        let _ = rig.sq.publish();
+        for _ in 0..3 {
+            rig.engine.pump(false).unwrap();
+            rig.shared.look_for_stuck();
+        }
+        rig.engine.pump(false).unwrap();
+        assert_eq!(rig.engine.groups[0].is_some(), out);
+        let done = rig.take(1);
+        let expected = if out { 0 } else { status::HOST_PATH_ERROR };
+        assert_eq!(done[0].status as u16, expected);
+        while rig.engine.in_flight() > 0 {
+            rig.engine.pump(true).unwrap();
+        }
+    }
+}
+
+/// What is stuck is reported again until it is answered: nobody may have been able to help when it was found.
+#[test]
+fn what_is_stuck_is_reported_until_it_is_answered() {
+    let mut rig = rig("again");
+    write_to(&mut rig, 0, 7);
+    let _ = rig.sq.publish();
+    rig.engine.pump(false).unwrap();
+    for look in 0..4 {
+        rig.shared.look_for_stuck();
+        rig.engine.pump(false).unwrap();
+        let found: Vec<_> = rig
+            .shared
+            .take_stuck()
+            .iter()
+            .map(|stuck| (stuck.user_data, stuck.device, stuck.lba))
+            .collect();
+        let expected = if look == 0 { vec![] } else { vec![(7, 0, 7)] };
+        assert_eq!(found, expected, "look {look}");
+    }
+    assert_eq!(rig.take(1)[0].status, 0);
+}
+
+/// A device that answers its writes but not its flushes: they do not fill the engine.
+#[test]
+fn flushes_without_an_answer_do_not_pile_up() {
+    let mut rig = rig("flushes");
+    let flush = |rig: &mut Rig| {
+        let mut sqe = command::flush();
+        sqe.flags = entry_flags::ALL_DEVICES;
+        rig.push(sqe);
+        let _ = rig.sq.publish();
+        rig.engine.pump(false).unwrap();
+    };
+    let answer = |rig: &mut Rig| {
+        let done = rig.cq.pop().unwrap().expect("it has ended");
+        rig.cq.release();
+        (
+            done.status as u16,
+            done.flags >> CQE_DEVICE_SHIFT & u32::from(u8::MAX),
+        )
+    };
+    flush(&mut rig);
+    assert!(rig.cq.pop().unwrap().is_none(), "device 0 has it");
+    for _ in 0..2 {
+        rig.shared.look_for_stuck();
+        rig.engine.pump(false).unwrap();
+    }
+    assert_eq!(answer(&mut rig), (status::HOST_PATH_ERROR, 0));
+    for _ in 0..100 {
+        flush(&mut rig);
+        assert_eq!(answer(&mut rig), (status::HOST_PATH_ERROR, 0));
+        assert_eq!(rig.engine.in_flight(), 1);
+    }
+    while rig.engine.in_flight() > 0 {
+        rig.engine.pump(true).unwrap();
+    }
+    flush(&mut rig);
+    assert_eq!(rig.take(1)[0].status, 0, "it answers");
+}
