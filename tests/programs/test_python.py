@@ -207,6 +207,13 @@ def test_a_descriptor_instead_of_a_path(device):
     with pytest.raises(unified.UnifiedError) as error:
         unified.Context(device=device, xsk_fd=fd)
     assert error.value.errno in (errno.EINVAL, errno.EBADF)
+    for fields, number, words in [({"xsk_fd": 5, "xsk_fds": [6]}, errno.EINVAL, "put all sockets into xsk_fds"),
+                                  ({"xsk_fds": [5, -1]}, errno.EBADF, r"xsk_fds\[1\] -1 is not a descriptor"),
+                                  ({"xsk_fds": [5] * 65}, errno.EINVAL, "xsk_fd_count is above 64"),
+                                  ({"xsk_fds": [5]}, errno.EINVAL, "no interface is named")]:
+        with pytest.raises(unified.UnifiedError, match=words) as error:
+            unified.Context(device=device, **fields)
+        assert error.value.errno == number
 
 
 def test_commands_without_data(storage):

@@ -293,3 +293,23 @@ def test_a_device_that_fails_is_seen_out_and_the_recording_is_read_from_the_othe
         if node:
             must("losetup", "--detach", node)
         call("sh", "-c", f"for i in 1 2 3 4 5; do umount {small} && exit; sleep 0.3; done; exit 1")
+
+
+def test_what_others_send_is_verified_on_all_devices(network, loops, place, start, env):
+    devices, count = [loops(32 * MIB), place / "file", loops(32 * MIB)], 3000
+    running = start(SCRIPT, "--yes", "--no-traffic", "--verify", "--duration", "5", "--size", "200-1472", network.near,
+                    joined(*devices), env=env)
+    running.until("^System ready")
+    network.send(count, "200-1472", rate=2000)
+    assert running.end(30) == 0, running.text()
+    assert f"Verified: {count} of {count} stored payloads intact" in running.text()
+    assert f"[SUCCESS] Every packet received was stored: {count} of {count}" in running.text()
+    counts = on_each(running.text(), *devices)
+    assert sum(counts) == count and all(counts)
+
+
+@pytest.mark.parametrize("device, node", [("/dev/ng0n1", "/dev/nvme0n1"), ("/dev/ng12n34", "/dev/nvme12n34"),
+                                          ("/dev/nvme0n1", "/dev/nvme0n1"), ("/srv/ng0n1", "/srv/ng0n1")])
+def test_a_passthrough_node_is_read_by_its_block_node(device, node):
+    function = re.search(r"^node_of\(\).*?^}", SCRIPT.read_text(), re.M | re.S)[0]
+    assert must("bash", "-c", f"{function}; node_of '{device}'") == f"{node}\n"
