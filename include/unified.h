@@ -1484,8 +1484,9 @@ int unified_ctx_destroy(unified_ctx *ctx);
  * All functions that take a context take a lane's handle too. Functions of the data path then act on this lane alone, with
  * the same thread rule: one receiver's and one taker's thread for each lane, and no lock between lanes. A frame may be
  * submitted or released on another lane than the one it was received on. Of the control functions, unified_ctx_info,
- * unified_ctx_stats, unified_ctx_latency and unified_stats_render tell about this lane, and pipelines belong to it; ports,
- * events and the device are those of the context.
+ * unified_ctx_stats, unified_ctx_latency, unified_stats_render and unified_device_info tell about this lane, and pipelines belong
+ * to it (unified_pipeline_status tells about this lane's part of the context's pipeline too); ports, events and the devices are
+ * those of the context.
  *
  * Once a lane's handle was given out, the functions of the data path return -EBUSY on the handle of the context, except for
  * unified_frame_release and unified_frames_release. The same lane gives the same handle again. It ends with
@@ -1948,7 +1949,8 @@ int unified_stripe_locate(const unified_ctx *ctx,
                           uint64_t *device_lba);
 
 /**
- * Stores the state of the pipeline in `*status`. Set `status->size` first. Returns 0, -EINVAL or -ENOENT (no pipeline runs). Any
+ * Stores the state of the pipeline in `*status`. Set `status->size` first. With a lane's handle, it is the state of this lane, whether
+ * the pipeline was started with that handle or with that of the context. Returns 0, -EINVAL or -ENOENT (no pipeline runs). Any
  * thread.
  */
 int unified_pipeline_status(const unified_ctx *ctx,

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use common::sets::{
     PATIENCE, Stored, check_all_there, check_all_there_once_or_twice, check_reader, finish, images,
-    network, packets_on, send,
+    network, numbered, packets_on, send,
 };
 use common::{Scratch, SmallDisk, Veth, check_lanes, is_root, run};
 use store::{LoopDevice, can_loop};
 use unified::config::{ALL_QUEUES, Config, Drive};
 use unified::context::Context;
+use unified::log_reader::{Item, LogReader, Tally};
 use unified::pipeline::{AtEnd, Pipeline, PipelineConfig, StoreLayout};
 use unified::recorder::Existing;
 use unified::storage::device::DeviceConfig;
@@ -812,4 +813,102 @@ fn few_frames_are_enough_while_a_device_does_not_answer() {
         });
         check_lanes(&context);
     }
+}
+
+/// Reads a recording while it goes on, until all of it was seen or overwritten. `pause`: after so many items, for so long. Every
+/// packet is one that was sent, none comes twice, and each number of each lane comes once, as a packet or as missing.
+fn follow_all(paths: &[&str], sent: u64, (items, pause): (u64, Duration)) -> Tally {
+    let devices: Vec<(PathBuf, u64)> = paths.iter().map(|path| (path.into(), 0)).collect();
+    let mut reader = LogReader::open_set(&devices).unwrap();
+    let mut next: BTreeMap<u16, u64> = BTreeMap::new();
+    let mut numbers = BTreeSet::new();
+    let (mut seen, mut overwritten, mut at) = (0, 0, Instant::now());
+    while next.values().sum::<u64>() < sent {
+        assert!(at.elapsed() < PATIENCE, "{next:?} of {sent}");
+        let Some(item) = reader.follow(Duration::from_millis(100)).unwrap() else {
+            continue;
+        };
+        at = Instant::now();
+        let (lane, first, count) = match item {
+            Item::Record { header, packet } => {
+                let start = usize::from(header.payload_offset);
+                let bytes = &packet[start..start + usize::from(header.payload_len)];
+                let number = u32::from_le_bytes(bytes[..4].try_into().unwrap());
+                assert!(bytes == numbered(number >> 16, number & 0xffff), "wrong");
+                assert!(numbers.insert(number), "{number:#x} came twice");
+                (header.lane, header.sequence, 1)
+            }
+            Item::Overwritten { lane, first, count } => {
+                overwritten += count;
+                (lane, first, count)
+            }
+            gap => panic!("nothing was lost: {gap:?}"),
+        };
+        let next = next.entry(lane).or_default();
+        assert_eq!(first, *next, "lane {lane}");
+        *next += count;
+        seen += 1;
+        if seen % items == 0 {
+            std::thread::sleep(pause);
+        }
+    }
+    assert_eq!(next.values().sum::<u64>(), sent);
+    let tally = reader.tally();
+    assert_eq!((tally.missing, tally.damaged), (0, 0));
+    assert_eq!(
+        (tally.records, tally.overwritten),
+        (numbers.len() as u64, overwritten)
+    );
+    tally
+}
+
+/// The devices are overwritten several times while they are read, by one reader that keeps up and by others that do not.
+#[test]
+fn readers_of_a_set_that_wraps_say_what_was_overwritten() {
+    if !is_root("readers_of_a_set_that_wraps_say_what_was_overwritten") {
+        return;
+    }
+    const FLOWS: u32 = 16;
+    const EACH: u32 = 500;
+    let veth = network(QUEUES);
+    let files = [0, 1].map(|_| Scratch::new(env!("CARGO_TARGET_TMPDIR"), "wrapping"));
+    let paths = files.each_ref().map(Scratch::path);
+    let context = Context::open(&config(&veth, QUEUES, &paths, 1 << 20)).unwrap();
+    let context = Arc::new(context);
+    let wrapping = PipelineConfig {
+        at_end: AtEnd::Wrap,
+        ..recording()
+    };
+    let pipeline = Pipeline::start(context.clone(), wrapping).unwrap();
+    let sent = u64::from(FLOWS * EACH);
+    std::thread::scope(|scope| {
+        let paces = [
+            (u64::MAX, Duration::ZERO),
+            (100, Duration::from_millis(100)),
+            (1000, Duration::from_millis(1500)),
+        ];
+        let readers = paces.map(|pace| scope.spawn(move || follow_all(&paths, sent, pace)));
+        send(&veth, 0..FLOWS, 0..EACH);
+        wait_for("stored", || pipeline.status().completed == sent);
+        let (status, result) = pipeline.stop();
+        result.unwrap();
+        assert_eq!((status.stored, status.failed), (sent, 0));
+        assert!(status.wraps > 2, "{status:?}");
+        let tallies = readers.map(|reader| reader.join().unwrap());
+        for tally in tallies {
+            assert_eq!(tally.records + tally.overwritten, sent);
+        }
+        // One that rests for longer than the devices last is overtaken.
+        assert!(tallies[2].overwritten > 0, "{tallies:?}");
+        // And whoever comes afterwards finds the rest.
+        let (found, mut rest) = (packets_on(&images(&paths)), 0);
+        let devices = paths.map(|path| (PathBuf::from(path), 0));
+        let mut reader = LogReader::open_set(&devices).unwrap();
+        while let Some(item) = reader.next_item().unwrap() {
+            rest += u64::from(matches!(item, Item::Record { .. }));
+        }
+        assert_eq!(rest, found.len() as u64);
+        assert!(rest > 100 && rest < sent, "{rest}");
+    });
+    check_lanes(&context);
 }

@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::{Scratch, payload};
@@ -99,6 +100,13 @@ mod c {
         unsafe { unified_submit(ctx.0, from_ref(&grown).cast(), 1) }
     }
 
+    /// With another number of elements than the slice has: NULL, misaligned, none, and more than there are.
+    pub fn submit_so_many(ctx: &Context, at: *const unified_submission, count: u32) -> c_int {
+        // SAFETY: what is NULL or not aligned is refused unread, and the caller's last element is one that is refused: nothing
+        // after it is read.
+        unsafe { unified_submit(ctx.0, at, count) }
+    }
+
     pub fn release(ctx: &Context, frame: u32) -> c_int {
         // SAFETY: a handle; the library checks the frame.
         unsafe { unified_frame_release(ctx.0, frame) }
@@ -126,6 +134,12 @@ mod c {
 
 const DEVICE: u64 = 1 << 20;
 
+/// One test counts the descriptors of the process.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn two() -> ([Scratch; 2], c::Context) {
     let files = [0, 1].map(|_| Scratch::new("/dev/shm", "submissions"));
     for file in &files {
@@ -147,6 +161,7 @@ fn take(ctx: &c::Context, count: usize) -> Vec<unified_completion> {
 
 #[test]
 fn a_batch_goes_to_the_devices_that_it_names() {
+    let _alone = alone();
     let (files, ctx) = two();
     let bytes = payload(7, 512);
     let mut batch: Vec<_> = (0..4)
@@ -188,6 +203,7 @@ fn a_batch_goes_to_the_devices_that_it_names() {
 
 #[test]
 fn what_follows_a_refused_element_is_still_the_callers() {
+    let _alone = alone();
     let (_files, ctx) = two();
     let good = || c::write(&ctx, 1, 1, &[1; 512]);
     let change = |change: fn(&mut unified_submission)| {
@@ -228,7 +244,55 @@ fn what_follows_a_refused_element_is_still_the_callers() {
 }
 
 #[test]
+fn counts_and_sizes_that_do_not_fit_are_refused() {
+    let _alone = alone();
+    let (files, ctx) = two();
+    let before = fs::read_dir("/proc/self/fd").unwrap().count();
+    let good = c::write(&ctx, 0, 1, &[7; 512]);
+    let refused = |at, count, words: &str| {
+        assert_eq!(c::submit_so_many(&ctx, at, count), -libc::EINVAL, "{words}");
+        let error = c::last_error();
+        assert!(error.contains(words), "{words}: {error}");
+    };
+    assert_eq!(c::submit(&ctx, &[]), 0);
+    for count in [1, 2, u32::MAX] {
+        refused(std::ptr::null(), count, "`submissions` is NULL");
+        let crooked = std::ptr::from_ref(&good).wrapping_byte_add(4);
+        refused(crooked, count, "not aligned");
+    }
+    let sized = |size| unified_submission { size, ..good };
+    for size in [0, 7, 65537, u64::MAX] {
+        refused(&sized(size), 1, &format!("holds {size}"));
+    }
+    let list = [good, sized(0)];
+    assert_eq!(c::submit_so_many(&ctx, list.as_ptr(), u32::MAX), 1);
+    let error = c::last_error();
+    assert!(error.contains("element 1 has the size 0"), "{error}");
+    assert_eq!(take(&ctx, 1)[0].status, 0);
+    for op in [77, 255, u32::MAX] {
+        let wrong = unified_submission { op, ..good };
+        refused(&wrong, 1, &format!("operation {op} is unknown"));
+    }
+    for device in [2, 255, 256, u32::MAX - 1] {
+        let wrong = unified_submission { device, ..good };
+        refused(&wrong, 1, &format!("device {device} does not exist"));
+    }
+    let after = fs::read_dir("/proc/self/fd").unwrap().count();
+    assert_eq!(after, before, "descriptors");
+    let [first, second] = files.map(|file| fs::read(&file.0).unwrap());
+    assert!(first[512..1024].iter().all(|byte| *byte == 7));
+    assert!(
+        first[..512]
+            .iter()
+            .chain(&first[1024..])
+            .chain(&second)
+            .all(|byte| *byte == 0)
+    );
+}
+
+#[test]
 fn a_reader_finds_the_blocks_of_the_payload_layout() {
+    let _alone = alone();
     let (_files, ctx) = two();
     assert_eq!(c::locate(&ctx, 8, 4096), Ok((1, 0)));
     assert_eq!(c::locate(&ctx, 17, 4096), Ok((0, 9)));

@@ -223,7 +223,7 @@ pub unsafe extern "C" fn unified_ctx_create(
             put(ctx, std::ptr::null_mut(), "`ctx`")?;
             let config = config_of(&get_sized(config, "the configuration")?)?;
             let context = Arc::new(Context::open(&config)?);
-            let handle = keep(unified_ctx::new(context, None)?);
+            let handle = keep(unified_ctx::new(context)?);
             put(ctx, handle, "`ctx`")?;
         }
         Ok(0)
@@ -306,8 +306,9 @@ pub unsafe extern "C" fn unified_ctx_destroy(ctx: *mut unified_ctx) -> c_int {
 /// All functions that take a context take a lane's handle too. Functions of the data path then act on this lane alone, with
 /// the same thread rule: one receiver's and one taker's thread for each lane, and no lock between lanes. A frame may be
 /// submitted or released on another lane than the one it was received on. Of the control functions, unified_ctx_info,
-/// unified_ctx_stats, unified_ctx_latency and unified_stats_render tell about this lane, and pipelines belong to it; ports,
-/// events and the device are those of the context.
+/// unified_ctx_stats, unified_ctx_latency, unified_stats_render and unified_device_info tell about this lane, and pipelines belong
+/// to it (unified_pipeline_status tells about this lane's part of the context's pipeline too); ports, events and the devices are
+/// those of the context.
 ///
 /// Once a lane's handle was given out, the functions of the data path return -EBUSY on the handle of the context, except for
 /// unified_frame_release and unified_frames_release. The same lane gives the same handle again. It ends with
@@ -339,7 +340,7 @@ pub unsafe extern "C" fn unified_ctx_lane(
             if let Some(known) = lanes.iter().find(|known| known.lane == Some(lane)) {
                 return Ok(ptr::from_ref(*known).cast_mut());
             }
-            let kept = keep(unified_ctx::new(context.clone(), Some(lane))?);
+            let kept = keep(unified_ctx::of_lane(context.clone(), lane, cell(ctx)?)?);
             lanes.push(cell(kept)?);
             context.set_apart();
             Ok(kept)

@@ -91,7 +91,16 @@ pub(super) unsafe fn devices_of(
     for number in 0..c.device_count {
         // SAFETY: the caller's promise.
         let device = unsafe { sized_element(c.devices, number, "`devices`")? };
-        if device.flags & !KNOWN_FLAGS != 0 || device.reserved != 0 {
+        if device.reserved != 0 {
+            return Err(Error::new(
+                libc::EINVAL,
+                format!(
+                    "device {number}: `reserved` is {}, and must be 0",
+                    device.reserved
+                ),
+            ));
+        }
+        if device.flags & !KNOWN_FLAGS != 0 {
             return Err(Error::new(
                 libc::EINVAL,
                 format!(
@@ -104,8 +113,8 @@ pub(super) unsafe fn devices_of(
         // SAFETY: the caller's promise.
         let (path, spill) = unsafe {
             (
-                optional_str(device.path, "a device's path")?,
-                optional_str(device.spill, "a spill's path")?,
+                optional_str(device.path, &format!("the path of device {number}"))?,
+                optional_str(device.spill, &format!("the spill of device {number}"))?,
             )
         };
         devices.push(DeviceConfig {
@@ -113,7 +122,7 @@ pub(super) unsafe fn devices_of(
             fd: handed_in(
                 has(UNIFIED_DEVICE_FD),
                 device.fd,
-                "the descriptor of a device",
+                &format!("the descriptor of device {number}"),
             )?,
             read_only: all.read_only || has(UNIFIED_READ_ONLY),
             force: all.force || has(UNIFIED_FORCE),

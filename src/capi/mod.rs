@@ -109,6 +109,8 @@ pub struct unified_ctx {
     pipeline: Mutex<Option<Pipeline>>,
     /// `None`: the whole context.
     lane: Option<u32>,
+    /// Of a lane: the handle of its context.
+    whole: Option<&'static unified_ctx>,
     /// Of a whole context: the handles of its lanes, which end with it.
     lanes: Mutex<Vec<&'static unified_ctx>>,
     /// A child of fork must not touch its parent's rings.
@@ -116,15 +118,28 @@ pub struct unified_ctx {
 }
 
 impl unified_ctx {
-    fn new(context: Arc<Context>, lane: Option<u32>) -> Result<unified_ctx> {
+    fn new(context: Arc<Context>) -> Result<unified_ctx> {
         Ok(unified_ctx {
             stage: AtomicU8::new(OPEN),
             context: RwLock::new(Some(context)),
             pipeline: Mutex::new(None),
-            lane,
+            lane: None,
+            whole: None,
             lanes: Mutex::new(Vec::new()),
             born: ProcessId::of_this_process()
                 .map_err(|e| Error::os(&e, "marking this process"))?,
+        })
+    }
+
+    fn of_lane(
+        context: Arc<Context>,
+        lane: u32,
+        whole: &'static unified_ctx,
+    ) -> Result<unified_ctx> {
+        Ok(unified_ctx {
+            lane: Some(lane),
+            whole: Some(whole),
+            ..unified_ctx::new(context)?
         })
     }
 }

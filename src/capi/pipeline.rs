@@ -188,7 +188,8 @@ unsafe fn fill(to: *mut unified_pipeline_status, s: &PipelineStatus) -> Result<(
     unsafe { put_sized(to, filled, STATUS) }
 }
 
-/// Stores the state of the pipeline in `*status`. Set `status->size` first. Returns 0, -EINVAL or -ENOENT (no pipeline runs). Any
+/// Stores the state of the pipeline in `*status`. Set `status->size` first. With a lane's handle, it is the state of this lane, whether
+/// the pipeline was started with that handle or with that of the context. Returns 0, -EINVAL or -ENOENT (no pipeline runs). Any
 /// thread.
 ///
 /// # Safety
@@ -200,14 +201,29 @@ pub unsafe extern "C" fn unified_pipeline_status(
 ) -> c_int {
     guard(|| {
         let now = with(ctx, |handle, _| {
-            let slot = handle.pipeline.lock();
-            let running = slot.as_ref().map(Pipeline::status);
-            running.ok_or_else(|| Error::new(libc::ENOENT, "no pipeline runs on this context"))
+            let own = handle.pipeline.lock().as_ref().map(Pipeline::status);
+            let of_context = || {
+                let (whole, lane) = (handle.whole?, handle.lane?);
+                whole.pipeline.lock().as_ref()?.status_of(lane)
+            };
+            own.or_else(of_context).ok_or_else(|| no_pipeline(handle))
         })?;
         // SAFETY: the caller's promise.
         unsafe { fill(status, &now)? };
         Ok(0)
     })
+}
+
+fn no_pipeline(handle: &unified_ctx) -> Error {
+    let text = match handle.whole.map(|whole| whole.pipeline.lock().is_some()) {
+        None => "no pipeline runs on this context",
+        Some(false) => "no pipeline runs on this lane",
+        Some(true) => {
+            "no pipeline was started with the handle of this lane: the one that runs is the context's, so stop it with the handle of \
+             that"
+        }
+    };
+    Error::new(libc::ENOENT, text)
 }
 
 /// Stops the pipeline: stores what was received, flushes the device, and ends both threads. Packets that arrive later stay in
@@ -230,7 +246,7 @@ pub unsafe extern "C" fn unified_pipeline_stop(
             let pipeline = handle.pipeline.lock().take();
             pipeline
                 .map(Pipeline::stop)
-                .ok_or_else(|| Error::new(libc::ENOENT, "no pipeline runs on this context"))
+                .ok_or_else(|| no_pipeline(handle))
         })?;
         if !status.is_null() {
             // SAFETY: the caller's promise.

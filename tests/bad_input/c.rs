@@ -247,6 +247,36 @@ pub fn pipeline_start(ctx: Handle, config: &GrownPipeline) -> Result<c_int, Refu
     result(unsafe { unified_pipeline_start(ctx.0, &config.known) })
 }
 
+/// A log of version 2 over all devices.
+pub fn start_log(ctx: Handle) -> Result<c_int, Refusal> {
+    // SAFETY: integers, for which zero is a value.
+    let mut known = unsafe { std::mem::zeroed::<unified_pipeline_config>() };
+    known.size = size_of::<unified_pipeline_config>() as u64;
+    known.layout = UNIFIED_LAYOUT_LOG;
+    // SAFETY: a handle and a live struct.
+    result(unsafe { unified_pipeline_start(ctx.0, &known) })
+}
+
+pub fn lane(ctx: Handle, lane: u32) -> Result<Handle, Refusal> {
+    let mut handle = NULL;
+    // SAFETY: a handle and a live place.
+    result(unsafe { unified_ctx_lane(ctx.0, lane, &mut handle.0) }).map(|_| handle)
+}
+
+/// Asks for the properties of a device in a struct of `size` bytes: what came back, and the words that were all ones.
+pub fn device_info(ctx: Handle, device: u32, size: u64) -> (Result<c_int, Refusal>, Vec<u64>) {
+    let mut words = vec![u64::MAX; 64];
+    words[0] = size;
+    // SAFETY: a handle, and more room than any size that is not refused unread.
+    let rc = unsafe { unified_device_info(ctx.0, device, words.as_mut_ptr().cast()) };
+    (result(rc), words)
+}
+
+pub fn device_info_nowhere(ctx: Handle) -> Result<c_int, Refusal> {
+    // SAFETY: a NULL place is refused.
+    result(unsafe { unified_device_info(ctx.0, 0, null_mut()) })
+}
+
 pub fn pipeline_stop(ctx: Handle) -> Result<c_int, Refusal> {
     // SAFETY: a handle; no status is asked for.
     result(unsafe { unified_pipeline_stop(ctx.0, null_mut()) })

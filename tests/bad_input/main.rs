@@ -8,6 +8,7 @@ mod common;
 #[allow(unsafe_code)]
 mod c;
 mod calls;
+mod devices;
 mod opening;
 mod recorders;
 mod resources;
