@@ -9,6 +9,7 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use common::sets::{
@@ -291,7 +292,9 @@ struct Fragile {
 
 impl Fragile {
     fn new(bytes: u64) -> Fragile {
-        let dir = std::env::temp_dir().join(format!("unified-fragile-{}", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let dir = std::env::temp_dir().join(format!("unified-fragile-{}-{}", name.0, name.1));
         fs::create_dir(&dir).unwrap();
         let size = format!("size={}", bytes + (1 << 20));
         let path = dir.to_str().unwrap();
