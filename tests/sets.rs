@@ -610,15 +610,15 @@ fn one_of_several_that_do_not_answer_is_enough_when_it_does() {
     const FLOWS: u32 = 16;
     for (drive, turned) in [(Drive::Inline, false), (Drive::Thread, true)] {
         let (Some((disk, first)), Some((other, second))) = (
-            freezable("no-answer-a", 8 << 20),
-            freezable("no-answer-b", 8 << 20),
+            freezable("no-answer-a", 32 << 20),
+            freezable("no-answer-b", 32 << 20),
         ) else {
             return;
         };
         let veth = network(QUEUES);
         let config = Config {
             drive,
-            ..config(&veth, QUEUES, &[&first, &second], 8 << 20)
+            ..config(&veth, QUEUES, &[&first, &second], 32 << 20)
         };
         let context = Arc::new(Context::open(&config).unwrap());
         let pipeline = Pipeline::start(context.clone(), flushing(1)).unwrap();

@@ -76,10 +76,15 @@ pub fn packets_on(images: &[Vec<u8>]) -> BTreeMap<(u16, u64), Vec<Stored>> {
         assert_eq!(usize::from(log.devices), images.len());
         for place in 0..log.segments {
             let at = log.slot_of(place + 1, 0) as usize * slot_size;
-            let Some(header) = SlotHeader::read(&image[at..]).filter(|h| h.tag == log.tag()) else {
+            let slots = image[at..]
+                .chunks(slot_size)
+                .take(log.segment_slots as usize);
+            let headers = slots.filter_map(SlotHeader::read);
+            let of_log = headers.filter(|header| header.tag == log.tag());
+            // The header of the segment may be lost.
+            let Some(generation) = of_log.map(|header| header.generation).max() else {
                 continue;
             };
-            let generation = header.generation;
             let mut slot = 0;
             let (mut lane, mut last) = (None, None);
             while slot < log.segment_slots {

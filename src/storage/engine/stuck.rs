@@ -124,7 +124,10 @@ impl Engine {
         let Some(run) = self.targets[number].run else {
             return Ok(());
         };
-        if !self.slab.at(run.head).splits {
+        let slots = &self.slab.slots;
+        let mut chain = std::iter::successors(Some(run.head), |index| slots[*index as usize].next);
+        // What cannot go elsewhere is tried.
+        if !chain.all(|index| slots[index as usize].splits) {
             return Ok(());
         }
         self.targets[number].run = None;

@@ -198,3 +198,36 @@ fn flushes_without_an_answer_do_not_pile_up() {
     flush(&mut rig);
     assert_eq!(rig.take(1)[0].status, 0, "it answers");
 }
+
+/// A run for a device that is taken out fails only if all of it can go elsewhere.
+#[test]
+fn what_cannot_go_elsewhere_is_tried_though_its_neighbours_could() {
+    for last in [0, entry_flags::PARTS] {
+        let mut rig = rig("neighbours");
+        // Something keeps the device busy, so that a run grows.
+        write_to(&mut rig, 0, 40);
+        let _ = rig.sq.publish();
+        rig.engine.pump(false).unwrap();
+        for number in 0..3 {
+            let mut sqe = command::transfer(opcode::WRITE, number, 1, number * 512, BLOCK, false);
+            sqe.user_data = number;
+            sqe.flags = if number == 2 {
+                last
+            } else {
+                entry_flags::PARTS
+            };
+            rig.push(sqe);
+        }
+        let _ = rig.sq.publish();
+        rig.engine.pump(false).unwrap();
+        assert!(rig.engine.targets[0].run.is_some());
+        rig.shared.set_out(0, true);
+        let done = rig.take(4);
+        let expected = match last {
+            0 => [0; 3],
+            _ => [status::HOST_PATH_ERROR; 3],
+        };
+        let found = [0, 1, 2].map(|place| done[place].status as u16);
+        assert_eq!(found, expected);
+    }
+}
