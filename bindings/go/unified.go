@@ -316,6 +316,7 @@ func (c *Context) DeviceInfo(device uint32) (DeviceInfo, error) {
 		BytesRead:     uint64(from.bytes_read),
 		Spilled:       uint64(from.spilled),
 		SpilledBytes:  uint64(from.spilled_bytes),
+		InFlight:      uint64(from.in_flight),
 	}, nil
 }
 
