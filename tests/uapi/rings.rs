@@ -32,20 +32,36 @@ fn no_completion_is_lost_or_doubled() {
     print!("{}", mode(&program, "noops", "null:", count));
 }
 
+/// What this thread takes of a core, in percent, if it sleeps for a millisecond again and again, as the server of idle rings
+/// does: on some virtual machines the sleeps alone take more than the server may.
+fn cost_of_sleeping() -> f64 {
+    let ran = || {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        text.split(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    let (begun, before) = (std::time::Instant::now(), ran());
+    while begun.elapsed() < std::time::Duration::from_millis(700) {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    100.0 * (ran() - before) / begun.elapsed().as_nanos() as f64
+}
+
 #[test]
 fn idle_rings_cost_little_and_are_answered_soon() {
     let (_quiet, shop) = Workshop::quiet("idle");
     let program = shop.build("uapi-registration", "gcc", "-O2");
     let mut seen = String::new();
     // Others share this machine's cores, and delay every thread: twice what a plain sleep is late by is
-    // theirs (the server's thread, then the program's). It must come out once.
+    // theirs (the server's thread, then the program's). So is what plain sleeps cost. It must come out once.
     for _ in 0..6 {
         let text = mode(&program, "idle", "null:", 300);
+        let plain = std::thread::spawn(cost_of_sleeping).join().unwrap();
         print!("{text}");
+        println!("a thread that does nothing but sleep: {plain:.2} % of a core");
         let idle = number_behind(&text, "idle");
         let p99 = number_behind(&text, "p50,");
         let host = number_behind(&text, "host late by");
-        if idle <= 4.0 && p99 <= 1500.0 + 2.0 * host {
+        if idle <= f64::max(4.0, 1.5 * plain) && p99 <= 1500.0 + 2.0 * host {
             return;
         }
         seen += &text;
