@@ -45,7 +45,7 @@ struct Lost {
     held: Option<Attempt>,
 }
 
-/// One time that a run is written elsewhere: the number of its first packet, and the how-manieth time.
+/// One time that a run is written elsewhere: the number of its first packet, and a count of such times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Attempt {
     number: u64,
@@ -285,14 +285,7 @@ impl Stall {
                 if self.abandoned.contains(&this) {
                     continue;
                 }
-                take_out(
-                    context,
-                    progress,
-                    set,
-                    stuck.device,
-                    status::HOST_PATH_ERROR,
-                );
-                if set.has_other(stuck.device) {
+                if leaves_to_others(context, progress, set, stuck.device) {
                     progress.superblocks.fetch_sub(1, Ordering::AcqRel);
                     self.abandoned.push(this);
                 }
@@ -323,14 +316,7 @@ fn begin_rescue(
     let (Some((first, _)), true, false) = (frame, known, window.is_complete(number)) else {
         return Ok(());
     };
-    take_out(
-        context,
-        progress,
-        set,
-        stuck.device,
-        status::HOST_PATH_ERROR,
-    );
-    if !set.has_other(stuck.device) {
+    if !leaves_to_others(context, progress, set, stuck.device) {
         return Ok(());
     }
     let run = FailedRun {
@@ -356,14 +342,7 @@ fn leave(context: &Context, progress: &Progress, set: &LogSet, stuck: &Stuck) {
     let Some(rescue) = rescue.filter(|rescue| attempt.is(rescue) && !rescue.ended) else {
         return;
     };
-    take_out(
-        context,
-        progress,
-        set,
-        stuck.device,
-        status::HOST_PATH_ERROR,
-    );
-    if set.has_other(stuck.device) && !rescue.stored {
+    if leaves_to_others(context, progress, set, stuck.device) && !rescue.stored {
         rescue.try_again(progress);
     }
 }
@@ -530,6 +509,19 @@ fn end_attempt(
     }
 }
 
+/// A device does not answer, and is taken out. Whether another one can take what it was given.
+fn leaves_to_others(context: &Context, progress: &Progress, set: &LogSet, device: u8) -> bool {
+    take_out(context, progress, set, device, status::HOST_PATH_ERROR);
+    set.has_other(device)
+}
+
+/// Tells the engines of the recording's lanes whether a device is out.
+fn set_out(context: &Context, progress: &Progress, device: u8, out: bool) {
+    for lane in &context.lanes()[progress.lanes.clone()] {
+        lane.engine_shared().set_out(device, out);
+    }
+}
+
 /// Nothing more is written to a device. Says so once.
 pub(super) fn take_out(
     context: &Context,
@@ -541,9 +533,7 @@ pub(super) fn take_out(
     if !set.has_other(device) || !set.take_out(device) {
         return;
     }
-    for lane in &context.lanes()[progress.lanes.clone()] {
-        lane.engine_shared().set_out(device, true);
-    }
+    set_out(context, progress, device, true);
     let about = &context.info().devices[usize::from(device)];
     log::log(
         Level::Error,
@@ -578,9 +568,7 @@ fn take_in(context: &Context, progress: &Progress, device: u8) {
         return;
     };
     if set.tried(device, true) {
-        for lane in &context.lanes()[progress.lanes.clone()] {
-            lane.engine_shared().set_out(device, false);
-        }
+        set_out(context, progress, device, false);
         let about = &context.info().devices[usize::from(device)];
         log::log(
             Level::Warn,

@@ -28,15 +28,6 @@ pub fn pin<T>(thread: &JoinHandle<T>, cpu: u32) -> io::Result<()> {
     }
 }
 
-unsafe extern "C" {
-    // Not in the crate `libc`.
-    fn pthread_timedjoin_np(
-        thread: libc::pthread_t,
-        value: *mut *mut libc::c_void,
-        until: *const libc::timespec,
-    ) -> libc::c_int;
-}
-
 /// Waits until a thread has left the process, at most until a time of CLOCK_REALTIME. `false`: it has not, and runs on alone. What
 /// it returns is lost.
 ///
@@ -49,7 +40,7 @@ pub fn join_until<T>(thread: JoinHandle<T>, until: Duration) -> bool {
     };
     // SAFETY: the handle was consumed, and so the thread was neither joined nor detached; a null pointer asks for no value; the
     // time is valid until the return.
-    if unsafe { pthread_timedjoin_np(thread, std::ptr::null_mut(), &until) } == 0 {
+    if unsafe { libc::pthread_timedjoin_np(thread, std::ptr::null_mut(), &until) } == 0 {
         return true;
     }
     // SAFETY: as above: it was not joined.
