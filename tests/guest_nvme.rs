@@ -4,13 +4,13 @@
 mod common;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::storing::store_and_compare;
-use common::{is_root, log_to_stderr, payload, skip};
+use common::{is_root, log_to_stderr, payload, read_direct, skip};
 use nix::unistd::{Uid, seteuid};
 use unified::config::{Config, DEFAULT_HEADROOM, Drive, KERNEL_HEADROOM};
 use unified::context::Context;
@@ -90,17 +90,9 @@ impl Namespace {
         file.sync_all().unwrap();
     }
 
-    /// The area as the drive has it: the page cache knows nothing of passthrough.
+    /// The area as the drive has it.
     fn read(&self) -> Vec<u8> {
-        let mut file = File::options()
-            .read(true)
-            .custom_flags(libc::O_DIRECT)
-            .open(self.block_node())
-            .unwrap();
-        let mut buffer = vec![0; AREA + 4096];
-        let base = buffer.as_ptr().align_offset(4096);
-        file.read_exact(&mut buffer[base..base + AREA]).unwrap();
-        buffer[base..base + AREA].to_vec()
+        read_direct(self.block_node(), AREA)
     }
 }
 

@@ -8,9 +8,8 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddrV4, UdpSocket};
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -21,7 +20,7 @@ use common::sets::{
     Stored, check_all_there, check_all_there_once_or_twice, check_reader, finish, network,
     packets_on, send,
 };
-use common::{Veth, check_lanes, is_root, payload, skip};
+use common::{Veth, check_lanes, is_root, payload, read_direct, skip};
 use unified::config::{ALL_QUEUES, Config, Drive};
 use unified::context::Context;
 use unified::net::socket::ZeroCopy;
@@ -96,20 +95,11 @@ impl Machine {
         (format!("/dev/ng{number}n1"), format!("/dev/nvme{number}n1"))
     }
 
-    /// The first bytes of the first drives as they stand there: the page cache knows nothing of passthrough.
+    /// The area of the first drives as it stands there.
     fn images(&self, drives: usize) -> Vec<Vec<u8>> {
-        let image = |drive| {
-            let mut file = File::options()
-                .read(true)
-                .custom_flags(libc::O_DIRECT)
-                .open(self.nodes(drive).1)
-                .unwrap();
-            let mut buffer = vec![0; AREA + 4096];
-            let base = buffer.as_ptr().align_offset(4096);
-            file.read_exact(&mut buffer[base..base + AREA]).unwrap();
-            buffer[base..base + AREA].to_vec()
-        };
-        (0..drives).map(image).collect()
+        (0..drives)
+            .map(|drive| read_direct(self.nodes(drive).1, AREA))
+            .collect()
     }
 
     fn config(&self, veth: &Veth, drives: usize) -> Config {

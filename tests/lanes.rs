@@ -121,6 +121,40 @@ fn check_blocks(file: &Scratch, flows: u32, count: u32) {
     assert_eq!(seen, all.collect());
 }
 
+/// One thread receives and stores so many packets, of all lanes. The queues that they came from.
+fn store_all(context: &Context, all: u64) -> HashSet<u32> {
+    let mut packets = [Received::default(); 64];
+    let mut done = [Completion::default(); 64];
+    let (mut received, mut completed) = (0u64, 0);
+    let mut queues = HashSet::new();
+    let until = Instant::now() + PATIENCE;
+    while completed < all {
+        assert!(
+            Instant::now() < until,
+            "{received} {completed}: {:#?}",
+            context.statistics()
+        );
+        let ready = Ready::RX | Ready::COMPLETIONS;
+        context
+            .wait(ready, Some(Duration::from_millis(100)))
+            .unwrap();
+        let got = context.receive(&mut packets).unwrap();
+        let writes = packets[..got].iter().map(|packet| {
+            queues.insert(packet.queue);
+            received += 1;
+            Ok(write_of(packet, received - 1))
+        });
+        if got > 0 {
+            let progress = context.submit_writes(writes).unwrap();
+            assert_eq!(progress.done, got as u32, "{:?}", progress.refused);
+        }
+        let got = context.completions(&mut done).unwrap();
+        assert!(done[..got].iter().all(|done| done.status == 0));
+        completed += got as u64;
+    }
+    queues
+}
+
 #[test]
 fn one_thread_serves_all_queues() {
     if !is_root("one_thread_serves_all_queues") {
@@ -134,34 +168,8 @@ fn one_thread_serves_all_queues() {
         assert_eq!(context.info().frame_count, QUEUES * 4096);
         let (flows, count) = (64, 50);
         let sender = send(&veth, flows, count);
-        let mut packets = [Received::default(); 64];
-        let mut done = [Completion::default(); 64];
-        let (mut received, mut completed) = (0u64, 0);
-        let mut queues = HashSet::new();
-        let until = Instant::now() + PATIENCE;
         let all = u64::from(flows * count);
-        while completed < all {
-            assert!(Instant::now() < until, "{:#?}", context.statistics());
-            context
-                .wait(
-                    Ready::RX | Ready::COMPLETIONS,
-                    Some(Duration::from_millis(100)),
-                )
-                .unwrap();
-            let got = context.receive(&mut packets).unwrap();
-            let writes = packets[..got].iter().map(|packet| {
-                queues.insert(packet.queue);
-                received += 1;
-                Ok(write_of(packet, received - 1))
-            });
-            if got > 0 {
-                let progress = context.submit_writes(writes).unwrap();
-                assert_eq!(progress.done, got as u32, "{:?}", progress.refused);
-            }
-            let got = context.completions(&mut done).unwrap();
-            assert!(done[..got].iter().all(|done| done.status == 0));
-            completed += got as u64;
-        }
+        let queues = store_all(&context, all);
         sender.join().unwrap();
         assert_eq!(queues, (0..QUEUES).collect());
         let lanes = check_lanes(&context);
@@ -975,36 +983,8 @@ fn sockets_that_were_handed_in_serve_a_queue_each() {
     drop(sockets);
     let (flows, count) = (64, 40);
     let sender = send(&veth, flows, count);
-    let mut packets = [Received::default(); 64];
-    let mut done = [Completion::default(); 64];
-    let (mut received, mut completed) = (0u64, 0);
-    let mut queues = HashSet::new();
-    let until = Instant::now() + PATIENCE;
     let all = u64::from(flows * count);
-    while completed < all {
-        assert!(
-            Instant::now() < until,
-            "{received} {completed}: {:#?}",
-            context.statistics()
-        );
-        let ready = Ready::RX | Ready::COMPLETIONS;
-        context
-            .wait(ready, Some(Duration::from_millis(100)))
-            .unwrap();
-        let got = context.receive(&mut packets).unwrap();
-        let writes = packets[..got].iter().map(|packet| {
-            queues.insert(packet.queue);
-            received += 1;
-            Ok(write_of(packet, received - 1))
-        });
-        if got > 0 {
-            let progress = context.submit_writes(writes).unwrap();
-            assert_eq!(progress.done, got as u32, "{:?}", progress.refused);
-        }
-        let got = context.completions(&mut done).unwrap();
-        assert!(done[..got].iter().all(|done| done.status == 0));
-        completed += got as u64;
-    }
+    let queues = store_all(&context, all);
     sender.join().unwrap();
     assert_eq!(queues, (0..QUEUES).collect());
     check_blocks(&file, flows, count);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use common::recording::until;
 use common::sets::{
     PATIENCE, Stored, check_all_there, check_all_there_once_or_twice, check_reader, finish, images,
     network, numbered, packets_on, send,
@@ -323,14 +324,6 @@ impl Drop for Fragile {
     }
 }
 
-fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < until, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// One of two devices fails every write, and works again later: nothing is lost, and it is used again.
 #[test]
 fn what_a_device_fails_goes_to_the_others_until_it_works_again() {
@@ -356,7 +349,7 @@ fn what_a_device_fails_goes_to_the_others_until_it_works_again() {
             };
             let pipeline = Pipeline::start(context.clone(), flushing).unwrap();
             let stored = |count: u32| {
-                wait_for("stored", || {
+                until(PATIENCE.as_secs(), "stored", || {
                     pipeline.status().completed == u64::from(FLOWS * count)
                 });
             };
@@ -375,7 +368,9 @@ fn what_a_device_fails_goes_to_the_others_until_it_works_again() {
             fragile.empty();
             let written = || context.device(1, None).unwrap().1.bytes_written;
             let failed = written();
-            wait_for("the device answers", || written() > failed);
+            until(PATIENCE.as_secs(), "the device answers", || {
+                written() > failed
+            });
             send(&veth, 2 * FLOWS..3 * FLOWS, 0..120);
             stored(220);
             let (status, result) = pipeline.stop();
@@ -414,75 +409,6 @@ impl Drop for Frozen<'_> {
     }
 }
 
-/// One of two devices answers nothing for some seconds. Recording goes on, all of it is stored and durable meanwhile, and no
-/// frame is used again before the device has let it go.
-#[test]
-fn a_device_that_does_not_answer_keeps_nobody_waiting() {
-    const TEST: &str = "a_device_that_does_not_answer_keeps_nobody_waiting";
-    if !is_root(TEST) {
-        return;
-    }
-    const FLOWS: u32 = 16;
-    for drive in [Drive::Inline, Drive::Thread] {
-        for packed in [1, u32::MAX] {
-            let Some(disk) = SmallDisk::new(TEST, 16 << 20) else {
-                return;
-            };
-            let stuck = disk.dir.join("device").to_str().unwrap().to_string();
-            fs::write(&stuck, vec![0; 8 << 20]).unwrap();
-            run("sync", &["-f", &stuck]);
-            let veth = network(QUEUES);
-            let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "stall");
-            let config = Config {
-                drive,
-                ..config(&veth, QUEUES, &[file.path(), &stuck], 8 << 20)
-            };
-            let context = Arc::new(Context::open(&config).unwrap());
-            let flushing = PipelineConfig {
-                pack_below: Some(packed),
-                flush_interval: Some(Duration::from_millis(20)),
-                existing: Existing::Replace,
-                ..recording()
-            };
-            let pipeline = Pipeline::start(context.clone(), flushing).unwrap();
-            let durable = |count: u32| {
-                let until = Instant::now() + PATIENCE;
-                while pipeline.status().durable < u64::from(FLOWS * count) {
-                    assert!(Instant::now() < until, "{:?}", pipeline.status());
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            };
-            send(&veth, 0..FLOWS, 0..40);
-            durable(40);
-            let frozen = Frozen::new(&disk);
-            send(&veth, FLOWS..2 * FLOWS, 0..60);
-            durable(100);
-            let status = pipeline.status();
-            assert_eq!((status.error, status.failed), (0, 0), "{status:?}");
-            assert!(status.rescued > 0, "{status:?}");
-            let held = context.statistics().unwrap().frames.in_flight;
-            assert!(held > 0, "the device may still read them");
-            send(&veth, 2 * FLOWS..3 * FLOWS, 0..40);
-            durable(140);
-            drop(frozen);
-            wait_for("it lets the frames go", || {
-                context.statistics().unwrap().frames.in_flight == 0
-            });
-            let (status, result) = pipeline.stop();
-            result.unwrap();
-            assert_eq!((status.failed, status.durable), (0, u64::from(FLOWS * 140)));
-            check_lanes(&context);
-            let stats = context.statistics().unwrap();
-            assert_eq!((stats.stored, stats.failed), (u64::from(FLOWS * 140), 0));
-            drop(context);
-            let found = packets_on(&images(&[file.path(), &stuck]));
-            let counts = [40, 60, 40].map(|count| [count; FLOWS as usize]);
-            check_all_there_once_or_twice(&found, counts.as_flattened());
-            check_reader(&[file.path(), &stuck], &found, true);
-        }
-    }
-}
-
 /// A file on a file system of its own, which can be frozen.
 fn freezable(name: &str, bytes: u64) -> Option<(SmallDisk, String)> {
     let disk = SmallDisk::new(name, 2 * bytes)?;
@@ -507,6 +433,60 @@ fn wait_for_durable(pipeline: &Pipeline, count: u64) {
     while pipeline.status().durable < count {
         assert!(Instant::now() < until, "{count}: {:?}", pipeline.status());
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// One of two devices answers nothing for some seconds. Recording goes on, all of it is stored and durable meanwhile, and no
+/// frame is used again before the device has let it go.
+#[test]
+fn a_device_that_does_not_answer_keeps_nobody_waiting() {
+    const TEST: &str = "a_device_that_does_not_answer_keeps_nobody_waiting";
+    if !is_root(TEST) {
+        return;
+    }
+    const FLOWS: u32 = 16;
+    for drive in [Drive::Inline, Drive::Thread] {
+        for packed in [1, u32::MAX] {
+            let Some((disk, stuck)) = freezable(TEST, 8 << 20) else {
+                return;
+            };
+            let veth = network(QUEUES);
+            let file = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "stall");
+            let config = Config {
+                drive,
+                ..config(&veth, QUEUES, &[file.path(), &stuck], 8 << 20)
+            };
+            let context = Arc::new(Context::open(&config).unwrap());
+            let pipeline = Pipeline::start(context.clone(), flushing(packed)).unwrap();
+            let durable = |count: u32| wait_for_durable(&pipeline, u64::from(FLOWS * count));
+            send(&veth, 0..FLOWS, 0..40);
+            durable(40);
+            let frozen = Frozen::new(&disk);
+            send(&veth, FLOWS..2 * FLOWS, 0..60);
+            durable(100);
+            let status = pipeline.status();
+            assert_eq!((status.error, status.failed), (0, 0), "{status:?}");
+            assert!(status.rescued > 0, "{status:?}");
+            let held = context.statistics().unwrap().frames.in_flight;
+            assert!(held > 0, "the device may still read them");
+            send(&veth, 2 * FLOWS..3 * FLOWS, 0..40);
+            durable(140);
+            drop(frozen);
+            until(PATIENCE.as_secs(), "it lets the frames go", || {
+                context.statistics().unwrap().frames.in_flight == 0
+            });
+            let (status, result) = pipeline.stop();
+            result.unwrap();
+            assert_eq!((status.failed, status.durable), (0, u64::from(FLOWS * 140)));
+            check_lanes(&context);
+            let stats = context.statistics().unwrap();
+            assert_eq!((stats.stored, stats.failed), (u64::from(FLOWS * 140), 0));
+            drop(context);
+            let found = packets_on(&images(&[file.path(), &stuck]));
+            let counts = [40, 60, 40].map(|count| [count; FLOWS as usize]);
+            check_all_there_once_or_twice(&found, counts.as_flattened());
+            check_reader(&[file.path(), &stuck], &found, true);
+        }
     }
 }
 
@@ -535,7 +515,9 @@ fn what_was_written_twice_and_failed_once_is_stored_or_counted() {
         send(&veth, FLOWS..2 * FLOWS, 0..60);
         // It stores what it gets until the other one is found to be stuck.
         fragile.fill();
-        wait_for("written twice", || pipeline.status().rescued > 0);
+        until(PATIENCE.as_secs(), "written twice", || {
+            pipeline.status().rescued > 0
+        });
         std::thread::sleep(Duration::from_secs(1));
         drop(frozen);
         let (status, result) = pipeline.stop();
@@ -580,7 +562,7 @@ fn a_recording_ends_while_a_device_does_not_answer() {
         send(&veth, FLOWS..2 * FLOWS, 0..40);
         let begin = Instant::now();
         let ended = std::thread::spawn(move || pipeline.stop());
-        wait_for("it is stopped", || ended.is_finished());
+        until(PATIENCE.as_secs(), "it is stopped", || ended.is_finished());
         let (status, result) = ended.join().unwrap();
         result.unwrap();
         assert!(begin.elapsed() < Duration::from_secs(15));
@@ -638,7 +620,7 @@ fn one_of_several_that_do_not_answer_is_enough_when_it_does() {
         send(&veth, 2 * FLOWS..3 * FLOWS, 0..40);
         wait_for_durable(&pipeline, u64::from(FLOWS * 120));
         drop(still);
-        wait_for("it lets the frames go", || {
+        until(PATIENCE.as_secs(), "it lets the frames go", || {
             context.statistics().unwrap().frames.in_flight == 0
         });
         let (status, result) = pipeline.stop();
@@ -686,7 +668,7 @@ fn a_second_device_that_does_not_answer_is_left_for_a_third() {
         let held = context.statistics().unwrap().frames.in_flight;
         assert!(held > 0, "the devices may still read them");
         drop((frozen, still));
-        wait_for("they let the frames go", || {
+        until(PATIENCE.as_secs(), "they let the frames go", || {
             context.statistics().unwrap().frames.in_flight == 0
         });
         let (status, result) = pipeline.stop();
@@ -766,11 +748,13 @@ fn a_pipeline_ends_in_time_while_no_device_answers() {
         let pipeline = Pipeline::start(context.clone(), flushing(1)).unwrap();
         let frozen = Frozen::new(&disk);
         send(&veth, 0..16, 0..10);
-        wait_for("submitted", || pipeline.status().submitted == 160);
+        until(PATIENCE.as_secs(), "submitted", || {
+            pipeline.status().submitted == 160
+        });
         assert_eq!(pipeline.status().completed, 0);
         let begin = Instant::now();
         let ended = std::thread::spawn(move || pipeline.end(begin + Duration::from_secs(1)));
-        wait_for("it has ended", || ended.is_finished());
+        until(PATIENCE.as_secs(), "it has ended", || ended.is_finished());
         ended.join().unwrap();
         assert!(begin.elapsed() < Duration::from_secs(15));
         drop(frozen);
@@ -803,7 +787,7 @@ fn few_frames_are_enough_while_a_device_does_not_answer() {
         wait_for_durable(&pipeline, 160);
         let frozen = Frozen::new(&disk);
         send(&veth, 16..80, 0..500);
-        wait_for("it is durable", || {
+        until(PATIENCE.as_secs(), "it is durable", || {
             let status = pipeline.status();
             status.rescued > 0 && status.durable == status.submitted
         });
@@ -811,7 +795,7 @@ fn few_frames_are_enough_while_a_device_does_not_answer() {
         let (status, result) = pipeline.stop();
         result.unwrap();
         assert_eq!((status.error, status.failed), (0, 0), "{status:?}");
-        wait_for("it lets the frames go", || {
+        until(PATIENCE.as_secs(), "it lets the frames go", || {
             context.statistics().unwrap().frames.in_flight == 0
         });
         check_lanes(&context);
@@ -892,7 +876,9 @@ fn readers_of_a_set_that_wraps_say_what_was_overwritten() {
         ];
         let readers = paces.map(|pace| scope.spawn(move || follow_all(&paths, sent, pace)));
         send(&veth, 0..FLOWS, 0..EACH);
-        wait_for("stored", || pipeline.status().completed == sent);
+        until(PATIENCE.as_secs(), "stored", || {
+            pipeline.status().completed == sent
+        });
         let (status, result) = pipeline.stop();
         result.unwrap();
         assert_eq!((status.stored, status.failed), (sent, 0));

@@ -9,9 +9,10 @@ pub mod sets;
 pub mod storing;
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
@@ -250,6 +251,19 @@ pub fn check_lanes(context: &Context) -> Vec<Statistics> {
     );
     assert_eq!(sum.completed, total.completed);
     lanes
+}
+
+/// The first bytes of a device as they stand there: the page cache knows nothing of passthrough.
+pub fn read_direct(node: impl AsRef<Path>, len: usize) -> Vec<u8> {
+    let mut file = File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(node)
+        .unwrap();
+    let mut buffer = vec![0; len + 4096];
+    let base = buffer.as_ptr().align_offset(4096);
+    file.read_exact(&mut buffer[base..base + len]).unwrap();
+    buffer[base..base + len].to_vec()
 }
 
 /// Whether the long variants of tests are to run.
