@@ -128,7 +128,7 @@ end
 --- Fields of the configuration that count only with their flags, which are set here.
 local FLAGS = { headroom = "HEADROOM", xsk_map_fd = "XSK_MAP_FD", xsk_fd = "XSK_FD", device_fd = "DEVICE_FD" }
 
---- Tables with the fields of unified_device as an array; the descriptor counts where it is given.
+--- Tables with the fields of unified_device as an array; the descriptor counts if it is given.
 local function several(list)
     local devices = ffi.new("struct unified_device[?]", #list)
     for i, one in ipairs(list) do

@@ -56,7 +56,7 @@ pub(super) unsafe fn sized_element<T: Copy>(array: *const T, i: u32, what: &str)
             format!("{what}: the size {stride} of its first element is not that of the struct"),
         ));
     };
-    // SAFETY: as above: elements lie one behind the other, each as long as the first says.
+    // SAFETY: as above: elements lie one after the other, each as long as the first says.
     let own = unsafe { place.cast::<u64>().read() };
     if own != stride {
         return Err(Error::new(

@@ -22,7 +22,9 @@ pub enum ZeroCopy {
 }
 
 /// Makes a UMEM of the data buffers and binds a socket to each of the queues. `handed_in`: sockets to bind, as many as there
-/// are queues; or none, and they are made here. `setup.zero_copy` and `setup.queue` are decided here. `EBUSY` (another socket holds a queue), `EOPNOTSUPP` (zero-copy was insisted on), `ENOBUFS`/`ENOMEM` (RLIMIT_MEMLOCK), `EPERM`.
+/// are queues; or none, and they are made here. `setup.zero_copy` and `setup.queue` are decided here.
+///
+/// `EBUSY` (another socket holds a queue), `EOPNOTSUPP` (zero-copy was insisted on), `ENOBUFS`/`ENOMEM` (RLIMIT_MEMLOCK), `EPERM`.
 pub fn open(
     umem_setup: &UmemSetup,
     setup: &QueueSetup,

@@ -122,7 +122,7 @@ pub struct Device {
     pub has_controller: bool,
     /// Set if opening created the file.
     pub made: Option<MadeFile>,
-    /// Operations with data that have ended, of all lanes. Counted where there are several devices.
+    /// Operations with data that have ended, of all lanes. Counted if there are several devices.
     pub answers: AtomicU64,
     /// Only if the device is opened for writing.
     _claim: Option<Claim>,

@@ -40,7 +40,7 @@ def test_a_thread_for_each_queue_stores_what_was_sent(many_queues, device, start
 
 def test_one_batch_writes_to_several_devices(tmp_path):
     paths = [tmp_path / name for name in ("a", "b", "c")]
-    # One that is there already, and keeps its size and what is behind the blocks.
+    # One that is there already, and keeps its size and what comes after the blocks.
     paths[1].write_bytes(b"x" * (2 << 20))
     text = must(OUT / "bin/devices", *paths, "null:4194304")
     for i, path in enumerate(paths):

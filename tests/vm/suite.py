@@ -30,7 +30,7 @@ class Test:
         return f"{self.name}\t{self.limit}\t{self.command}\n"
 
 
-# Only where they are asked for: a comparison is no test, and rates need a machine for themselves.
+# Only if they are asked for: a comparison is no test, and rates need a machine for themselves.
 RATES = {"guest_sets::drives_add_up"}
 PEERS = Test("fio", "/bin/sh /tests/fio.sh", 300)
 

@@ -146,7 +146,7 @@ pub struct Direct {
     base: usize,
     at: usize,
     end: usize,
-    /// Where the file is: behind the buffer.
+    /// Offset of the file: after what is in the buffer.
     position: u64,
 }
 
